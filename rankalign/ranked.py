@@ -1,0 +1,55 @@
+"""The tensors a ranking loss reads: P prompts with up to N candidates each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Candidates of P prompts, padded to the longest list; entries where ``mask`` is False mean nothing.
+
+    Attributes:
+        logps: (P, N) sum of the log-probabilities (nats) of each response's tokens under the policy, fp32 or wider.
+        lengths: (P, N) how many tokens each response has, its end-of-sequence token included.
+        scores: (P, N) score of each response, finite where ``mask``; higher is better.
+        mask: (P, N) True where a candidate exists.
+        ref_logps: (P, N) the same sums under the reference model, or None for losses that need none.
+        prompt_lengths: (P,) tokens of each prompt; only ``compat`` modes that divide by padded lengths read it.
+    """
+
+    logps: Tensor
+    lengths: Tensor
+    scores: Tensor
+    mask: Tensor
+    ref_logps: Tensor | None = None
+    prompt_lengths: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        shape = self.logps.shape
+        if self.logps.dim() != 2:
+            raise ValueError(f"logps must be (P, N), got shape {tuple(shape)}")
+        for name in ("lengths", "scores", "mask", "ref_logps"):
+            value = getattr(self, name)
+            if value is not None and value.shape != shape:
+                raise ValueError(f"{name} must have the shape of logps {tuple(shape)}, got {tuple(value.shape)}")
+
+    @property
+    def pairs(self) -> Tensor:
+        """(P, N, N) bool: ``[p, i, j]`` is True where i scores strictly above j. Ties make no pair."""
+        both = self.mask.unsqueeze(2) & self.mask.unsqueeze(1)
+        return both & (self.scores.unsqueeze(2) > self.scores.unsqueeze(1))
+
+    @property
+    def best(self) -> Tensor:
+        """(P,) index of the highest score; the first of equals."""
+        return self.scores.masked_fill(~self.mask, -torch.inf).argmax(dim=1)
+
+    @property
+    def worst(self) -> Tensor:
+        """(P,) index of the lowest score; the last of equals, so that best and worst differ in any list of two."""
+        flipped = self.scores.masked_fill(~self.mask, torch.inf).flip(1)
+        return self.scores.shape[1] - 1 - flipped.argmin(dim=1)

@@ -1,0 +1,379 @@
+"""The record: one prompt with its candidate responses. The only thing that stages exchange, one JSON line each."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from rankalign.errors import InputError, RecordError
+from rankalign.files import atomic_writer, decode, read_lines
+
+Message = dict[str, Any]
+Prompt = str | list[Message]
+Row = tuple[int, dict[str, Any]]
+OnError = Callable[[RecordError], None]
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(slots=True)
+class Response:
+    """One candidate answer.
+
+    Attributes:
+        text: the answer, special tokens removed.
+        policy: who wrote it; a model's name, or one such as ``human`` for answers that came with the data.
+        finished: False when the token limit cut it; such an answer gets no end-of-sequence token in training.
+        count: how often this very text was drawn (identical texts of one policy are merged).
+        sampling: how it was drawn (temperature, seed, ...).
+        scores: score by judge, higher is better; None where a judge gave none.
+        tokens: ``{"tokenizer": fingerprint, "ids": [...]}`` as sampled, so that training sees the same tokens.
+        meta: anything else, kept as it came.
+    """
+
+    text: str
+    policy: str = "unknown"
+    finished: bool = True
+    count: int = 1
+    sampling: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, float | None] = field(default_factory=dict)
+    tokens: dict[str, Any] | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class CandidateSet:
+    """One prompt and its N candidates; ``id`` is unique in a file."""
+
+    id: str
+    prompt: Prompt
+    responses: list[Response] = field(default_factory=list)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def scores(self, judge: str) -> list[float | None]:
+        """Scores by ``judge`` in the order of the responses; None where missing."""
+        return [response.scores.get(judge) for response in self.responses]
+
+
+def judges(sets: Iterable[CandidateSet]) -> list[str]:
+    """Names of all judges that scored at least one response, in order of first sight."""
+    return list(dict.fromkeys(name for s in sets for r in s.responses for name, v in r.scores.items() if v is not None))
+
+
+# --- reading JSON ------------------------------------------------------------------------------------------------
+
+
+def _constant(word: str) -> Any:
+    raise ValueError(f"{word} is not a finite number")
+
+
+def _number(word: str) -> float:
+    value = float(word)
+    return value if math.isfinite(value) else _constant(word)
+
+
+# NaN, infinities and numbers beyond a double are refused: a score that is not finite poisons every later comparison.
+_DECODER = json.JSONDecoder(parse_constant=_constant, parse_float=_number)
+
+
+def loads(text: str) -> Any:
+    """Strict ``json.loads``.
+
+    Raises:
+        ValueError: with the reason in words: broken JSON, or a number that is not finite.
+    """
+    try:
+        return _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise ValueError("not valid JSON: nested too deeply") from None
+
+
+def read_rows(path: str | os.PathLike[str], on_error: OnError | None = None) -> Iterator[Row]:
+    """Yield ``(line, object)`` of a JSON Lines file, or of a file that is one JSON list of objects.
+
+    Blank lines are passed over. A bad line goes to ``on_error`` and is left out; without ``on_error`` it raises.
+
+    Raises:
+        RecordError: a line is not UTF-8, not JSON or not an object.
+        InputError: the file is missing or holds nothing.
+    """
+    report = on_error or _raise
+    lines = [(number, raw) for number, raw in read_lines(path) if raw.strip()]
+    if not lines:
+        raise InputError(f"{path}: the file is empty")
+    if lines[0][1].lstrip().startswith(b"["):
+        yield from _list_rows(path, report)
+        return
+    for number, raw in lines:
+        try:
+            row = _loads_at(path, number, decode(path, number, raw))
+            if not isinstance(row, dict):
+                raise RecordError(str(path), number, "", f"expected a JSON object, found {kind(row)}")
+        except RecordError as error:
+            report(error)
+        else:
+            yield number, row
+
+
+def _raise(error: RecordError) -> None:
+    raise error
+
+
+def _loads_at(path: str | os.PathLike[str], line: int, text: str) -> Any:
+    try:
+        return loads(text)
+    except ValueError as error:
+        raise RecordError(str(path), line, "", str(error)) from None
+
+
+def _list_rows(path: str | os.PathLike[str], report: OnError) -> Iterator[Row]:
+    """Elements of a JSON list, each with the line on which it starts."""
+    text = "\n".join(decode(path, number, raw) for number, raw in read_lines(path))
+    try:
+        whole = loads(text)
+    except ValueError:
+        broken = _first_broken(text)
+        report(RecordError(str(path), text.count("\n", 0, broken) + 1, "", "the JSON list is broken here"))
+        return
+    position = text.index("[") + 1
+    for element in whole:
+        while text[position] in " \t\r\n,":
+            position += 1
+        line = text.count("\n", 0, position) + 1
+        position = _DECODER.raw_decode(text, position)[1]
+        if isinstance(element, dict):
+            yield line, element
+        else:
+            report(RecordError(str(path), line, "", f"expected a JSON object, found {kind(element)}"))
+
+
+def _first_broken(text: str) -> int:
+    """Offset at which a JSON list stops being one."""
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return error.pos
+    except RecursionError:
+        pass
+    return 0
+
+
+# --- checking ----------------------------------------------------------------------------------------------------
+
+
+class Checker:
+    """Checks of one row that name file, line and field in what they raise; format readers share it.
+
+    Args:
+        file: path for messages.
+        line: 1-based line of the row.
+    """
+
+    def __init__(self, file: str | os.PathLike[str], line: int) -> None:
+        self.file, self.line = str(file), line
+
+    def fail(self, path: str, reason: str) -> RecordError:
+        """The error for field ``path``, to be raised by the caller."""
+        return RecordError(self.file, self.line, path, reason)
+
+    def text(self, value: Any, path: str, empty: bool = True) -> str:
+        """A string that can be written as UTF-8; with ``empty=False`` it must hold more than white space."""
+        if not isinstance(value, str):
+            raise self.fail(path, f"expected a string, found {kind(value)}")
+        if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+            raise self.fail(path, "holds half of a surrogate pair, which UTF-8 cannot write")
+        if not empty and not value.strip():
+            raise self.fail(path, "is empty")
+        return value
+
+    def number(self, value: Any, path: str) -> float:
+        """A finite number; booleans are not numbers here."""
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.fail(path, f"expected a number, found {kind(value)}")
+        try:
+            finite = math.isfinite(value)
+        except OverflowError:
+            finite = False
+        if not finite:
+            raise self.fail(path, "is not a finite number")
+        return value
+
+    def array(self, value: Any, path: str, at_least: int = 0) -> list[Any]:
+        """A list of ``at_least`` elements."""
+        if not isinstance(value, list):
+            raise self.fail(path, f"expected a list, found {kind(value)}")
+        if len(value) < at_least:
+            raise self.fail(path, f"needs at least {at_least} elements, found {len(value)}")
+        return value
+
+    def mapping(self, value: Any, path: str) -> dict[str, Any]:
+        """A JSON object."""
+        if not isinstance(value, dict):
+            raise self.fail(path, f"expected an object, found {kind(value)}")
+        return value
+
+    def need(self, row: dict[str, Any], key: str) -> Any:
+        """``row[key]``; a missing key is an error that lists what is there."""
+        if key not in row:
+            raise self.fail(key, f"is missing (the line has: {', '.join(map(str, row)) or 'nothing'})")
+        return row[key]
+
+    def prompt(self, value: Any, path: str = "prompt") -> Prompt:
+        """A non-empty string, or a non-empty list of ``{"role", "content"}`` messages."""
+        if isinstance(value, str):
+            return self.text(value, path, empty=False)
+        if not isinstance(value, list):
+            raise self.fail(path, f"expected a string or a list of messages, found {kind(value)}")
+        if not value:
+            raise self.fail(path, "is empty")
+        for index, message in enumerate(value):
+            at = f"{path}[{index}]"
+            self.mapping(message, at)
+            role = self.text(self.need(message, "role"), f"{at}.role")
+            if role not in ROLES:
+                raise self.fail(f"{at}.role", f"unknown role {role!r} (one of {', '.join(ROLES)})")
+            self.text(self.need(message, "content"), f"{at}.content")
+        if not any(message["content"].strip() for message in value):
+            raise self.fail(path, "is empty")
+        return value
+
+
+def kind(value: Any) -> str:
+    """The JSON name of a value's type, for messages."""
+    names = {type(None): "null", bool: "a boolean", str: "a string", list: "a list", dict: "an object"}
+    return names.get(type(value), "a number")
+
+
+_SET_KEYS = {"id", "prompt", "responses", "meta"}
+_RESPONSE_KEYS = {"text", "policy", "finished", "count", "sampling", "scores", "tokens", "meta"}
+
+
+def parse(row: dict[str, Any], file: str | os.PathLike[str] = "<memory>", line: int = 1) -> CandidateSet:
+    """One JSON object as a :class:`CandidateSet`.
+
+    Raises:
+        RecordError: naming the field; unknown keys are errors, because a misspelt one would be lost in silence.
+    """
+    check = Checker(file, line)
+    _known(check, row, _SET_KEYS, "")
+    ident = check.text(check.need(row, "id"), "id", empty=False)
+    prompt = check.prompt(check.need(row, "prompt"))
+    entries = check.array(row.get("responses", []), "responses")
+    responses = [_response(check, entry, f"responses[{index}]") for index, entry in enumerate(entries)]
+    return CandidateSet(ident, prompt, responses, check.mapping(row.get("meta", {}), "meta"))
+
+
+def _known(check: Checker, row: dict[str, Any], keys: set[str], path: str) -> None:
+    for key in row:
+        if key not in keys:
+            raise check.fail(
+                path + key, f"unknown key (known: {', '.join(sorted(keys))}; anything else goes into meta)"
+            )
+
+
+def _response(check: Checker, row: Any, path: str) -> Response:
+    check.mapping(row, path)
+    _known(check, row, _RESPONSE_KEYS, path + ".")
+    if "text" not in row:
+        raise check.fail(f"{path}.text", "is missing")
+    finished, count = row.get("finished", True), row.get("count", 1)
+    if not isinstance(finished, bool):
+        raise check.fail(f"{path}.finished", f"expected a boolean, found {kind(finished)}")
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise check.fail(f"{path}.count", "expected a whole number of at least 1")
+    scores = check.mapping(row.get("scores", {}), f"{path}.scores")
+    return Response(
+        text=check.text(row["text"], f"{path}.text"),
+        policy=check.text(row.get("policy", "unknown"), f"{path}.policy", empty=False),
+        finished=finished,
+        count=count,
+        sampling=check.mapping(row.get("sampling", {}), f"{path}.sampling"),
+        scores={judge: None if v is None else check.number(v, f"{path}.scores.{judge}") for judge, v in scores.items()},
+        tokens=_tokens(check, row.get("tokens"), f"{path}.tokens"),
+        meta=check.mapping(row.get("meta", {}), f"{path}.meta"),
+    )
+
+
+def _tokens(check: Checker, value: Any, path: str) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    check.text(check.mapping(value, path).get("tokenizer"), f"{path}.tokenizer", empty=False)
+    for index, token in enumerate(check.array(value.get("ids"), f"{path}.ids")):
+        if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+            raise check.fail(f"{path}.ids[{index}]", "expected a token id")
+    return dict(value)
+
+
+def read(path: str | os.PathLike[str], on_error: OnError | None = None) -> Iterator[CandidateSet]:
+    """Yield the records of a file, checked at the door.
+
+    Args:
+        path: JSON Lines or one JSON list; gzip, BOM and CRLF are fine.
+        on_error: takes each bad record, which is then left out; without it the first one raises.
+
+    Raises:
+        RecordError: a record is wrong, or an id stands twice.
+    """
+    report, seen = on_error or _raise, dict[str, int]()
+    for number, row in read_rows(path, on_error):
+        try:
+            record = parse(row, path, number)
+            if record.id in seen:
+                raise RecordError(str(path), number, "id", f"{record.id!r} stands already on line {seen[record.id]}")
+        except RecordError as error:
+            report(error)
+        else:
+            seen[record.id] = number
+            yield record
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+
+def to_dict(record: CandidateSet) -> dict[str, Any]:
+    """The JSON object of a record; empty optional fields are left out."""
+    row: dict[str, Any] = {"id": record.id, "prompt": record.prompt}
+    row["responses"] = [response_to_dict(response) for response in record.responses]
+    if record.meta:
+        row["meta"] = record.meta
+    return row
+
+
+def response_to_dict(response: Response) -> dict[str, Any]:
+    """The JSON object of one response; ``count`` 1 and empty fields are left out."""
+    row: dict[str, Any] = {"text": response.text, "policy": response.policy, "finished": response.finished}
+    if response.count != 1:
+        row["count"] = response.count
+    for key in ("sampling", "scores", "tokens", "meta"):
+        if value := getattr(response, key):
+            row[key] = value
+    return row
+
+
+def dumps(row: Any) -> str:
+    """One line of JSON: UTF-8 as it is, no non-finite numbers.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+
+
+def write_rows(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) -> int:
+    """Write JSON Lines atomically (gzip for ``.gz``); return how many."""
+    count = 0
+    with atomic_writer(path) as out:
+        for count, row in enumerate(rows, start=1):
+            out.write(dumps(row).encode("utf-8") + b"\n")
+    return count
+
+
+def write(path: str | os.PathLike[str], records: Iterable[CandidateSet]) -> int:
+    """Write records as JSON Lines, atomically; return how many."""
+    return write_rows(path, (to_dict(record) for record in records))

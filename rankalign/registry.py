@@ -1,0 +1,63 @@
+"""Names to things that are imported only when asked for, so that a command starts fast and extras stay optional."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from rankalign.errors import InputError, missing_extra
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered thing.
+
+    Attributes:
+        target: ``module:attribute``, imported on first use.
+        summary: one line for ``rankalign ls``.
+        extra: the extra whose packages it needs, or empty.
+    """
+
+    target: str
+    summary: str
+    extra: str = ""
+
+
+class Registry(dict[str, Entry]):
+    """A dictionary of entries of one kind.
+
+    Args:
+        what: the kind in the singular, for messages ("engine").
+        entries: the registered names.
+    """
+
+    def __init__(self, what: str, entries: dict[str, Entry]) -> None:
+        super().__init__(entries)
+        self.what = what
+
+    def load(self, name: str) -> Any:
+        """Import and return what ``name`` stands for.
+
+        Raises:
+            InputError: unknown name (with the nearest known one), or an extra that is not installed.
+        """
+        if name not in self:
+            raise InputError(f"unknown {self.what} {name!r}{did_you_mean(name, self)}")
+        entry = self[name]
+        module, attribute = entry.target.split(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except ImportError as error:
+            if entry.extra and not (error.name or "").startswith("rankalign"):
+                raise missing_extra(f"{self.what} {name!r}", entry.extra) from error
+            raise
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` or, where nothing is near, the list of what there is; for the end of a message."""
+    names = list(known)
+    near = difflib.get_close_matches(word, names, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else f" (one of: {', '.join(names)})"
