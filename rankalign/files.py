@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import hashlib
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -75,12 +76,12 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         return gzip.decompress(raw) if raw.startswith(GZIP_MAGIC) else raw
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
 
 
 def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
-    r"""Yield ``(line number, bytes)``, 1-based, split on ``\n`` alone; a byte-order mark and a final ``\r`` are dropped.
+    r"""Yield ``(line number, bytes)``, 1-based, split on ``\n`` alone; a byte-order mark and final ``\r`` are dropped.
 
     U+2028, U+0085 and friends may stand inside JSON strings, so ``str.splitlines`` would cut records in two.
     Bytes, because one line that is not UTF-8 must not hide the others: see :func:`decode`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,6 +65,10 @@ def judges(sets: Iterable[CandidateSet]) -> list[str]:
     return list(dict.fromkeys(name for s in sets for r in s.responses for name, v in r.scores.items() if v is not None))
 
 
+HALF_A_PAIR = "holds half of a surrogate pair, which UTF-8 cannot write"
+# Strict UTF-8 lets no surrogate in but by such an escape.
+_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
 # --- reading JSON ------------------------------------------------------------------------------------------------
 
 
@@ -112,9 +117,7 @@ def read_rows(path: str | os.PathLike[str], on_error: OnError | None = None) -> 
         return
     for number, raw in lines:
         try:
-            row = _loads_at(path, number, decode(path, number, raw))
-            if not isinstance(row, dict):
-                raise RecordError(str(path), number, "", f"expected a JSON object, found {kind(row)}")
+            row = _object_at(path, number, decode(path, number, raw))
         except RecordError as error:
             report(error)
         else:
@@ -125,43 +128,73 @@ def _raise(error: RecordError) -> None:
     raise error
 
 
-def _loads_at(path: str | os.PathLike[str], line: int, text: str) -> Any:
+def _object_at(path: str | os.PathLike[str], line: int, text: str) -> dict[str, Any]:
+    """A JSON object all of whose strings can be written as UTF-8."""
     try:
-        return loads(text)
+        value = loads(text)
     except ValueError as error:
         raise RecordError(str(path), line, "", str(error)) from None
+    if not isinstance(value, dict):
+        raise RecordError(str(path), line, "", f"expected a JSON object, found {kind(value)}")
+    if _ESCAPED_SURROGATE.search(text) and (torn := next(_torn_strings(value, ""), None)) is not None:
+        raise RecordError(str(path), line, torn, HALF_A_PAIR)
+    return value
+
+
+def _torn_strings(value: Any, path: str) -> Iterator[str]:
+    """Paths of the strings, keys included, that hold half of a surrogate pair."""
+    if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
+        yield path
+    elif isinstance(value, list):
+        for index, element in enumerate(value):
+            yield from _torn_strings(element, f"{path}[{index}]")
+    elif isinstance(value, dict):
+        for key, element in value.items():
+            yield from _torn_strings(key, path)
+            yield from _torn_strings(element, f"{path}.{key}" if path else key)
 
 
 def _list_rows(path: str | os.PathLike[str], report: OnError) -> Iterator[Row]:
-    """Elements of a JSON list, each with the line on which it starts."""
+    """Elements of a JSON list, each with the line on which it starts; the list ends where its JSON breaks."""
     text = "\n".join(decode(path, number, raw) for number, raw in read_lines(path))
+    line, counted = 1, 0
     try:
-        whole = loads(text)
-    except ValueError:
-        broken = _first_broken(text)
-        report(RecordError(str(path), text.count("\n", 0, broken) + 1, "", "the JSON list is broken here"))
-        return
-    position = text.index("[") + 1
-    for element in whole:
-        while text[position] in " \t\r\n,":
-            position += 1
-        line = text.count("\n", 0, position) + 1
-        position = _DECODER.raw_decode(text, position)[1]
-        if isinstance(element, dict):
-            yield line, element
-        else:
-            report(RecordError(str(path), line, "", f"expected a JSON object, found {kind(element)}"))
-
-
-def _first_broken(text: str) -> int:
-    """Offset at which a JSON list stops being one."""
-    try:
-        json.loads(text)
+        for start, end in _elements(text):
+            line, counted = line + text.count("\n", counted, start), start
+            try:
+                element = _object_at(path, line, text[start:end])
+            except RecordError as error:
+                report(error)
+            else:
+                yield line, element
     except json.JSONDecodeError as error:
-        return error.pos
+        report(RecordError(str(path), error.lineno, "", f"the JSON list is broken here: {error.msg}"))
     except RecursionError:
-        pass
-    return 0
+        report(RecordError(str(path), line, "", "not valid JSON: nested too deeply"))
+
+
+def _elements(text: str) -> Iterator[tuple[int, int]]:
+    """Spans of the elements of a JSON list, numbers that are not finite let pass: one bad element hides no other."""
+    decoder = json.JSONDecoder()
+    position = _past_space(text, text.index("[") + 1)
+    if not text.startswith("]", position):
+        while True:
+            start, end = position, decoder.raw_decode(text, position)[1]
+            yield start, end
+            position = _past_space(text, end)
+            if not text.startswith(",", position):
+                break
+            position = _past_space(text, position + 1)
+    if not text.startswith("]", position):
+        raise json.JSONDecodeError("expected a comma or the end of the list", text, position)
+    if (end := _past_space(text, position + 1)) < len(text):
+        raise json.JSONDecodeError("something follows the end of the list", text, end)
+
+
+def _past_space(text: str, position: int) -> int:
+    while position < len(text) and text[position] in " \t\r\n":
+        position += 1
+    return position
 
 
 # --- checking ----------------------------------------------------------------------------------------------------
@@ -187,7 +220,7 @@ class Checker:
         if not isinstance(value, str):
             raise self.fail(path, f"expected a string, found {kind(value)}")
         if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-            raise self.fail(path, "holds half of a surrogate pair, which UTF-8 cannot write")
+            raise self.fail(path, HALF_A_PAIR)
         if not empty and not value.strip():
             raise self.fail(path, "is empty")
         return value
@@ -218,10 +251,11 @@ class Checker:
             raise self.fail(path, f"expected an object, found {kind(value)}")
         return value
 
-    def need(self, row: dict[str, Any], key: str) -> Any:
-        """``row[key]``; a missing key is an error that lists what is there."""
+    def need(self, row: dict[str, Any], key: str, path: str = "") -> Any:
+        """``row[key]`` of the object at ``path``; a missing key is an error that lists what is there."""
         if key not in row:
-            raise self.fail(key, f"is missing (the line has: {', '.join(map(str, row)) or 'nothing'})")
+            found = f"found: {', '.join(map(str, row)) or 'nothing'}"
+            raise self.fail(f"{path}.{key}" if path else key, f"is missing ({found})")
         return row[key]
 
     def prompt(self, value: Any, path: str = "prompt") -> Prompt:
@@ -235,10 +269,10 @@ class Checker:
         for index, message in enumerate(value):
             at = f"{path}[{index}]"
             self.mapping(message, at)
-            role = self.text(self.need(message, "role"), f"{at}.role")
+            role = self.text(self.need(message, "role", at), f"{at}.role")
             if role not in ROLES:
                 raise self.fail(f"{at}.role", f"unknown role {role!r} (one of {', '.join(ROLES)})")
-            self.text(self.need(message, "content"), f"{at}.content")
+            self.text(self.need(message, "content", at), f"{at}.content")
         if not any(message["content"].strip() for message in value):
             raise self.fail(path, "is empty")
         return value
@@ -265,7 +299,7 @@ def parse(row: dict[str, Any], file: str | os.PathLike[str] = "<memory>", line: 
     ident = check.text(check.need(row, "id"), "id", empty=False)
     prompt = check.prompt(check.need(row, "prompt"))
     entries = check.array(row.get("responses", []), "responses")
-    responses = [_response(check, entry, f"responses[{index}]") for index, entry in enumerate(entries)]
+    responses = [parse_response(check, entry, f"responses[{index}]") for index, entry in enumerate(entries)]
     return CandidateSet(ident, prompt, responses, check.mapping(row.get("meta", {}), "meta"))
 
 
@@ -277,7 +311,8 @@ def _known(check: Checker, row: dict[str, Any], keys: set[str], path: str) -> No
             )
 
 
-def _response(check: Checker, row: Any, path: str) -> Response:
+def parse_response(check: Checker, row: Any, path: str) -> Response:
+    """One JSON object as a :class:`Response`; ``path`` names it in errors."""
     check.mapping(row, path)
     _known(check, row, _RESPONSE_KEYS, path + ".")
     if "text" not in row:
@@ -369,8 +404,9 @@ def write_rows(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) -> 
     """Write JSON Lines atomically (gzip for ``.gz``); return how many."""
     count = 0
     with atomic_writer(path) as out:
-        for count, row in enumerate(rows, start=1):
+        for row in rows:
             out.write(dumps(row).encode("utf-8") + b"\n")
+            count += 1
     return count
 
 

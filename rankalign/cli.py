@@ -1,0 +1,120 @@
+"""The command line: ``rankalign <command>``. A command's module is imported only when it runs.
+
+Exit codes: 0 done, 1 bad input or settings, 2 wrong usage, 130 interrupted (the same command goes on from there).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import rankalign
+from rankalign.errors import InputError
+from rankalign.registry import did_you_mean
+
+# Name: (module under rankalign.commands, one line for --help).
+COMMANDS: dict[str, tuple[str, str]] = {
+    "sample": ("sample", "several policies answer each prompt"),
+    "score": ("score", "scorers grade the answers"),
+    "train": ("train", "learn from the order of the answers"),
+    "eval": ("evaluate", "perplexity, reward and text statistics of answers"),
+    "compare": ("compare", "two systems on the same prompts: wins, sums, intervals"),
+    "convert": ("convert", "between our records and every other tool's format"),
+    "lint": ("lint", "find what is wrong in a file of candidates"),
+    "report": ("report", "one HTML page of a run"),
+    "delta": ("delta", "bit-exact differences between two models: make, apply, verify"),
+    "verify": ("verify", "has anything that a run read or wrote changed since?"),
+    "diff": ("diff", "what differs between two runs"),
+    "ls": ("ls", "list losses, engines, scorers, formats, templates"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"rankalign {rankalign.__version__}")
+        return 0
+    if words[0] not in COMMANDS:
+        print(f"rankalign: unknown command {words[0]!r}{did_you_mean(words[0], COMMANDS)}", file=sys.stderr)
+        return 2
+    return run(words[0], words[1:])
+
+
+def overview() -> str:
+    """The text of ``rankalign --help``."""
+    lines = [f"  {name:<9} {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: rankalign <command> [options]",
+            "",
+            "Align language models by ranking: sample, score, train on all candidates, and see whether it helped.",
+            "",
+            *lines,
+            "",
+            "`rankalign <command> --help` shows options and an example. First steps: `make demo`, then README.md.",
+        ]
+    )
+
+
+def run(command: str, words: Sequence[str]) -> int:
+    """Parse ``words`` for ``command`` and run it."""
+    quiet_libraries()
+    module = importlib.import_module(f"rankalign.commands.{COMMANDS[command][0]}")
+    parser = argparse.ArgumentParser(
+        prog=f"rankalign {command}",
+        description=module.__doc__,
+        epilog=f"example:\n  {module.EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
+    module.add_arguments(parser)
+    args, rest = parser.parse_known_args(words)
+    if rest and not getattr(module, "TAKES_MORE", False):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.rest = rest
+    return _execute(module, args)
+
+
+def _execute(module: Any, args: argparse.Namespace) -> int:
+    try:
+        # What a library prints must not land among the results.
+        with contextlib.redirect_stdout(sys.stderr):
+            result = module.run(args)
+        if args.json:
+            print(json.dumps(result, ensure_ascii=False, allow_nan=False))
+        else:
+            module.show(result)
+        sys.stdout.flush()
+        return int(result.get("exit_code", 0)) if isinstance(result, dict) else 0
+    except InputError as error:
+        print(f"rankalign: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as error:
+        print(f"\nrankalign: interrupted; {error or 'the same command goes on from here'}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def quiet_libraries() -> None:
+    """No telemetry, and no chatter of libraries between our own lines."""
+    for name, value in (
+        ("HF_HUB_DISABLE_TELEMETRY", "1"),
+        ("DO_NOT_TRACK", "1"),
+        ("TOKENIZERS_PARALLELISM", "false"),
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+    ):
+        os.environ.setdefault(name, value)

@@ -1,0 +1,48 @@
+"""List what there is to choose from: losses, engines, scorers, formats, templates."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+EXAMPLE = "rankalign ls losses"
+KINDS = ("losses", "engines", "scorers", "formats", "templates")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The kind to list."""
+    parser.add_argument("kind", choices=KINDS)
+
+
+def run(args: argparse.Namespace) -> list[dict[str, str]]:
+    """``[{"name", "summary"}]``."""
+    return [{"name": name, "summary": entry.summary} for name, entry in _entries(args.kind).items()]
+
+
+def _entries(kind: str) -> dict[str, Any]:
+    if kind == "losses":
+        from rankalign.losses import LOSSES
+
+        return dict(LOSSES)
+    if kind == "engines":
+        from rankalign.engines import ENGINES
+
+        return dict(ENGINES)
+    if kind == "scorers":
+        from rankalign.scorers import SCORERS
+
+        return dict(SCORERS)
+    if kind == "formats":
+        from rankalign.formats import FORMATS
+
+        return dict(FORMATS)
+    from rankalign.templates import CHAT, TEMPLATES
+
+    return {"chat": CHAT, **TEMPLATES}
+
+
+def show(result: list[dict[str, str]]) -> None:
+    """Print a line a name."""
+    width = max(len(row["name"]) for row in result)
+    for row in result:
+        print(f"{row['name']:<{width}}  {row['summary']}")

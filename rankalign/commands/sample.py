@@ -1,0 +1,57 @@
+"""Several policies answer each prompt; the candidates land in one file.
+
+The settings file names the policies (`data_generation/configs/` has examples). Killed or interrupted, the same command
+goes on where it stopped and ends in the very file that an uninterrupted run writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rankalign.commands import show_facts
+from rankalign.config import SampleConfig, load, resolve_near
+from rankalign.generation import sample
+
+EXAMPLE = "rankalign sample --config data_generation/configs/demo.yaml --output runs/candidates.jsonl"
+show = show_facts
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``rankalign sample``; they win over the settings file."""
+    parser.add_argument("--config", required=True, help="YAML file with prompts, output and policies")
+    parser.add_argument("--prompts", help="records with the prompts (JSON Lines)")
+    parser.add_argument("--output", help="where the candidates go")
+    parser.add_argument("--seed", type=int, help="base seed of all policies")
+    parser.add_argument("--max_prompts", type=int, help="take the first so many prompts")
+    parser.add_argument("--model", help="put this model in the place of `default` in every policy")
+    parser.add_argument("--overwrite", action="store_true", default=None, help="replace what is there")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Sample; see :func:`rankalign.generation.sample`."""
+    config = load(
+        SampleConfig,
+        args.config,
+        prompts=args.prompts,
+        output=args.output,
+        seed=args.seed,
+        max_prompts=args.max_prompts,
+        overwrite=args.overwrite,
+    )
+    return sample(_placed(config, args))
+
+
+def _placed(config: SampleConfig, args: argparse.Namespace) -> SampleConfig:
+    """Paths of the settings file found, and ``--model`` in its place."""
+    from dataclasses import replace
+
+    policies = [
+        replace(
+            policy,
+            model=args.model if args.model and policy.model == "default" else policy.model,
+            file=resolve_near(policy.file, args.config) if policy.file else "",
+        )
+        for policy in config.policies
+    ]
+    return replace(config, prompts=resolve_near(config.prompts, args.config), policies=policies)

@@ -1,0 +1,59 @@
+"""Scorers grade every response; the records come back with their scores added.
+
+The settings file names the scorers; without one, --function or --reward_model names a single scorer. Resumable as
+`rankalign sample` is.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+from rankalign.commands import show_facts
+from rankalign.config import ScoreConfig, load, resolve_near
+from rankalign.errors import InputError
+from rankalign.generation import score
+
+EXAMPLE = (
+    "rankalign score --input runs/candidates.jsonl --output runs/scored.jsonl --name vader"
+    " --function rankalign.scorers.builtin:vader"
+)
+show = show_facts
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``rankalign score``; they win over the settings file."""
+    parser.add_argument("--config", help="YAML file with input, output and scorers")
+    parser.add_argument("--input", help="records with responses (JSON Lines)")
+    parser.add_argument("--output", help="where the scored records go")
+    parser.add_argument("--name", help="key under which the scores of --function or --reward_model are stored")
+    parser.add_argument("--function", help="a Python function that scores: module:name or file.py:name")
+    parser.add_argument("--reward_model", help="a sequence-classification model: folder or hub id")
+    parser.add_argument("--overwrite", action="store_true", default=None, help="replace what is there")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Score; see :func:`rankalign.generation.score`."""
+    config = load(
+        ScoreConfig,
+        args.config,
+        input=args.input,
+        output=args.output,
+        scorers=_single(args),
+        overwrite=args.overwrite,
+    )
+    return score(replace(config, input=resolve_near(config.input, args.config)))
+
+
+def _single(args: argparse.Namespace) -> list[dict[str, Any]] | None:
+    """The scorer that the flags name, or None where the settings file has them."""
+    if args.function and args.reward_model:
+        raise InputError("--function and --reward_model name one scorer each; put both into a settings file")
+    if args.function:
+        return [{"name": args.name or args.function.split(":")[-1], "kind": "function", "function": args.function}]
+    if args.reward_model:
+        return [{"name": args.name or "reward_model", "kind": "reward_model", "model": args.reward_model}]
+    if not args.config:
+        raise InputError("name a scorer: --config FILE, --function module:name or --reward_model MODEL")
+    return None

@@ -1,0 +1,47 @@
+"""Train on ranked candidates: any ranking loss over all N answers of a prompt, or SFT on the best.
+
+Settings come from --config and from flags, every flag of transformers' TrainingArguments among them; old names
+(--evaluation_strategy, --model_max_length, ...) are mapped, and said. Interrupted, the same command resumes.
+
+settings:
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from typing import Any
+
+from rankalign.commands import show_facts
+from rankalign.training.arguments import describe, parse
+from rankalign.training.run import Interrupted, train
+
+EXAMPLE = "rankalign train --config train_scripts/configs/rrhf.yaml --data runs/scored.jsonl --learning_rate 1e-5"
+TAKES_MORE = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--config``; everything else is a setting."""
+    text = io.StringIO()
+    describe(text)
+    parser.description = f"{__doc__}{text.getvalue()}"
+    parser.add_argument("--config", help="YAML file with settings")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Train; see :func:`rankalign.training.run.train`."""
+    config, notes = parse(args.config, args.rest)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    try:
+        return train(config)
+    except Interrupted as stop:
+        raise KeyboardInterrupt(str(stop)) from None
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print where the model is and how the run ended."""
+    if result["already_finished"]:
+        print(f"{result['output']} is finished already with these settings: nothing to do", file=sys.stderr)
+    show_facts(result)

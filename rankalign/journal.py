@@ -1,0 +1,151 @@
+"""An append-only, crash-safe store of finished work items beside the output they will become.
+
+One line an item: eight hex digits of CRC-32, a blank, JSON ``[key, value]``. A batch of items is one ``write`` and one
+``fsync``; whatever a kill or a power cut leaves behind is whole lines and at most one torn line at the end, which the
+next opening cuts off. The first line is the header: the settings that the items depend on.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rankalign.errors import InputError
+from rankalign.files import sync_directory
+from rankalign.records import dumps, loads
+
+Key = tuple[str, ...]
+HEADER: Key = ("header",)
+
+
+class Journal:
+    """Work items of one output, exactly once.
+
+    Use as a context manager; it holds an exclusive lock until closed.
+
+    Args:
+        path: the journal's file.
+        header: the settings the items depend on, JSON-like; a journal begun under others is refused.
+
+    Attributes:
+        done: value by key of all items on disk.
+
+    Raises:
+        InputError: another process holds it, its settings differ, or a line before the last is damaged.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+        self.path = path
+        self.done: dict[Key, Any] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._lock()
+            self._load(header)
+        except BaseException:
+            os.close(self._handle)
+            raise
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{self.path}: another process is writing it; wait for that one or stop it") from None
+
+    def _load(self, header: dict[str, Any]) -> None:
+        raw = self.path.read_bytes()
+        lines = raw.split(b"\n")[:-1]  # what follows the last line feed is torn, or nothing
+        self._end = 0
+        for number, line in enumerate(lines, start=1):
+            item = _unpack(line)
+            if item is None and number == len(lines):
+                break
+            if item is None:
+                raise InputError(f"{self.path}:{number}: damaged line; delete the journal to start over")
+            self.done[item[0]] = item[1]
+            self._end += len(line) + 1
+        os.ftruncate(self._handle, self._end)
+        os.lseek(self._handle, self._end, os.SEEK_SET)
+        header = loads(dumps(header))
+        if HEADER not in self.done:
+            self.append([(HEADER, header)])
+            sync_directory(self.path.parent)
+        elif changed := differences(self.done[HEADER], header):
+            raise InputError(
+                f"{self.path}: begun with other settings ({'; '.join(changed[:4])}); "
+                "go on with those, or start over with --overwrite"
+            )
+        del self.done[HEADER]
+
+    def append(self, items: Iterable[tuple[Key, Any]]) -> None:
+        """Add items and sync them to disk. Keys already there are left as they are.
+
+        Raises:
+            InputError: the disk is full or the write failed; everything appended before is safe.
+        """
+        fresh = [(key, value) for key, value in items if key not in self.done]
+        block = b"".join(_pack(key, value) for key, value in fresh)
+        try:
+            _write_all(self._handle, block)
+            os.fsync(self._handle)
+        except OSError as error:
+            os.ftruncate(self._handle, self._end)
+            os.lseek(self._handle, self._end, os.SEEK_SET)
+            what = "no space left on the disk" if error.errno == errno.ENOSPC else str(error)
+            raise InputError(f"{self.path}: {what}; what was finished is safe, run the same command again") from None
+        self._end += len(block)
+        self.done.update(fresh)
+
+    def close(self) -> None:
+        """Release the lock."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def _write_all(handle: int, block: bytes) -> None:
+    while block:
+        block = block[os.write(handle, block) :]
+
+
+def _pack(key: Key, value: Any) -> bytes:
+    body = dumps([list(key), value]).encode("utf-8")
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def _unpack(line: bytes) -> tuple[Key, Any] | None:
+    """The item of a line, or None where the line is damaged."""
+    check, _, body = line.partition(b" ")
+    if check != b"%08x" % zlib.crc32(body):
+        return None
+    key, value = loads(body.decode("utf-8"))
+    return tuple(key), value
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Where two JSON-like values differ, each as ``path: old -> new``."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        return [
+            d for key in keys for d in differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+        ]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [d for i, (a, b) in enumerate(zip(old, new, strict=True)) for d in differences(a, b, f"{path}[{i}]")]
+    return [] if old == new else [f"{path}: {_brief(old)} -> {_brief(new)}"]
+
+
+def _brief(value: Any) -> str:
+    text = dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,242 @@
+"""Settings of ``rankalign train``: our own flags beside every flag of transformers' TrainingArguments."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import HfArgumentParser, TrainingArguments
+
+from rankalign.config import read_yaml
+from rankalign.errors import InputError
+from rankalign.losses import LOSSES
+from rankalign.records import dumps
+from rankalign.registry import did_you_mean
+
+METHODS = ("rank", "sft")
+
+
+def _flag(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class TrainConfig(TrainingArguments):
+    """Everything a training run depends on; help texts are the fields' documentation."""
+
+    model: str = _flag("default", "start model: default, tiny, a folder or a hub id")
+    data: str = _flag("", "scored candidates: our records, or RRHF, TRL or Alpaca files")
+    data_format: str = _flag("auto", "format of the data: auto or a name of `rankalign ls formats`")
+    eval_data: str = _flag("", "held-out candidates; with --eval_strategy steps|epoch they are measured while training")
+    method: str = _flag("rank", "rank (any ranking loss) or sft (the best response alone)")
+    loss: str = _flag("rrhf", "a name of `rankalign ls losses`")
+    loss_options: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "more keywords of the loss, as JSON: '{\"beta\": 0.2}'"}
+    )
+    rrhf_weight: float | None = _flag(None, "weight of RRHF's rank term beside its SFT term (paper: 1)")
+    length_penalty: float | None = _flag(None, "RRHF: log-probabilities are divided by length to this power (1)")
+    beta: float | None = _flag(None, "strength of the pull to the reference in DPO and its relatives")
+    judge: str = _flag("", "whose scores rank the candidates; needed only where several judges scored")
+    template: str = _flag("auto", "prompt format: auto, chat, alpaca, vicuna, hh, raw")
+    system: str = _flag("", "system message put before each prompt")
+    max_length: int = _flag(512, "most tokens of prompt and response together")
+    max_candidates: int = _flag(0, "candidates a prompt, spread over its ranking; 0 takes all")
+    only_use_provide: bool = _flag(False, "only the last two responses of each prompt (RRHF's setting P)")
+    only_use_sample: bool = _flag(False, "all but the last two responses (RRHF's settings D and B)")
+    stop_response: bool = _flag(False, "cut responses at the marks of HH dialogues")
+    skip_invalid: bool = _flag(False, "leave bad lines of the data out, with their count, instead of stopping")
+    layout: str = _flag("auto", "tree (prompts shared, nothing padded), padded, or auto")
+    use_lora: bool = _flag(False, "train a LoRA adapter instead of all weights")
+    lora_r: int = _flag(16, "rank of the adapter")
+    lora_alpha: int = _flag(32, "scale of the adapter")
+    lora_dropout: float = _flag(0.0, "dropout inside the adapter")
+    lora_target_modules: str = _flag(
+        "auto", "modules to adapt, comma-separated; auto takes all linear ones but the head"
+    )
+    disable_dropout: bool = _flag(True, "switch the model's own dropout off, so that log-probabilities are exact")
+    resume: bool = _flag(True, "go on from the newest checkpoint in output_dir where there is one")
+    overwrite: bool = _flag(False, "start over even where output_dir holds a finished or begun run")
+
+    # Defaults that differ from transformers': those of RRHF's own command line, and no log line lost.
+    output_dir: str | None = _flag("runs/rrhf", "where checkpoints, log.jsonl, the final model and the manifest go")
+    learning_rate: float = _flag(2e-5, "peak learning rate")
+    lr_scheduler_type: str = _flag("cosine", "schedule")
+    warmup_steps: float = _flag(0.03, "warm-up: steps, or a share of all steps where below 1")
+    per_device_train_batch_size: int = _flag(4, "prompts a micro-batch, each with all its candidates")
+    gradient_accumulation_steps: int = _flag(2, "micro-batches an update")
+    logging_steps: float = _flag(1, "steps between log lines")
+    save_steps: float = _flag(100, "steps between checkpoints")
+    save_total_limit: int | None = _flag(2, "checkpoints to keep")
+    remove_unused_columns: bool = _flag(False, "must stay off: batches are token lists")
+    logging_nan_inf_filter: bool = _flag(False, "off: a loss that is not finite is an error here, not a gap in the log")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        if self.method not in METHODS:
+            raise InputError(f"unknown method {self.method!r}{did_you_mean(self.method, METHODS)}")
+        if self.method == "sft":
+            self.loss = "sft"
+        if self.loss not in LOSSES:
+            raise InputError(f"unknown loss {self.loss!r}{did_you_mean(self.loss, LOSSES)}")
+        if self.only_use_provide and self.only_use_sample:
+            raise InputError("--only_use_provide and --only_use_sample leave no response between them; choose one")
+        self.loss_keywords()
+
+    def loss_keywords(self) -> dict[str, Any]:
+        """Keywords the loss is called with.
+
+        Raises:
+            InputError: one that this loss does not have.
+        """
+        named = {name: getattr(self, name) for name in ("rrhf_weight", "length_penalty", "beta")}
+        given = {**self.loss_options, **{name: value for name, value in named.items() if value is not None}}
+        known = LOSSES[self.loss].defaults
+        for name in given:
+            if name not in known:
+                raise InputError(f"loss {self.loss!r} has no option {name!r}{did_you_mean(name, known)}")
+        return given
+
+    def own_settings(self) -> dict[str, Any]:
+        """The settings that decide the result: all of ours, and the optimiser's, as plain values."""
+        names = [f.name for f in dataclasses.fields(self) if f.name not in _BASE or f.name in _DECISIVE]
+        skip = {"output_dir", "overwrite", "resume", "logging_nan_inf_filter", "remove_unused_columns"}
+        plain = {name: getattr(self, name) for name in names if name not in skip}
+        return {name: getattr(value, "value", value) for name, value in plain.items()}
+
+
+_BASE = {f.name for f in dataclasses.fields(TrainingArguments)}
+_DECISIVE = {
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "weight_decay", "optim",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "adam_beta1", "adam_beta2", "adam_epsilon",
+    "max_grad_norm", "seed", "data_seed", "bf16", "fp16", "tf32", "train_sampling_strategy",
+}  # fmt: skip
+
+# --- the ancestors' command lines --------------------------------------------------------------------------------
+
+_RENAMED = {
+    "evaluation_strategy": "eval_strategy",
+    "model_name_or_path": "model",
+    "model_max_length": "max_length",
+    "data_path": "data",
+    "warmup_ratio": "warmup_steps",
+    "no_cuda": "use_cpu",
+    "lora_target": "lora_target_modules",
+    "use_peft": "use_lora",
+    "loss_type": "loss",
+}
+_IGNORED = {
+    "fsdp_transformer_layer_cls_to_wrap": "the class to wrap is found in the model",
+    "overwrite_output_dir": "see --overwrite",
+    "cache_dir": "the hub's own cache is used",
+    "half_precision_backend": "transformers has one backend now",
+    "fp16_opt_level": "apex is gone",
+}
+
+
+def modernise(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Old names to present ones.
+
+    Returns:
+        The settings under their present names, and one sentence for each that was changed or cannot apply here.
+    """
+    notes: list[str] = []
+    settings: dict[str, Any] = {}
+    for key, value in content.items():
+        if key in _IGNORED:
+            notes.append(f"--{key} is left out: {_IGNORED[key]}")
+        elif key in _RENAMED:
+            settings[_RENAMED[key]] = value
+            notes.append(f"--{key} is now --{_RENAMED[key]} ({value})")
+        else:
+            settings[key] = value
+    return _fit_machine(settings, notes), notes
+
+
+def _fit_machine(settings: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """What the machine cannot do is said and left out; fp16 on a CPU is an error, since nothing would stand for it."""
+    cuda = torch.cuda.is_available() and not _true(settings.get("use_cpu"))
+    if not cuda and _true(settings.get("tf32")):
+        del settings["tf32"]
+        notes.append("--tf32 is left out: it is a mode of NVIDIA GPUs")
+    if not cuda and _true(settings.get("fp16")):
+        raise InputError("--fp16 needs a GPU; on a CPU use float32 (the default) or --bf16")
+    if not cuda and _true(settings.get("bf16")):
+        notes.append("--bf16 on a CPU without bf16 units is emulated and several times slower than float32")
+    if settings.get("fsdp") and not torch.distributed.is_torchelastic_launched():
+        notes.append(f"--fsdp {settings['fsdp']!r} is left out: this is one process (start with torchrun to shard)")
+        settings.pop("fsdp")
+        settings.pop("fsdp_config", None)
+    return settings
+
+
+def _true(value: Any) -> bool:
+    return str(value).lower() in ("true", "1", "yes")
+
+
+def split_flags(argv: list[str]) -> dict[str, Any]:
+    """``--key value`` and ``--key=value`` as a mapping; a flag with nothing behind it is True.
+
+    Raises:
+        InputError: a word that belongs to no flag.
+    """
+    flags: dict[str, Any] = {}
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--") or word == "--":
+            raise InputError(f"unexpected argument {word!r}; settings are written --name value")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            has_value = bool(words) and not words[0].startswith("--")
+            value = words.pop(0) if has_value else "True"
+        flags[key.replace("-", "_")] = value
+    return flags
+
+
+def parse(config: str | None, argv: list[str]) -> tuple[TrainConfig, list[str]]:
+    """Default, then YAML file, then flags.
+
+    Returns:
+        The settings and notes on old names for the user to see.
+
+    Raises:
+        InputError: an unknown key with the nearest known one, or a value that does not fit.
+    """
+    yaml_settings, notes = modernise(read_yaml(config) if config else {})
+    flags, more = modernise(split_flags(argv))
+    known = [f.name for f in dataclasses.fields(TrainConfig) if f.init]
+    for source, keys in ((config, yaml_settings), ("the command line", flags)):
+        for key in keys:
+            if key not in known:
+                raise InputError(f"{source}: unknown setting {key!r}{did_you_mean(key, known)}")
+    words = [word for key, value in {**yaml_settings, **flags}.items() for word in _as_words(key, value)]
+    return _build(words), notes + more
+
+
+def _as_words(key: str, value: Any) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, dict):
+        value = dumps(value)
+    return [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+
+
+def _build(words: list[str]) -> TrainConfig:
+    parser = HfArgumentParser(TrainConfig, exit_on_error=False, allow_abbrev=False)  # type: ignore[arg-type]
+    try:
+        return parser.parse_args_into_dataclasses(words)[0]
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise InputError(f"the training settings do not fit: {error or words}") from error
+
+
+def describe(out: Any = sys.stdout) -> None:
+    """Print our own flags with defaults and help."""
+    for item in dataclasses.fields(TrainConfig):
+        if "help" in item.metadata and (item.name not in _BASE or item.name in _DECISIVE):
+            default = item.default if item.default is not dataclasses.MISSING else ""
+            print(f"  --{item.name:<30} {item.metadata['help']} [{default}]", file=out)

@@ -1,0 +1,230 @@
+"""The rank trainer: transformers' Trainer with one hook, ``values``, and a loss that is a mean over prompts.
+
+The mean is over the prompts of a whole update: it does not change with micro-batches, accumulation or ranks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import Trainer
+
+from rankalign.batching import TokenList
+from rankalign.errors import InputError
+from rankalign.logps import list_logps
+from rankalign.losses import LOSSES, PARTS
+from rankalign.ranked import Ranked
+from rankalign.training.arguments import TrainConfig
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt's candidates with their reference log-probabilities (N,), where the loss needs them."""
+
+    tokens: TokenList
+    ref_logps: Tensor | None = None
+
+
+class ExampleSet(Dataset[Example]):
+    """Examples as a data set of torch."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self.examples = list(examples)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+
+def collate(examples: list[Example]) -> dict[str, list[Example]]:
+    """A batch is the list of its examples: ragged lists stay ragged until their log-probabilities are known."""
+    return {"examples": examples}
+
+
+def pad(rows: Sequence[Sequence[float] | Tensor], width: int, fill: float = 0.0) -> Tensor:
+    """(P, width) float64 of ragged rows."""
+    out = torch.full((len(rows), width), fill, dtype=torch.float64)
+    for row, values in zip(out, rows, strict=True):
+        row[: len(values)] = torch.as_tensor(values, dtype=torch.float64)
+    return out
+
+
+def to_ranked(examples: Sequence[Example], logps: Tensor) -> Ranked:
+    """What a loss reads, from a batch and the policy's log-probabilities (P, N)."""
+    width, device = logps.shape[1], logps.device
+    sizes = torch.tensor([len(e.tokens.responses) for e in examples], device=device)
+    refs = [e.ref_logps for e in examples if e.ref_logps is not None]
+    return Ranked(
+        logps=logps,
+        lengths=pad([[len(r) for r in e.tokens.responses] for e in examples], width).long().to(device),
+        scores=pad([e.tokens.scores for e in examples], width).to(device),
+        mask=torch.arange(width, device=device) < sizes.unsqueeze(1),
+        ref_logps=pad(refs, width).to(logps) if refs else None,
+        prompt_lengths=torch.tensor([len(e.tokens.prompt) for e in examples], device=device),
+    )
+
+
+class Meter:
+    """Sums over prompts and pairs since the last reading, so that logged means are exact for any logging interval."""
+
+    def __init__(self) -> None:
+        self.sums: Counter[str] = Counter()
+
+    @torch.no_grad()
+    def add(self, ranked: Ranked, losses: Tensor, parts: dict[str, Tensor]) -> None:
+        """Take in one batch: ``losses`` (P,) and the named parts they are made of, (P,) each."""
+        pairs = ranked.pairs
+        mean_logp = ranked.logps / ranked.lengths.clamp(min=1)
+        margin = mean_logp.unsqueeze(2) - mean_logp.unsqueeze(1)
+        self._add(prompts=len(losses), candidates=ranked.mask.sum(), tokens=(ranked.lengths * ranked.mask).sum())
+        self._add(pairs=pairs.sum(), right=(pairs & (margin > 0)).sum(), margin=margin[pairs].sum())
+        self._add(tied=_tied(ranked), loss=losses.sum(), **{name: part.sum() for name, part in parts.items()})
+        if ranked.ref_logps is not None:
+            reward = ranked.logps - ranked.ref_logps
+            self._add(reward_right=(pairs & (reward.unsqueeze(2) > reward.unsqueeze(1))).sum())
+
+    def _add(self, **values: Tensor | int) -> None:
+        for name, value in values.items():
+            self.sums[name] += float(value)  # type: ignore[assignment]
+
+    def read(self, prefix: str = "") -> dict[str, float]:
+        """Means since the last reading: losses over prompts, accuracies and margins over strict pairs."""
+        sums, self.sums = self.sums, Counter()
+        prompts, pairs = max(sums.pop("prompts", 0), 1), sums.pop("pairs", 0)
+        logs: dict[str, float] = {"pairs": pairs, "tied_pairs": sums.pop("tied", 0), "tokens": sums.pop("tokens", 0)}
+        logs["candidates"] = sums.pop("candidates", 0)
+        for name, label in (("right", "ranking_accuracy"), ("margin", "margin"), ("reward_right", "reward_accuracy")):
+            if name in sums and pairs:
+                logs[label] = sums[name] / pairs
+            sums.pop(name, None)
+        logs.update({name: value / prompts for name, value in sums.items()})
+        return {prefix + name: value for name, value in logs.items()}
+
+
+def _tied(ranked: Ranked) -> Tensor:
+    both = (ranked.mask.unsqueeze(2) & ranked.mask.unsqueeze(1)).triu(diagonal=1)
+    return (both & (ranked.scores.unsqueeze(2) == ranked.scores.unsqueeze(1))).sum()
+
+
+class RankTrainer(Trainer):
+    """Trains on lists of candidates with any loss of :data:`rankalign.losses.LOSSES`.
+
+    Args:
+        model: the policy.
+        config: settings.
+        train: examples to train on.
+        evaluation: examples to measure while training.
+        layout: how rows are laid out for log-probabilities, see :func:`rankalign.logps.list_logps`.
+        **more: passed to transformers' Trainer.
+    """
+
+    # compute_loss divides by the prompts of the whole update itself.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        train: Sequence[Example],
+        evaluation: Sequence[Example] = (),
+        layout: str = "auto",
+        **more: Any,
+    ) -> None:
+        super().__init__(
+            model=model,
+            args=config,
+            train_dataset=ExampleSet(train),
+            eval_dataset=ExampleSet(evaluation) if evaluation else None,
+            data_collator=collate,
+            **more,
+        )
+        self.model_accepts_loss_kwargs = False
+        self.config, self.layout, self.held_out = config, layout, list(evaluation)
+        self.keywords = config.loss_keywords()
+        self.meter = Meter()
+
+    def values(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
+        """(P, N) values of the candidates that the loss compares: log-probabilities here, rewards in a subclass."""
+        prompts = [e.tokens.prompt for e in examples]
+        return list_logps(model, prompts, [e.tokens.responses for e in examples], layout=self.layout)
+
+    def losses(self, model: nn.Module, examples: Sequence[Example], meter: Meter) -> Tensor:
+        """(P,) loss of each prompt, metered."""
+        ranked = to_ranked(examples, self.values(model, examples))
+        name = self.config.loss
+        losses = LOSSES[name].function(ranked, **self.keywords)
+        parts = PARTS[name](ranked, **self.keywords) if name in PARTS else {}
+        meter.add(ranked, losses, parts)
+        return losses
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The micro-batches of one update and the number of prompts in them, over all ranks."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        prompts = torch.tensor(sum(len(batch["examples"]) for batch in batches), device=device)
+        return batches, self.accelerator.gather(prompts).sum()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """This micro-batch's share of the mean over the update's prompts.
+
+        Raises:
+            InputError: the loss is not finite.
+        """
+        losses = self.losses(model, inputs["examples"], self.meter)
+        if not torch.isfinite(losses).all():
+            names = [e.tokens.id for e, ok in zip(inputs["examples"], torch.isfinite(losses), strict=True) if not ok]
+            raise InputError(f"the loss is not finite for prompts {', '.join(names)}; lower --learning_rate or --beta")
+        prompts = num_items_in_batch if num_items_in_batch is not None else len(losses)
+        loss = losses.sum() * (self.accelerator.num_processes / prompts)  # ranks are averaged afterwards
+        return (loss, {}) if return_outputs else loss
+
+    @torch.no_grad()
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Loss, its parts and accuracies on the held-out examples, each a mean over all of them."""
+        meter, size = Meter(), self.args.per_device_eval_batch_size
+        model: Any = self.model
+        with _eval_mode(model):
+            for start in range(0, len(self.held_out), size):
+                self.losses(model, self.held_out[start : start + size], meter)
+        metrics = meter.read("eval_")
+        self.log(metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Put the exact means since the last line in the place of the trainer's rounded ones."""
+        if "loss" in logs:
+            logs = {**logs, **self.meter.read()}
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """6 x weights x tokens, prompts counted once."""
+        lists = [e.tokens for e in inputs["examples"]]
+        tokens = sum(len(t.prompt) + sum(map(len, t.responses)) for t in lists)
+        model: Any = self.model
+        return 6 * tokens * sum(int(p.numel()) for p in model.parameters())
+
+
+@contextmanager
+def _eval_mode(model: Any) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

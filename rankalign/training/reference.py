@@ -1,0 +1,94 @@
+"""Reference log-probabilities, computed once per text, weights and numerics, whatever the run's other settings."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from rankalign.batching import TokenList
+from rankalign.errors import InputError
+from rankalign.files import atomic_writer
+
+Compute = Callable[[Sequence[TokenList]], list[Tensor]]
+SPOT_CHECKS = 4
+
+
+def content_key(prompt: Sequence[int], response: Sequence[int]) -> bytes:
+    """32 bytes that name the tokens of one prompt and one response, boundary included."""
+    ids = [len(prompt), *prompt, *response]
+    return hashlib.sha256(struct.pack(f"<{len(ids)}q", *ids)).digest()
+
+
+class ReferenceCache:
+    """Sums of log-probabilities by content, in one safetensors file for each (weights, numerics).
+
+    Args:
+        folder: where the files lie.
+        weights: fingerprint of the reference model's weights.
+        numerics: how it computes, such as ``float32-cpu``; sums of other numerics are never mixed in.
+
+    Attributes:
+        computed: how many responses had to be computed so far.
+    """
+
+    def __init__(self, folder: Path, weights: str, numerics: str) -> None:
+        self.path = folder / f"{weights[:32]}-{numerics}.safetensors"
+        self.computed = 0
+        self._known = self._read()
+
+    def logps(self, lists: Sequence[TokenList], compute: Compute) -> list[Tensor]:
+        """One tensor (N,) a list, from the cache or from ``compute``; new ones are stored.
+
+        A few stored sums are computed again each time and must agree.
+
+        Raises:
+            InputError: they do not: the file belongs to something else.
+        """
+        missing = [tokens for tokens in lists if any(key not in self._known for key in _keys(tokens))]
+        self._verify([tokens for tokens in lists if tokens not in missing], compute)
+        for tokens, sums in zip(missing, compute(missing) if missing else [], strict=True):
+            self._known.update(zip(_keys(tokens), sums.double().tolist(), strict=True))
+            self.computed += len(tokens.responses)
+        if missing:
+            self._write()
+        return [torch.tensor([self._known[key] for key in _keys(tokens)], dtype=torch.float64) for tokens in lists]
+
+    def _verify(self, known: list[TokenList], compute: Compute) -> None:
+        step = max(len(known) // SPOT_CHECKS, 1)
+        sample = known[::step][:SPOT_CHECKS]
+        for tokens, sums in zip(sample, compute(sample) if sample else [], strict=True):
+            for key, value in zip(_keys(tokens), sums.double().tolist(), strict=True):
+                if abs(value - self._known[key]) > 1e-3 + 1e-4 * abs(value):
+                    raise InputError(
+                        f"{self.path}: stored reference log-probability {self._known[key]:.6g} of prompt {tokens.id!r} "
+                        f"is now {value:.6g}; delete the file to compute all anew"
+                    )
+
+    def _read(self) -> dict[bytes, float]:
+        if not self.path.exists():
+            return {}
+        stored = load_file(self.path)
+        keys = stored["keys"].numpy().tobytes()
+        sums = stored["logps"].tolist()
+        return {keys[32 * i : 32 * i + 32]: value for i, value in enumerate(sums)}
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            merged = {**self._read(), **self._known}  # another run may have added its own meanwhile
+            keys = torch.frombuffer(bytearray(b"".join(merged)), dtype=torch.uint8).reshape(-1, 32)
+            sums = torch.tensor(list(merged.values()), dtype=torch.float64)
+            with atomic_writer(self.path) as out:
+                out.write(save({"keys": keys, "logps": sums}))
+
+
+def _keys(tokens: TokenList) -> list[bytes]:
+    return [content_key(tokens.prompt, response) for response in tokens.responses]

@@ -1,0 +1,281 @@
+"""One training run: data, model, reference, trainer, and what is left on disk at the end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from rankalign import data, manifest, models
+from rankalign.batching import EncodeOptions, TokenList, choose_judge, encode_all
+from rankalign.errors import InputError, RecordError
+from rankalign.files import sha256_file, write_text
+from rankalign.logps import choose_layout, list_logps
+from rankalign.losses import LOSSES
+from rankalign.records import CandidateSet, judges
+from rankalign.training.arguments import TrainConfig
+from rankalign.training.rank import Example, RankTrainer
+from rankalign.training.reference import ReferenceCache
+
+UNSCORED = "only"  # judge of single responses that nobody scored, which SFT may still learn from
+
+
+class Interrupted(Exception):  # noqa: N818 - it is no error
+    """Training stopped early on Ctrl-C or SIGTERM, after a checkpoint."""
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Train as ``config`` says and leave model, ``log.jsonl`` and manifest in ``config.output_dir``.
+
+    Returns:
+        ``{"output", "steps", "counts", "metrics", "seconds", "already_finished"}``.
+
+    Raises:
+        InputError: bad settings or data.
+        Interrupted: stopped by a signal; the same call goes on from the checkpoint.
+    """
+    output = Path(str(config.output_dir))
+    settings = {**config.own_settings(), "data_sha256": _data_hashes(config), "model_sha256": _start_hash(config)}
+    if config.overwrite:
+        shutil.rmtree(output, ignore_errors=True)
+    elif manifest.is_finished(output, settings):
+        return {**_summary(output, manifest.read(output) or {}), "already_finished": True}
+    started = time.time()
+    set_seed(config.seed)
+    tokenizer = models.load_tokenizer(config.model)
+    lists, held_out, counts = _load_data(config, tokenizer)
+    model = _load_model(config)
+    layout, why = _layout(config, model, lists)
+    print(f"layout: {layout} ({why})", file=sys.stderr)
+    references = _references(config, model, layout, [*lists, *held_out])
+    examples = [Example(tokens, references.get(tokens.id)) for tokens in lists]
+    trainer = RankTrainer(
+        model,
+        config,
+        examples,
+        [Example(tokens, references.get(tokens.id)) for tokens in held_out],
+        layout,
+        processing_class=tokenizer,
+        callbacks=[JsonlLog(output / "log.jsonl")],
+    )
+    _run(trainer, config)
+    _save(trainer, tokenizer, output)
+    facts = {"counts": counts, "metrics": trainer.state.log_history[-1], "seconds": time.time() - started}
+    facts["steps"] = trainer.state.global_step
+    outputs = [p for p in sorted(output.iterdir()) if p.is_file() and p.suffix != ".bin" and p.name != "manifest.json"]
+    manifest.write(output, "train", settings, _data_paths(config), outputs, **facts)
+    return {**_summary(output, manifest.read(output) or {}), "already_finished": False}
+
+
+def _summary(output: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    return {"output": str(output), **{key: facts[key] for key in ("steps", "counts", "metrics", "seconds")}}
+
+
+# --- data --------------------------------------------------------------------------------------------------------
+
+
+def _data_paths(config: TrainConfig) -> list[Any]:
+    return [path for path in (config.data, config.eval_data) if path]
+
+
+def _data_hashes(config: TrainConfig) -> list[str]:
+    if not config.data:
+        raise InputError("--data is missing: a file of scored candidates (run `rankalign score` to make one)")
+    for path in _data_paths(config):
+        if not Path(path).is_file():
+            raise InputError(f"{path}: no such file")
+    return [sha256_file(path) for path in _data_paths(config)]
+
+
+def _start_hash(config: TrainConfig) -> str:
+    where = models.resolve(config.model)
+    return models.weights_fingerprint(where) if Path(where).is_dir() else where
+
+
+def _load_data(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[TokenList], list[TokenList], dict[str, int]]:
+    """Training lists, held-out lists and counts; everything left out is counted and said on stderr."""
+    lists, counts = _encode(config, tokenizer, config.data)
+    if LOSSES[config.loss].pairwise and not counts.get("pairs"):
+        raise InputError(f"{config.data}: no two responses of a prompt differ in score, so there is nothing to rank")
+    if not lists:
+        raise InputError(f"{config.data}: no usable prompt ({counts})")
+    held_out = _encode(config, tokenizer, config.eval_data)[0] if config.eval_data else []
+    if config.eval_strategy != "no" and not held_out:
+        raise InputError("--eval_strategy needs --eval_data")
+    print("data: " + ", ".join(f"{value} {name}" for name, value in counts.items() if value), file=sys.stderr)
+    return lists, held_out, counts
+
+
+def _encode(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, path: str
+) -> tuple[list[TokenList], dict[str, int]]:
+    invalid: list[RecordError] = []
+    sets = list(data.load(path, config.data_format, invalid.append if config.skip_invalid else None))
+    options = EncodeOptions(
+        judge=_judge(config, sets),
+        template=config.template,
+        system=config.system,
+        max_length=config.max_length,
+        max_candidates=config.max_candidates,
+        only_use_provide=config.only_use_provide,
+        only_use_sample=config.only_use_sample,
+        stop_response=config.stop_response,
+    )
+    lists, counts = encode_all(sets, tokenizer, options)
+    return lists, {**counts, "skipped_invalid": len(invalid)}
+
+
+def _judge(config: TrainConfig, sets: Sequence[CandidateSet]) -> str:
+    """The judge to rank by; SFT also takes unscored data, if each prompt has just one response."""
+    single = all(len(record.responses) == 1 for record in sets)
+    if config.loss == "sft" and not config.judge and single and not judges(sets):
+        for record in sets:
+            record.responses[0].scores[UNSCORED] = 0.0
+        return UNSCORED
+    return choose_judge(sets, config.judge)
+
+
+# --- model -------------------------------------------------------------------------------------------------------
+
+
+def _load_model(config: TrainConfig) -> Any:
+    """The policy in float32 (bf16 and fp16 come by autocast), its dropout off, with a fresh adapter where asked."""
+    model: Any = models.load_policy(config.model, dtype="float32")
+    if config.disable_dropout:
+        _disable_dropout(model)
+    if config.use_lora:
+        targets: Any = config.lora_target_modules
+        targets = targets if targets == "auto" else targets.split(",")
+        model = models.add_lora(model, config.lora_r, config.lora_alpha, config.lora_dropout, targets)
+    return model
+
+
+def _disable_dropout(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "attn_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _layout(config: TrainConfig, model: Any, lists: list[TokenList]) -> tuple[str, str]:
+    """How rows are laid out; with ``auto``, decided by comparing both ways on the first lists of this very run."""
+    if config.layout != "auto":
+        return config.layout, "as asked"
+    first = lists[: max(config.per_device_train_batch_size, 2)]
+    model.eval()
+    return choose_layout(model, [t.prompt for t in first], [t.responses for t in first])
+
+
+def _references(config: TrainConfig, model: Any, layout: str, lists: list[TokenList]) -> dict[str, Tensor]:
+    """Log-probabilities under the start model by prompt id, from the cache where they are known."""
+    if not LOSSES[config.loss].needs_reference:
+        return {}
+    weights = models.weights_fingerprint(models.resolve(config.model)) if _is_local(config) else _start_hash(config)
+    numerics = f"{'bf16' if config.bf16 else 'fp16' if config.fp16 else 'float32'}-{models.device().type}"
+    cache = ReferenceCache(models.cache_dir() / "reference", weights.replace("/", "--"), numerics)
+    logps = cache.logps(lists, lambda some: _start_logps(config, model, layout, some))
+    print(f"reference: {cache.computed} responses computed, the rest from {cache.path}", file=sys.stderr)
+    return {tokens.id: row for tokens, row in zip(lists, logps, strict=True)}
+
+
+def _is_local(config: TrainConfig) -> bool:
+    return Path(models.resolve(config.model)).is_dir()
+
+
+@torch.no_grad()
+def _start_logps(config: TrainConfig, model: Any, layout: str, lists: Sequence[TokenList]) -> list[Tensor]:
+    model.eval()  # a fresh adapter adds exactly zero, so the adapted model is the reference still
+    kind = torch.bfloat16 if config.bf16 else torch.float16
+    rows = []
+    with torch.autocast(models.device().type, dtype=kind, enabled=config.bf16 or config.fp16):
+        for tokens in lists:
+            sums = list_logps(model, [tokens.prompt], [tokens.responses], layout=layout)
+            rows.append(sums[0].cpu())
+    return rows
+
+
+# --- the run -----------------------------------------------------------------------------------------------------
+
+
+class JsonlLog(TrainerCallback):
+    """Keeps ``log.jsonl`` equal to the trainer's history, also after a resume from an earlier step."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Rewrite the file, whole and atomically, and show the line where no progress bar does."""
+        if not state.is_world_process_zero:
+            return
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in state.log_history))
+        if args.disable_tqdm:
+            line = state.log_history[-1]
+            shown = " ".join(f"{key}={value:.4g}" for key, value in line.items() if isinstance(value, int | float))
+            print(f"step {state.global_step}/{state.max_steps}: {shown}", file=sys.stderr, flush=True)
+
+
+class StopOnSignal(TrainerCallback):
+    """Ctrl-C or SIGTERM: finish the update, write a checkpoint, stop. A second one stops at once."""
+
+    def __init__(self) -> None:
+        self.caught = 0
+        self._old = {s: signal.signal(s, self._catch) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def _catch(self, number: int, frame: Any) -> None:
+        self.caught += 1
+        if self.caught > 1:
+            raise KeyboardInterrupt
+        print("stopping after this update (again to stop at once)", file=sys.stderr, flush=True)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """Ask for a checkpoint and the end once a signal came."""
+        if self.caught:
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def restore(self) -> None:
+        """Put the former handlers back."""
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+def _run(trainer: RankTrainer, config: TrainConfig) -> None:
+    output = Path(str(config.output_dir))
+    last = get_last_checkpoint(str(output)) if output.is_dir() else None  # type: ignore[no-untyped-call]
+    if last and not config.resume:
+        raise InputError(
+            f"{output} holds {Path(last).name} of an earlier run; resume it or start over with --overwrite"
+        )
+    if last:
+        print(f"resuming from {last}", file=sys.stderr)
+    if config.disable_tqdm:
+        trainer.remove_callback(PrinterCallback)  # it prints to stdout, which belongs to results
+    stop = StopOnSignal()
+    trainer.add_callback(stop)
+    try:
+        trainer.train(resume_from_checkpoint=last)
+    finally:
+        stop.restore()
+    if stop.caught and trainer.state.global_step < trainer.state.max_steps:
+        raise Interrupted(f"stopped at step {trainer.state.global_step}; the same command goes on from its checkpoint")
+
+
+def _save(trainer: RankTrainer, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
+    """The final weights and tokenizer, loadable by transformers (or peft) without us."""
+    trainer.save_model(str(output))
+    tokenizer.save_pretrained(str(output))

@@ -1,0 +1,19 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def data_kit() -> Path:
+    """The optional folder of real data (RANKALIGN_DATA, or shared/data beside the checkout); skips where absent."""
+    folder = Path(os.environ.get("RANKALIGN_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("the real-data kit is not on this machine")
+    return folder
