@@ -13,7 +13,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from rankalign.config import read_yaml
 from rankalign.errors import InputError
 from rankalign.losses import LOSSES
-from rankalign.records import dumps
+from rankalign.records import dumps, loads
 from rankalign.registry import did_you_mean
 
 METHODS = ("rank", "sft")
@@ -33,9 +33,7 @@ class TrainConfig(TrainingArguments):
     eval_data: str = _flag("", "held-out candidates; with --eval_strategy steps|epoch they are measured while training")
     method: str = _flag("rank", "rank (any ranking loss) or sft (the best response alone)")
     loss: str = _flag("rrhf", "a name of `rankalign ls losses`")
-    loss_options: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "more keywords of the loss, as JSON: '{\"beta\": 0.2}'"}
-    )
+    loss_options: str = _flag("{}", "more keywords of the loss: a JSON object, or a mapping in YAML")
     rrhf_weight: float | None = _flag(None, "weight of RRHF's rank term beside its SFT term (paper: 1)")
     length_penalty: float | None = _flag(None, "RRHF: log-probabilities are divided by length to this power (1)")
     beta: float | None = _flag(None, "strength of the pull to the reference in DPO and its relatives")
@@ -75,6 +73,7 @@ class TrainConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         if self.method not in METHODS:
             raise InputError(f"unknown method {self.method!r}{did_you_mean(self.method, METHODS)}")
         if self.method == "sft":
@@ -92,7 +91,10 @@ class TrainConfig(TrainingArguments):
             InputError: one that this loss does not have.
         """
         named = {name: getattr(self, name) for name in ("rrhf_weight", "length_penalty", "beta")}
-        given = {**self.loss_options, **{name: value for name, value in named.items() if value is not None}}
+        given = {
+            **_json_object(self.loss_options),
+            **{name: value for name, value in named.items() if value is not None},
+        }
         known = LOSSES[self.loss].defaults
         for name in given:
             if name not in known:
@@ -164,12 +166,23 @@ def _fit_machine(settings: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     if not cuda and _true(settings.get("fp16")):
         raise InputError("--fp16 needs a GPU; on a CPU use float32 (the default) or --bf16")
     if not cuda and _true(settings.get("bf16")):
+        settings["use_cpu"] = True
         notes.append("--bf16 on a CPU without bf16 units is emulated and several times slower than float32")
     if settings.get("fsdp") and not torch.distributed.is_torchelastic_launched():
         notes.append(f"--fsdp {settings['fsdp']!r} is left out: this is one process (start with torchrun to shard)")
         settings.pop("fsdp")
         settings.pop("fsdp_config", None)
     return settings
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = loads(text)
+    except ValueError as error:
+        raise InputError(f"loss_options: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"loss_options: expected a JSON object, found {text}")
+    return value
 
 
 def _true(value: Any) -> bool:
@@ -207,13 +220,22 @@ def parse(config: str | None, argv: list[str]) -> tuple[TrainConfig, list[str]]:
     """
     yaml_settings, notes = modernise(read_yaml(config) if config else {})
     flags, more = modernise(split_flags(argv))
+    _check_names(yaml_settings, str(config))
+    _check_names(flags, "the command line")
+    return _build({**yaml_settings, **flags}), notes + more
+
+
+def parse_settings(content: dict[str, Any], where: str = "train") -> TrainConfig:
+    """Settings from a mapping under their present names."""
+    _check_names(content, where)
+    return _build(content)
+
+
+def _check_names(content: dict[str, Any], where: str) -> None:
     known = [f.name for f in dataclasses.fields(TrainConfig) if f.init]
-    for source, keys in ((config, yaml_settings), ("the command line", flags)):
-        for key in keys:
-            if key not in known:
-                raise InputError(f"{source}: unknown setting {key!r}{did_you_mean(key, known)}")
-    words = [word for key, value in {**yaml_settings, **flags}.items() for word in _as_words(key, value)]
-    return _build(words), notes + more
+    for key in content:
+        if key not in known:
+            raise InputError(f"{where}: unknown setting {key!r}{did_you_mean(key, known)}")
 
 
 def _as_words(key: str, value: Any) -> list[str]:
@@ -224,7 +246,8 @@ def _as_words(key: str, value: Any) -> list[str]:
     return [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
 
 
-def _build(words: list[str]) -> TrainConfig:
+def _build(content: dict[str, Any]) -> TrainConfig:
+    words = [word for key, value in content.items() for word in _as_words(key, value)]
     parser = HfArgumentParser(TrainConfig, exit_on_error=False, allow_abbrev=False)  # type: ignore[arg-type]
     try:
         return parser.parse_args_into_dataclasses(words)[0]

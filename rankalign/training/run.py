@@ -17,11 +17,10 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from rankalign import data, manifest, models
+from rankalign import data, logps, manifest, models
 from rankalign.batching import EncodeOptions, TokenList, choose_judge, encode_all
 from rankalign.errors import InputError, RecordError
 from rankalign.files import sha256_file, write_text
-from rankalign.logps import choose_layout, list_logps
 from rankalign.losses import LOSSES
 from rankalign.records import CandidateSet, judges
 from rankalign.training.arguments import TrainConfig
@@ -31,7 +30,7 @@ from rankalign.training.reference import ReferenceCache
 UNSCORED = "only"  # judge of single responses that nobody scored, which SFT may still learn from
 
 
-class Interrupted(Exception):  # noqa: N818 - it is no error
+class Interrupted(Exception):
     """Training stopped early on Ctrl-C or SIGTERM, after a checkpoint."""
 
 
@@ -178,7 +177,7 @@ def _layout(config: TrainConfig, model: Any, lists: list[TokenList]) -> tuple[st
         return config.layout, "as asked"
     first = lists[: max(config.per_device_train_batch_size, 2)]
     model.eval()
-    return choose_layout(model, [t.prompt for t in first], [t.responses for t in first])
+    return logps.choose_layout(model, [t.prompt for t in first], [t.responses for t in first])
 
 
 def _references(config: TrainConfig, model: Any, layout: str, lists: list[TokenList]) -> dict[str, Tensor]:
@@ -188,9 +187,9 @@ def _references(config: TrainConfig, model: Any, layout: str, lists: list[TokenL
     weights = models.weights_fingerprint(models.resolve(config.model)) if _is_local(config) else _start_hash(config)
     numerics = f"{'bf16' if config.bf16 else 'fp16' if config.fp16 else 'float32'}-{models.device().type}"
     cache = ReferenceCache(models.cache_dir() / "reference", weights.replace("/", "--"), numerics)
-    logps = cache.logps(lists, lambda some: _start_logps(config, model, layout, some))
+    rows = cache.logps(lists, lambda some: _start_logps(config, model, layout, some))
     print(f"reference: {cache.computed} responses computed, the rest from {cache.path}", file=sys.stderr)
-    return {tokens.id: row for tokens, row in zip(lists, logps, strict=True)}
+    return {tokens.id: row for tokens, row in zip(lists, rows, strict=True)}
 
 
 def _is_local(config: TrainConfig) -> bool:
@@ -204,7 +203,7 @@ def _start_logps(config: TrainConfig, model: Any, layout: str, lists: Sequence[T
     rows = []
     with torch.autocast(models.device().type, dtype=kind, enabled=config.bf16 or config.fp16):
         for tokens in lists:
-            sums = list_logps(model, [tokens.prompt], [tokens.responses], layout=layout)
+            sums = logps.list_logps(model, [tokens.prompt], [tokens.responses], layout=layout)
             rows.append(sums[0].cpu())
     return rows
 

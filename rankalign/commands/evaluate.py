@@ -1,0 +1,109 @@
+"""Measure answers: perplexity under a model, reward by a scorer, length, repetition and variety, agreement of judges."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from rankalign.errors import InputError
+from rankalign.evaluation import EvalResult, by_policy
+from rankalign.evaluation.tables import from_result, render
+from rankalign.records import CandidateSet, RecordError, judges, read
+
+EXAMPLE = "rankalign eval reward runs/demo/after.jsonl --judge vader"
+KINDS = ("perplexity", "reward", "lexical", "agreement")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to measure, on which file."""
+    parser.add_argument("kind", choices=KINDS, help="what to measure")
+    parser.add_argument("file", help="records with responses (JSON Lines)")
+    parser.add_argument("--judge", default="", help="whose scores; needed where several judges scored")
+    parser.add_argument("--truth", default="", help="agreement: the judge whose order counts as right")
+    parser.add_argument("--function", help="reward: score now with this function (module:name or file.py:name)")
+    parser.add_argument("--reward_model", help="reward: score now with this model")
+    parser.add_argument("--stop", nargs="*", default=(), help="reward: strings that end an answer before it is scored")
+    parser.add_argument("--best_of", type=int, nargs="*", help="reward: expected best of so many draws")
+    parser.add_argument("--model", default="default", help="perplexity: the model that reads the answers")
+    parser.add_argument("--template", default="auto", help="perplexity: prompt format")
+    parser.add_argument("--alone", action="store_true", help="perplexity: of the answers without their prompts")
+    parser.add_argument("--compat", default="", help="perplexity: 'rrhf' for the arithmetic of RRHF's tables")
+    parser.add_argument("--reference", default="", help="lexical: policy whose answers are references for ROUGE")
+    parser.add_argument("--policy", default="", help="only the answers of this policy")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+    parser.add_argument("--skip-invalid", action="store_true", help="leave bad lines out, with their count")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """One evaluation as ``{"metrics", "n", "ci95"}``."""
+    invalid: list[RecordError] = []
+    sets = list(read(args.file, invalid.append if args.skip_invalid else None))
+    if invalid:
+        print(f"{len(invalid)} bad records left out; the first: {invalid[0]}", file=sys.stderr)
+    if args.policy:
+        sets = by_policy(sets).get(args.policy) or _no_policy(args, sets)
+    result = _MEASURE[args.kind](args, sets)
+    return {"kind": args.kind, "file": Path(args.file).name, **result.as_dict(), "skipped": len(invalid)}
+
+
+def _no_policy(args: argparse.Namespace, sets: list[CandidateSet]) -> list[CandidateSet]:
+    raise InputError(f"{args.file}: no answer by policy {args.policy!r} (policies: {', '.join(by_policy(sets))})")
+
+
+def _perplexity(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
+    from rankalign import models
+    from rankalign.evaluation.perplexity import evaluate_perplexity
+
+    model, tokenizer = models.load_policy(args.model, dtype="float32"), models.load_tokenizer(args.model)
+    return evaluate_perplexity(model, tokenizer, sets, not args.alone, args.template, args.compat, args.seed)
+
+
+def _reward(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
+    from rankalign.evaluation.reward import evaluate_best_of_n, evaluate_reward
+
+    judge = _scorer(args) or _only_judge(args, sets)
+    if args.best_of is not None:
+        return evaluate_best_of_n(sets, judge if isinstance(judge, str) else judge.name, args.best_of, args.seed)
+    return evaluate_reward(sets, judge, args.stop, args.seed)
+
+
+def _scorer(args: argparse.Namespace) -> Any:
+    from rankalign.config import ScorerConfig
+    from rankalign.generation import build_scorer
+
+    if args.function:
+        return build_scorer(ScorerConfig(args.judge or "function", "function", {"function": args.function}))
+    if args.reward_model:
+        return build_scorer(ScorerConfig(args.judge or "reward_model", "reward_model", {"model": args.reward_model}))
+    return None
+
+
+def _only_judge(args: argparse.Namespace, sets: list[CandidateSet]) -> str:
+    from rankalign.batching import choose_judge
+
+    return choose_judge(sets, args.judge)
+
+
+def _lexical(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
+    from rankalign.evaluation.lexical import evaluate_lexical
+
+    return evaluate_lexical(sets, reference=args.reference, seed=args.seed)
+
+
+def _agreement(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
+    from rankalign.evaluation.agreement import evaluate_agreement
+
+    if not args.judge or not args.truth:
+        raise InputError(f"name two judges with --judge and --truth (in the data: {', '.join(judges(sets)) or 'none'})")
+    return evaluate_agreement(sets, args.judge, args.truth, args.seed)
+
+
+_MEASURE = {"perplexity": _perplexity, "reward": _reward, "lexical": _lexical, "agreement": _agreement}
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the table."""
+    ci95 = {name: (low, high) for name, (low, high) in result["ci95"].items()}
+    render(from_result(f"{result['kind']} of {result['file']}", EvalResult(result["metrics"], result["n"], ci95)))

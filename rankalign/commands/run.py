@@ -1,0 +1,44 @@
+"""The whole path as one experiment: sample, score, train, answer held-out prompts before and after, compare, report.
+
+Leaves result.json, report.html and every intermediate file in the output folder. Each step resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+from rankalign.config import load, resolve_near
+from rankalign.evaluation.tables import from_dict, render
+from rankalign.experiment import ExperimentConfig
+from rankalign.experiment import run as run_experiment
+
+EXAMPLE = "rankalign run --config eval/configs/demo.yaml --seed 1 --output runs/demo-seed1"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``rankalign run``; they win over the settings file."""
+    parser.add_argument("--config", required=True, help="YAML file of the experiment")
+    parser.add_argument("--output", help="folder of the run")
+    parser.add_argument("--model", help="the model to train, in the place of `default`")
+    parser.add_argument("--seed", type=int, help="seed of sampling and training")
+    parser.add_argument("--max_prompts", type=int, help="take the first so many training prompts")
+    parser.add_argument("--overwrite", action="store_true", default=None, help="start over")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Run; see :func:`rankalign.experiment.run`."""
+    flags = {name: getattr(args, name) for name in ("output", "model", "seed", "max_prompts", "overwrite")}
+    config = load(ExperimentConfig, args.config, **flags)
+    paths = {name: resolve_near(getattr(config, name), args.config) for name in ("prompts", "heldout")}
+    return {**run_experiment(replace(config, **paths)), "report": f"{config.output}/report.html"}
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the table before and after, what looks like cheating, and where the report is."""
+    for table in result["tables"]:
+        render(from_dict(table))
+    for flag in result["flags"]:
+        print(f"look at: {flag['message']}")
+    print(f"report: {result['report']}")
