@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rankalign import templates
 from rankalign.errors import InputError
-from rankalign.models import end_ids, tokenizer_fingerprint
-from rankalign.records import CandidateSet, Prompt, Response, judges
+from rankalign.models import tokenizer_fingerprint
+from rankalign.records import CandidateSet, Prompt, Response
 
 
 def encode_prompt(
@@ -120,23 +120,6 @@ class EncodeOptions:
     stop_response: bool = False
 
 
-def choose_judge(sets: Iterable[CandidateSet], judge: str = "") -> str:
-    """The judge to rank by.
-
-    Raises:
-        InputError: nobody scored, several did and none is named, or the named one did not.
-    """
-    names = judges(sets)
-    if judge and judge not in names:
-        raise InputError(
-            f"no response has a score by judge {judge!r} (judges in the data: {', '.join(names) or 'none'})"
-        )
-    if not judge and len(names) != 1:
-        what = f"several judges scored: {', '.join(names)}" if names else "no response has a score"
-        raise InputError(f"{what}; name one with --judge" if names else f"{what}; run `rankalign score` first")
-    return judge or names[0]
-
-
 class Encoder:
     """Turns records into token lists and counts all that is cut or left out on the way.
 
@@ -227,8 +210,3 @@ def encode_all(
     encoder = Encoder(tokenizer, options)
     lists = [tokens for record in sets if (tokens := encoder.encode(record)) is not None]
     return lists, dict(encoder.counts)
-
-
-def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Token ids that end an answer."""
-    return end_ids(model, tokenizer)

@@ -69,6 +69,24 @@ HALF_A_PAIR = "holds half of a surrogate pair, which UTF-8 cannot write"
 # Strict UTF-8 lets no surrogate in but by such an escape.
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
+
+def choose_judge(sets: Iterable[CandidateSet], judge: str = "") -> str:
+    """The judge to rank by.
+
+    Raises:
+        InputError: nobody scored, several did and none is named, or the named one did not.
+    """
+    names = judges(sets)
+    if judge and judge not in names:
+        raise InputError(
+            f"no response has a score by judge {judge!r} (judges in the data: {', '.join(names) or 'none'})"
+        )
+    if not judge and len(names) != 1:
+        what = f"several judges scored: {', '.join(names)}" if names else "no response has a score"
+        raise InputError(f"{what}; name one with --judge" if names else f"{what}; run `rankalign score` first")
+    return judge or names[0]
+
+
 # --- reading JSON ------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""Measure answers: perplexity under a model, reward by a scorer, length, repetition and variety, agreement of judges."""
+"""Measure answers: perplexity under a model, reward by a scorer, text statistics, agreement of judges."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rankalign.errors import InputError
+from rankalign.errors import InputError, RecordError
 from rankalign.evaluation import EvalResult, by_policy
 from rankalign.evaluation.tables import from_result, render
-from rankalign.records import CandidateSet, RecordError, judges, read
+from rankalign.records import CandidateSet, choose_judge, judges, read
 
 EXAMPLE = "rankalign eval reward runs/demo/after.jsonl --judge vader"
 KINDS = ("perplexity", "reward", "lexical", "agreement")
@@ -81,8 +81,6 @@ def _scorer(args: argparse.Namespace) -> Any:
 
 
 def _only_judge(args: argparse.Namespace, sets: list[CandidateSet]) -> str:
-    from rankalign.batching import choose_judge
-
     return choose_judge(sets, args.judge)
 
 

@@ -18,11 +18,11 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from rankalign import data, logps, manifest, models
-from rankalign.batching import EncodeOptions, TokenList, choose_judge, encode_all
+from rankalign.batching import EncodeOptions, TokenList, encode_all
 from rankalign.errors import InputError, RecordError
 from rankalign.files import sha256_file, write_text
 from rankalign.losses import LOSSES
-from rankalign.records import CandidateSet, judges
+from rankalign.records import CandidateSet, choose_judge, judges
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.rank import Example, RankTrainer
 from rankalign.training.reference import ReferenceCache

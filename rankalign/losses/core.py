@@ -1,0 +1,172 @@
+"""What all losses share: safe reads of a padded list, pairs, reductions, and losses that are sums of named terms.
+
+Entries outside ``Ranked.mask`` may hold anything, NaN included. Every read here replaces them *before* arithmetic:
+a NaN that meets arithmetic first comes back through the gradient of ``torch.where`` as 0 x NaN.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, Literal, ParamSpec, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from rankalign.errors import InputError
+from rankalign.ranked import Ranked
+
+Pairs: TypeAlias = Literal["all", "best-worst"]
+Reduction: TypeAlias = Literal["mean", "sum"]
+Terms: TypeAlias = Mapping[str, tuple[float | Tensor, Tensor]]
+P = ParamSpec("P")
+
+EXPONENT_LIMIT = 80.0  # e^88 is the end of fp32; a loss beyond this is astronomical either way
+
+
+class Summed(Generic[P]):
+    """A loss that is a weighted sum of named terms; decorates a function that returns ``{name: (weight, (P,) term)}``.
+
+    Calling it gives the sum; :meth:`parts` gives the terms without their weights, for logs.
+    """
+
+    def __init__(self, terms: Callable[P, Terms]) -> None:
+        functools.update_wrapper(self, terms)
+        self._terms = terms
+
+    def __call__(self, *args: P.args, **keywords: P.kwargs) -> Tensor:
+        """(P,) weighted sum of the terms."""
+        first, *rest = (weight * term for weight, term in self._terms(*args, **keywords).values())
+        return sum(rest, start=first)
+
+    def parts(self, *args: P.args, **keywords: P.kwargs) -> dict[str, Tensor]:
+        """Each term, (P,), before its weight."""
+        return {name: term for name, (_, term) in self._terms(*args, **keywords).items()}
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One registered loss.
+
+    Attributes:
+        function: ``(Ranked, **keywords) -> (P,)``; its keywords and their defaults are the loss's whole config.
+        needs_reference: it reads ``Ranked.ref_logps``.
+        pairwise: it is a sum over strict pairs, so lists of two carry everything it needs.
+    """
+
+    function: Callable[..., Tensor]
+    needs_reference: bool = False
+    pairwise: bool = False
+
+    @property
+    def summary(self) -> str:
+        """One line for ``rankalign ls losses``: the first of the docstring."""
+        return (inspect.getdoc(self.function) or "").splitlines()[0]
+
+    @property
+    def defaults(self) -> dict[str, float | str | None]:
+        """Keyword names with their defaults, in order."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def check(ok: bool, message: str) -> None:
+    """Raise InputError with ``message`` unless ``ok``: a keyword of a loss comes from the user's config."""
+    if not ok:
+        raise InputError(message)
+
+
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise InputError unless ``value`` is one of ``allowed``."""
+    check(value in allowed, f"loss keyword {name}={value!r} must be one of: {', '.join(allowed)}")
+
+
+def check_smoothing(label_smoothing: float) -> None:
+    """Raise InputError unless ``label_smoothing``, the chance that a label is flipped, is in [0, 0.5)."""
+    check(0 <= label_smoothing < 0.5, f"loss keyword label_smoothing={label_smoothing} must be in [0, 0.5)")
+
+
+def present(ranked: Ranked, values: Tensor) -> Tensor:
+    """(P, N) ``values`` in the dtype of the log-probs, 0 where there is no candidate."""
+    values = values.to(ranked.logps.dtype)
+    return torch.where(ranked.mask, values, torch.zeros_like(values))
+
+
+def lengths(ranked: Ranked) -> Tensor:
+    """(P, N) response lengths in tokens, at least 1 so that they can divide."""
+    return present(ranked, ranked.lengths).clamp(min=1)
+
+
+def policy_scores(ranked: Ranked, length_penalty: float) -> Tensor:
+    """(P, N) log-probs over lengths ** length_penalty: 0 gives sums, 1 means a token."""
+    return present(ranked, ranked.logps) / lengths(ranked) ** length_penalty
+
+
+def reference_logps(ranked: Ranked) -> Tensor:
+    """(P, N) log-probs under the reference, 0 where there is no candidate.
+
+    Raises:
+        ValueError: the list carries none.
+    """
+    if ranked.ref_logps is None:
+        raise ValueError("this loss needs Ranked.ref_logps")
+    return present(ranked, ranked.ref_logps)
+
+
+def log_ratios(ranked: Ranked) -> Tensor:
+    """(P, N) log(policy / reference) of each response, nats."""
+    return present(ranked, ranked.logps) - reference_logps(ranked)
+
+
+def nll(ranked: Ranked, reduction: Reduction) -> Tensor:
+    """(P, N) negative log-likelihood of each response, summed over its tokens or their mean."""
+    check_choice("sft_reduction", reduction, ("sum", "mean"))
+    return -policy_scores(ranked, 1.0 if reduction == "mean" else 0.0)
+
+
+def best_nll(ranked: Ranked, reduction: Reduction) -> Tensor:
+    """(P,) :func:`nll` of the best response, the first of equals."""
+    return nll(ranked, reduction).gather(1, ranked.best.unsqueeze(1)).squeeze(1)
+
+
+def chosen_pairs(ranked: Ranked, pairs: Pairs) -> Tensor:
+    """(P, N, N) bool, winner first: every strict pair, or the best against the worst only."""
+    check_choice("pairs", pairs, ("all", "best-worst"))
+    if pairs == "all":
+        return ranked.pairs
+    index = torch.arange(ranked.logps.shape[1], device=ranked.logps.device)
+    best, worst = index == ranked.best.unsqueeze(1), index == ranked.worst.unsqueeze(1)
+    return ranked.pairs & best.unsqueeze(2) & worst.unsqueeze(1)
+
+
+def sides(values: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """(P, N) values as the winner's and the loser's of each pair, (P, N, N) both, 0 where there is no pair."""
+    zero = torch.zeros_like(values[:, :1, None])
+    return torch.where(pairs, values.unsqueeze(2), zero), torch.where(pairs, values.unsqueeze(1), zero)
+
+
+def margins(values: Tensor, pairs: Tensor) -> Tensor:
+    """(P, N, N) winner's value minus loser's, 0 where there is no pair."""
+    chosen, rejected = sides(values, pairs)
+    return chosen - rejected
+
+
+def over_pairs(terms: Tensor, pairs: Tensor, reduction: Reduction) -> Tensor:
+    """(P,) sum or mean of (P, N, N) ``terms`` over the pairs; exactly 0 for a list without any."""
+    check_choice("reduction", reduction, ("mean", "sum"))
+    total = torch.where(pairs, terms, torch.zeros_like(terms)).sum((1, 2))
+    return total if reduction == "sum" else total / pairs.sum((1, 2)).clamp(min=1)
+
+
+def usable(ranked: Ranked, values: Tensor) -> Tensor:
+    """(P,) ``values``, exactly 0 for lists in which no candidate beats another."""
+    return torch.where(ranked.pairs.any(2).any(1), values, torch.zeros_like(values))
+
+
+def logistic(logits: Tensor, label_smoothing: float) -> Tensor:
+    """-log sigmoid(logits) with a share ``label_smoothing`` of the labels taken to be flipped."""
+    check_smoothing(label_smoothing)
+    return -(1 - label_smoothing) * logsigmoid(logits) - label_smoothing * logsigmoid(-logits)

@@ -1,0 +1,137 @@
+"""The command line: fast help, an example in each, exit codes, one line for the user's mistakes, clean stdout."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rankalign.cli import COMMANDS, main
+from rankalign.records import CandidateSet, Response, write
+
+
+def records(path: Path, count: int = 4) -> str:
+    sets = [
+        CandidateSet(
+            f"p{i}",
+            [{"role": "user", "content": f"Question {i}"}],
+            [Response("yes " * (i + 1), "a", scores={"toy": float(i)}), Response("no", "b", scores={"toy": 1.5})],
+        )
+        for i in range(count)
+    ]
+    write(path, sets)
+    return str(path)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from rankalign.cli import main; assert main(['--help']) == 0; "
+        "heavy = {'torch', 'transformers', 'numpy', 'datasets', 'yaml', 'rich'} & set(sys.modules); "
+        "sys.exit(repr(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(f"  {name} " in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert f"example:\n  rankalign {command}" in shown
+    assert "--json" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ([], 2, ""),
+        (["smaple"], 2, "unknown command 'smaple' (did you mean 'sample'?)"),
+        (["eval", "reward", "nowhere.jsonl"], 1, "nowhere.jsonl: no such file"),
+        (["score", "--input", "x"], 1, "name a scorer"),
+    ],
+)
+def test_exit_codes(words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("words", [["eval"], ["ls", "nothing"], ["sample", "--config", "x", "--nonsense"]])
+def test_wrong_usage_is_two(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+
+
+def test_a_broken_third_line_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "bad.jsonl"
+    good = Path(records(tmp_path / "good.jsonl")).read_text().splitlines()
+    path.write_text("\n".join([*good[:2], '{"id": "p9", "prompt": "x", "responses": [{"text": 5}]}', good[3]]))
+    assert main(["eval", "reward", str(path), "--judge", "toy"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"rankalign: {path}:3: responses[0].text: expected a string, found a number"]
+    assert main(["eval", "reward", str(path), "--judge", "toy", "--skip-invalid", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["skipped"] == 1
+
+
+@pytest.mark.parametrize("kind", ["losses", "engines", "scorers", "formats", "templates"])
+def test_ls(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ls", kind, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows
+    assert all(row["name"] and row["summary"] for row in rows)
+
+
+def test_json_is_all_there_is_on_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = records(tmp_path / "r.jsonl")
+    assert main(["eval", "reward", path, "--judge", "toy", "--policy", "a", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["metrics"]["mean"] == 1.5
+    assert found["n"] == 4
+    assert found["ci95"]["mean"][0] <= 1.5 <= found["ci95"]["mean"][1]
+
+
+def test_score_with_a_function_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, output = records(tmp_path / "r.jsonl"), tmp_path / "s.jsonl"
+    (tmp_path / "mine.py").write_text(
+        "def words(samples, prompts, outputs, **meta):\n    return [float(len(o.split())) for o in outputs]\n"
+    )
+    flags = ["--input", source, "--output", str(output), "--name", "words", "--function", f"{tmp_path}/mine.py:words"]
+    assert main(["score", *flags, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["scores"] == 16  # two judges on eight responses
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert rows[2]["responses"][0]["scores"] == {"toy": 2.0, "words": 3.0}
+    assert main(["score", *flags]) == 0
+    assert "nothing to do" in capsys.readouterr().err
+    (tmp_path / "mine.py").write_text(
+        "def words(samples, prompts, outputs, **meta):\n    return [0.0 for o in outputs]\n"
+    )
+    assert main(["score", *flags]) == 1
+    assert "was made with other settings" in capsys.readouterr().err
+
+
+def test_verify_names_what_changed_and_diff_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = records(tmp_path / "r.jsonl")
+    (tmp_path / "f.py").write_text("def one(samples):\n    return [1.0] * len(samples)\n")
+    for name in ("a", "b"):
+        flags = ["--input", source, "--output", str(tmp_path / f"{name}.jsonl"), "--function", f"{tmp_path}/f.py:one"]
+        assert main(["score", *flags, "--name", name]) == 0
+    assert main(["verify", str(tmp_path / "a.jsonl")]) == 0
+    capsys.readouterr()
+    assert main(["diff", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]) == 0
+    assert 'settings.scorers[0].name: "a" -> "b"' in capsys.readouterr().out
+    raw = bytearray(Path(source).read_bytes())
+    raw[20] ^= 1
+    Path(source).write_bytes(raw)
+    assert main(["verify", str(tmp_path / "a.jsonl"), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["changed"] == [
+        {"path": source, "role": "input", "reason": "has changed"}
+    ]
+    assert main(["verify", str(tmp_path / "nothing.jsonl")]) == 1
