@@ -1,24 +1,28 @@
 """Two systems on the same prompts: sums of scores, wins, ties and losses, with intervals over prompts.
 
-Both files hold records with the same ids. Scores by --judge are taken from the files; --function or --reward_model
-scores them now.
+Both files hold answers to the same prompts, in any known format. Scores by --judge are taken from the files; --function
+or --reward_model scores them now. Where there are neither, VADER sentiment judges, and that is said.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rankalign.config import ScorerConfig
+from rankalign.data import load
 from rankalign.errors import InputError
 from rankalign.evaluation.hack import find_hacks
 from rankalign.evaluation.pairwise import compare_by_score
 from rankalign.evaluation.reward import grade
 from rankalign.evaluation.tables import from_dict, render
 from rankalign.generation import build_scorer
-from rankalign.records import CandidateSet, choose_judge, read
+from rankalign.records import CandidateSet, choose_judge, dumps, judges
 
+FALLBACK = "rankalign.scorers.builtin:vader"
 EXAMPLE = "rankalign compare runs/demo/before.jsonl runs/demo/after.jsonl --judge vader"
 
 
@@ -26,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The two files and who judges."""
     parser.add_argument("a", help="records of the first system")
     parser.add_argument("b", help="records of the second, same prompts")
+    parser.add_argument("--format", default="auto", help="of both files: auto or a name of `rankalign ls formats`")
     parser.add_argument("--judge", default="", help="whose scores; needed where several judges scored")
     parser.add_argument("--function", help="score now with this function (module:name or file.py:name)")
     parser.add_argument("--reward_model", help="score now with this model")
@@ -36,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compare; see :func:`rankalign.evaluation.pairwise.compare_by_score`."""
-    a, b = list(read(args.a)), list(read(args.b))
+    a, b = align(list(load(args.a, args.format)), list(load(args.b, args.format)))
     a, b, judge = _judged(args, a, b)
     names = (args.names[0] or Path(args.a).stem, args.names[1] or Path(args.b).stem)
     comparison = compare_by_score(a, b, judge, names, args.tie_delta, args.seed)
@@ -46,12 +51,24 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {**comparison.as_dict(), "judge": judge, "flags": flags, "table": shown}
 
 
+def align(a: list[CandidateSet], b: list[CandidateSet]) -> tuple[list[CandidateSet], list[CandidateSet]]:
+    """Files whose format has no ids got them from their own names, so no id is in both; their prompts match them."""
+    if {record.id for record in a} & {record.id for record in b}:
+        return a, b
+    return [replace(record, id=dumps(record.prompt)) for record in a], [
+        replace(record, id=dumps(record.prompt)) for record in b
+    ]
+
+
 def _judged(
     args: argparse.Namespace, a: list[CandidateSet], b: list[CandidateSet]
 ) -> tuple[list[CandidateSet], list[CandidateSet], str]:
     """Both files with scores, and whose they are."""
     if args.function and args.reward_model:
         raise InputError("--function and --reward_model are two judges; name one")
+    if not (args.function or args.reward_model or args.judge or judges([*a, *b])):
+        print(f"no answer has a score: judging by {FALLBACK}; name a judge of your own", file=sys.stderr)
+        args.function = FALLBACK
     if args.function or args.reward_model:
         kind, option = ("function", "function") if args.function else ("reward_model", "model")
         name = args.judge or kind

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if content is None:
             raise InputError(f"{name}: no manifest ({manifest.path_for(name)})")
         found.append(content)
-    return {"differences": differences(*found)}
+    return {"differences": differences(found[0], found[1])}
 
 
 def show(result: dict[str, Any]) -> None:

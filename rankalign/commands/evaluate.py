@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rankalign.data import load
 from rankalign.errors import InputError, RecordError
 from rankalign.evaluation import EvalResult, by_policy
 from rankalign.evaluation.tables import from_result, render
-from rankalign.records import CandidateSet, choose_judge, judges, read
+from rankalign.records import CandidateSet, choose_judge, judges
 
 EXAMPLE = "rankalign eval reward runs/demo/after.jsonl --judge vader"
 KINDS = ("perplexity", "reward", "lexical", "agreement")
@@ -19,7 +20,8 @@ KINDS = ("perplexity", "reward", "lexical", "agreement")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to measure, on which file."""
     parser.add_argument("kind", choices=KINDS, help="what to measure")
-    parser.add_argument("file", help="records with responses (JSON Lines)")
+    parser.add_argument("file", help="records with responses, in any known format")
+    parser.add_argument("--format", default="auto", help="format of the file: auto or a name of `rankalign ls formats`")
     parser.add_argument("--judge", default="", help="whose scores; needed where several judges scored")
     parser.add_argument("--truth", default="", help="agreement: the judge whose order counts as right")
     parser.add_argument("--function", help="reward: score now with this function (module:name or file.py:name)")
@@ -39,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """One evaluation as ``{"metrics", "n", "ci95"}``."""
     invalid: list[RecordError] = []
-    sets = list(read(args.file, invalid.append if args.skip_invalid else None))
+    sets = list(load(args.file, args.format, invalid.append if args.skip_invalid else None))
     if invalid:
         print(f"{len(invalid)} bad records left out; the first: {invalid[0]}", file=sys.stderr)
     if args.policy:

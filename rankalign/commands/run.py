@@ -31,8 +31,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Run; see :func:`rankalign.experiment.run`."""
     flags = {name: getattr(args, name) for name in ("output", "model", "seed", "max_prompts", "overwrite")}
     config = load(ExperimentConfig, args.config, **flags)
-    paths = {name: resolve_near(getattr(config, name), args.config) for name in ("prompts", "heldout")}
-    return {**run_experiment(replace(config, **paths)), "report": f"{config.output}/report.html"}
+    prompts, heldout = (resolve_near(path, args.config) for path in (config.prompts, config.heldout))
+    result = run_experiment(replace(config, prompts=prompts, heldout=heldout))
+    return {**result, "report": f"{config.output}/report.html"}
 
 
 def show(result: dict[str, Any]) -> None:
