@@ -136,7 +136,7 @@ def measure(
     config: ExperimentConfig, candidates: list[CandidateSet], before: list[CandidateSet], after: list[CandidateSet]
 ) -> dict[str, Any]:
     """The numbers of ``result.json``, all of them from records on disk."""
-    comparison = compare_by_score(before, after, config.judge, ("before", "after"), seed=config.seed)
+    comparison = compare_by_score(after, before, config.judge, ("after", "before"), seed=config.seed)
     gain, pool = comparison.systems[0], evaluate_reward(candidates, config.judge, seed=config.seed)
     judge_model = models.load_policy(config.model, dtype="float32")
     tokenizer = models.load_tokenizer(config.model)

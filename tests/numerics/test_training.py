@@ -306,3 +306,31 @@ def test_evaluation_while_training_is_a_mean_over_all_prompts(tmp_path: Path, da
         for t in lists
     ]
     assert found["eval_loss"] == pytest.approx(torch.stack(by_hand).mean().item(), rel=1e-4)
+
+
+def letters_or_digits(count: int, seed: int) -> list[CandidateSet]:
+    """Random strings of letters and digits, scored by their share of letters."""
+    rng = random.Random(seed)
+    sets = []
+    for i in range(count):
+        texts = ["".join(rng.choices("abcdefgh12345678", k=10)) for _ in range(5)]
+        responses = [Response(text, scores={"letters": sum(map(str.isalpha, text)) / 10}) for text in texts]
+        sets.append(CandidateSet(f"p{i}", f"string {i} please", responses))
+    return sets
+
+
+def test_policy_ranks_held_out_pairs_better_after_training(tmp_path: Path) -> None:
+    """Row 32: p_i as a reward model on prompts nothing was trained on; at random weights it is a coin."""
+    from rankalign.evaluation.agreement import add_policy_scores, evaluate_agreement
+
+    write(tmp_path / "train.jsonl", letters_or_digits(32, seed=1))
+    more = {"learning_rate": 1e-2, "num_train_epochs": 3, "save_strategy": "no"}
+    train(run_settings(tmp_path / "train.jsonl", tmp_path / "run", **more))
+    accuracy = []
+    for name in ("tiny", str(tmp_path / "run")):
+        held_out = letters_or_digits(24, seed=2)
+        add_policy_scores(models.load_policy(name), TOKENIZER, held_out, "p")
+        accuracy.append(evaluate_agreement(held_out, "p", "letters"))
+    before, after = accuracy
+    assert before.ci95["accuracy"][0] < 0.5 < before.ci95["accuracy"][1]
+    assert after.ci95["accuracy"][0] > max(0.5, before.metrics["accuracy"])

@@ -1,0 +1,298 @@
+"""What the format files share: ids, extra columns, answers as messages, prompts as text, pairs from scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rankalign.errors import InputError, RecordError
+from rankalign.formats import FORMATS, Losses
+from rankalign.records import CandidateSet, Checker, OnError, Prompt, Response, Row, kind
+from rankalign.templates import render
+
+# Where records carry several judges and none is named, the first of these that is there ranks.
+PREFERENCE = "preference"
+DEFAULT_JUDGES = (PREFERENCE, "score", "overall_score")
+# A row from the better response, the worse one and the judge who says so.
+Build = Callable[[Response, Response, str], dict[str, Any]]
+
+
+class Dropped(RecordError):
+    """A sound row that the format's own rule leaves out, such as a comparison of two equal texts.
+
+    ``convert`` counts these under ``lost`` and goes on; to any other reader they are bad rows.
+    """
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """A format whose every row is one record: subclasses say how with :meth:`record` and :meth:`rows`.
+
+    Columns without a place in the record wait in ``meta`` under their own names, and what is needed to lay the row out
+    as it was waits in ``meta[name]``, so that reading and writing gives the row back.
+
+    Attributes:
+        judge: scores of this judge rank when writing; empty picks the only one, or the first of ``DEFAULT_JUDGES``.
+        pairs: ``all`` writes every strict pair of a ranked list, ``best-worst`` one pair a list.
+    """
+
+    judge: str = ""
+    pairs: str = "all"
+    name: ClassVar[str]
+    id_columns: ClassVar[tuple[str, ...]] = ("id", "prompt_id")
+
+    def read(self, rows: Iterable[Row], file: str, on_error: OnError) -> Iterator[CandidateSet]:
+        """Records from foreign rows, in order; a bad row goes to ``on_error`` and is left out."""
+        ids = Ids(file, self.id_columns)
+        for line, row in rows:
+            try:
+                record = self.record(row, Checker(file, line))
+            except RecordError as error:
+                on_error(error)
+            else:
+                record.id = ids.take(row, line)
+                yield record
+
+    def write(self, records: Iterable[CandidateSet], losses: Losses) -> Iterator[dict[str, Any]]:
+        """Foreign rows from records, in order; what does not fit is counted in ``losses``."""
+        for record in records:
+            yield from self.rows(record, losses)
+
+    def record(self, row: dict[str, Any], check: Checker) -> CandidateSet:
+        """One row as a record whose id is still to be given."""
+        raise NotImplementedError
+
+    def rows(self, record: CandidateSet, losses: Losses) -> Iterator[dict[str, Any]]:
+        """The rows of one record."""
+        raise NotImplementedError
+
+    def is_pair(self, record: CandidateSet, better: str = "chosen", worse: str = "rejected") -> bool:
+        """Whether the record is a pair of policies named so, with the verdict it came with, and that verdict ranks."""
+        policies = [response.policy for response in record.responses]
+        return policies == [better, worse] and self.judge in ("", PREFERENCE) and record.scores(PREFERENCE) == [1, 0]
+
+    def pair_rows(self, record: CandidateSet, losses: Losses, build: Build) -> Iterator[dict[str, Any]]:
+        """A row for each strict pair of a ranked list; the kept columns go along where there is but one."""
+        judge = pick_judge(record, self.judge) or ""
+        scores = record.scores(judge)
+        pairs = strict_pairs(scores, losses, self.pairs)
+        used = [record.responses[index] for index in sorted({index for pair in pairs for index in pair})]
+        lost_details(used, losses, [judge], meta=False)
+        for better, worse in pairs:
+            row = build(record.responses[better], record.responses[worse], judge)
+            yield complete(row, record, self.name, losses) if len(pairs) == 1 else {"id": record.id, **row}
+        if len(pairs) > 1 and any(value or key not in FORMATS for key, value in record.meta.items()):
+            losses.add("meta of a prompt with several pairs")
+
+
+class Ids:
+    """Gives each record of a file an id: the row's own where it has a fresh one, else ``<file stem>-<line>``."""
+
+    def __init__(self, file: str, columns: tuple[str, ...]) -> None:
+        self.stem = Path(file).name.split(".")[0] or "row"
+        self.columns, self.seen = columns, set[str]()
+
+    def take(self, row: dict[str, Any], line: int) -> str:
+        """The id of the row on ``line``."""
+        own = (row.get(column) for column in self.columns)
+        named = next((str(value) for value in own if type(value) in (str, int) and str(value).strip()), None)
+        ident = named if named is not None and named not in self.seen else f"{self.stem}-{line:06d}"
+        while ident in self.seen:
+            ident += "+"
+        self.seen.add(ident)
+        return ident
+
+
+# --- columns -----------------------------------------------------------------------------------------------------
+
+
+def keep(name: str, note: dict[str, Any], row: dict[str, Any], used: Iterable[str]) -> dict[str, Any]:
+    """``meta`` of a record read from ``row``: the columns not ``used``, and the layout ``note`` under ``name``.
+
+    A column that happens to have the name of a format goes into the note, where it cannot be taken for one.
+    """
+    taken = set(used)
+    columns = {key: value for key, value in row.items() if key not in taken}
+    homonyms = {key: columns.pop(key) for key in list(columns) if key in FORMATS}
+    return {**columns, name: {**note, "columns": homonyms} if homonyms else note}
+
+
+def note_of(record: CandidateSet, name: str) -> dict[str, Any] | None:
+    """The layout note that format ``name`` left in the record, or None for a record from elsewhere."""
+    note = record.meta.get(name)
+    return note if isinstance(note, dict) else None
+
+
+def complete(row: dict[str, Any], record: CandidateSet, name: str, losses: Losses) -> dict[str, Any]:
+    """``row`` with the kept columns of ``record`` put back, and its id where the record comes from elsewhere."""
+    note = note_of(record, name)
+    kept = {key: value for key, value in record.meta.items() if key not in FORMATS}
+    for key in record.meta:
+        if (key in FORMATS and key != name and record.meta[key]) or (key in kept and key in row):
+            losses.add(f"meta.{key}")
+    kept = {"id": record.id, **kept} if note is None else {**kept, **note.get("columns", {})}
+    first = {"id": kept["id"]} if "id" in kept else {}
+    return {**first, **row, **{key: value for key, value in kept.items() if key not in row}}
+
+
+def lost_details(
+    responses: Iterable[Response], losses: Losses, held: Iterable[str] = (), policy: bool = True, meta: bool = True
+) -> None:
+    """Count what a row of plain texts cannot say of its responses.
+
+    Args:
+        responses: those that are written.
+        losses: takes the counts, named by the field that is lost.
+        held: judges whose scores the row does hold.
+        policy: whether names of policies are lost.
+        meta: whether ``meta`` of a response is lost.
+    """
+    judges = set(held)
+    for response in responses:
+        lost = {
+            "response.policy": policy and response.policy != "unknown",
+            "response.finished": not response.finished,
+            "response.count": response.count != 1,
+            "response.sampling": response.sampling,
+            "response.tokens": response.tokens,
+            "response.meta": meta and response.meta,
+            **{f"scores.{name}": score is not None for name, score in response.scores.items() if name not in judges},
+        }
+        for field, is_lost in lost.items():
+            if is_lost:
+                losses.add(field)
+
+
+# --- texts and messages ------------------------------------------------------------------------------------------
+
+
+def answer(check: Checker, value: Any, path: str) -> tuple[str, dict[str, Any]]:
+    """A completion, a string or a list of one assistant message: its text and the message's further keys."""
+    if isinstance(value, str):
+        return check.text(value, path), {}
+    if not isinstance(value, list):
+        raise check.fail(path, f"expected a string or a list of messages, found {kind(value)}")
+    if len(value) != 1:
+        raise check.fail(path, f"holds {len(value)} messages where a response is one assistant message")
+    return assistant(check, value[0], f"{path}[0]")
+
+
+def assistant(check: Checker, message: Any, path: str) -> tuple[str, dict[str, Any]]:
+    """An assistant message: its text and its further keys."""
+    check.mapping(message, path)
+    if (role := check.need(message, "role", path)) != "assistant":
+        raise check.fail(f"{path}.role", f"expected 'assistant', found {role!r}")
+    text = check.text(check.need(message, "content", path), f"{path}.content")
+    return text, {key: value for key, value in message.items() if key not in ("role", "content")}
+
+
+def answered(check: Checker, value: Any, path: str, **fields: Any) -> Response:
+    """A completion as a response; further keys of its message are kept in ``meta["message"]``."""
+    text, further = answer(check, value, path)
+    return Response(text, meta={"message": further} if further else {}, **fields)
+
+
+def as_message(response: Response) -> dict[str, Any]:
+    """A response as an assistant message."""
+    return {"role": "assistant", "content": response.text, **response.meta.get("message", {})}
+
+
+def prompt_text(prompt: Prompt, losses: Losses) -> str:
+    """A prompt as one string for formats that know no messages: a lone user message as it is, dialogues in HH form."""
+    if isinstance(prompt, str):
+        return prompt
+    losses.add("prompt.messages")
+    if len(prompt) == 1 and prompt[0]["role"] == "user":
+        return str(prompt[0]["content"])
+    if any(message["role"] == "tool" for message in prompt):
+        losses.add("prompt.tool")
+    return render(prompt, "hh")
+
+
+def instruction_text(instruction: str, further: str) -> str:
+    """An Alpaca instruction and its input as one user turn."""
+    return f"{instruction}\n\n{further}" if further else instruction
+
+
+def paired(chosen: Response, rejected: Response) -> list[Response]:
+    """Two answers of a data set as responses of policies ``chosen`` and ``rejected``, scored 1 and 0."""
+    for response, policy, score in ((chosen, "chosen", 1.0), (rejected, "rejected", 0.0)):
+        response.policy, response.scores = policy, {PREFERENCE: score, **response.scores}
+    return [chosen, rejected]
+
+
+# --- scores ------------------------------------------------------------------------------------------------------
+
+
+def pick_judge(record: CandidateSet, wanted: str = "") -> str | None:
+    """The judge whose scores rank this record, or None where it has no scores.
+
+    Raises:
+        InputError: several judges scored it, none is asked for and none is a default.
+    """
+    if wanted:
+        return wanted
+    names = list(dict.fromkeys(name for r in record.responses for name, score in r.scores.items() if score is not None))
+    if len(names) < 2:
+        return names[0] if names else None
+    for name in DEFAULT_JUDGES:
+        if name in names:
+            return name
+    raise InputError(f"record {record.id!r} has scores of several judges ({', '.join(names)}): name one with --judge")
+
+
+def strict_pairs(scores: Sequence[float | None], losses: Losses, mode: str = "all") -> list[tuple[int, int]]:
+    """Pairs ``(i, j)`` with ``scores[i] > scores[j]``, best first: C(K, 2) less the ties, or best and worst alone.
+
+    Counted in ``losses``: ``ties`` (pairs of equal scores), ``responses without a score``, and
+    ``prompts without a strict pair``.
+
+    Raises:
+        InputError: ``mode`` is neither ``all`` nor ``best-worst``.
+    """
+    known = {index: score for index, score in enumerate(scores) if score is not None}
+    if missing := len(scores) - len(known):
+        losses.add("responses without a score", missing)
+    order = sorted(known, key=lambda index: -known[index])
+    every = list(combinations(order, 2))
+    found = [(i, j) for i, j in every if known[i] > known[j]]
+    if ties := len(every) - len(found):
+        losses.add("ties", ties)
+    if not found:
+        losses.add("prompts without a strict pair")
+    if mode == "all":
+        return found
+    if mode != "best-worst":
+        raise InputError(f"pairs must be 'all' or 'best-worst', got {mode!r}")
+    if len(found) > 1:
+        losses.add("pairs other than best and worst", len(found) - 1)
+    return [(order[0], order[-1])] if found else []
+
+
+def scored_responses(
+    record: CandidateSet, wanted: str, losses: Losses, at_least: int = 2
+) -> tuple[str, list[Response]]:
+    """The ranking judge and the responses that have its score, none where they are fewer than ``at_least``."""
+    judge = pick_judge(record, wanted) or ""
+    scored = [response for response in record.responses if response.scores.get(judge) is not None]
+    if missing := len(record.responses) - len(scored):
+        losses.add("responses without a score", missing)
+    if len(scored) >= at_least:
+        return judge, scored
+    losses.add("prompts with fewer than two scored responses" if at_least == 2 else "prompts without a scored response")
+    return judge, []
+
+
+def best(record: CandidateSet, judge: str | None, losses: Losses) -> Response | None:
+    """The response to write where a row holds one: highest score, the first of equals; others are counted as lost."""
+    if not record.responses:
+        losses.add("prompts without a response")
+        return None
+    if len(record.responses) > 1:
+        losses.add("responses other than the best", len(record.responses) - 1)
+    scores = record.scores(judge) if judge else []
+    top = max((score for score in scores if score is not None), default=None)
+    return record.responses[0 if top is None else scores.index(top)]

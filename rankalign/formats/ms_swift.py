@@ -1,0 +1,95 @@
+"""ms-swift: ``messages`` that end in the chosen answer with the rejected one beside them, or with a ``label``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rankalign.formats import Losses
+from rankalign.formats.common import (
+    PREFERENCE,
+    RowFormat,
+    answered,
+    as_message,
+    complete,
+    keep,
+    lost_details,
+    note_of,
+    paired,
+)
+from rankalign.records import CandidateSet, Checker, Prompt, Response, kind
+from rankalign.templates import as_messages
+
+REJECTED = ("rejected_response", "rejected_messages")
+
+
+@dataclass(frozen=True)
+class MsSwift(RowFormat):
+    """The rejected answer is a string, one message, or a whole conversation; ``label`` is judge ``label``."""
+
+    name = "ms-swift"
+
+    def record(self, row: dict[str, Any], check: Checker) -> CandidateSet:
+        """One row."""
+        messages = check.prompt(check.need(row, "messages"), "messages")
+        if isinstance(messages, str):
+            raise check.fail("messages", "expected a list of messages, found a string")
+        prompt: Prompt = messages
+        responses: list[Response] = []
+        if messages[-1]["role"] == "assistant":
+            prompt = check.prompt(messages[:-1], "messages")
+            responses = [answered(check, messages[-1:], "messages", policy="completion")]
+        form = next((key for key in REJECTED if key in row), "")
+        note = {"form": form} if form else {}
+        if form:
+            if not responses:
+                raise check.fail("messages", "do not end with the answer that was chosen")
+            responses = paired(responses[0], self._rejected(row[form], form, prompt, check))
+            if isinstance(row[form], list) and form == "rejected_response":
+                note["form"] = "list"
+        elif "label" in row:
+            if not isinstance(row["label"], bool) or not responses:
+                raise check.fail("label", f"expected a boolean beside an answer, found {kind(row['label'])}")
+            responses[0].scores = {"label": float(row["label"])}
+        used = ("messages", form) if form else ("messages", "label")
+        return CandidateSet("", prompt, responses, keep(self.name, note, row, used))
+
+    def _rejected(self, value: Any, path: str, prompt: Any, check: Checker) -> Response:
+        if path == "rejected_messages":
+            turns = check.array(value, path, at_least=2)
+            if turns[:-1] != prompt:
+                raise check.fail(path, "differs from messages before the last one")
+            value = turns[-1:]
+        return answered(check, value, path)
+
+    def rows(self, record: CandidateSet, losses: Losses) -> Iterator[dict[str, Any]]:
+        """The row as it came, or one for each strict pair."""
+        if self.is_pair(record):
+            chosen, rejected = record.responses
+            lost_details(record.responses, losses, [PREFERENCE], policy=False, meta=False)
+            yield complete(self._pair(record, chosen, rejected), record, self.name, losses)
+        elif len(record.responses) > 1:
+            yield from self.pair_rows(record, losses, lambda chosen, rejected, _: self._pair(record, chosen, rejected))
+        else:
+            lost_details(record.responses, losses, ["label"], policy=False, meta=False)
+            row: dict[str, Any] = {"messages": as_messages(record.prompt) + [as_message(r) for r in record.responses]}
+            for response in record.responses:
+                if (label := response.scores.get("label")) in (0, 1):
+                    row["label"] = bool(label)
+            yield complete(row, record, self.name, losses)
+
+    def _pair(self, record: CandidateSet, chosen: Response, rejected: Response) -> dict[str, Any]:
+        prompt = as_messages(record.prompt)
+        row: dict[str, Any] = {"messages": [*prompt, as_message(chosen)]}
+        form = (note_of(record, self.name) or {}).get("form")
+        if form == "rejected_messages":
+            row[form] = [*prompt, as_message(rejected)]
+        elif form == "list" or rejected.meta.get("message"):
+            row["rejected_response"] = [as_message(rejected)]
+        else:
+            row["rejected_response"] = rejected.text
+        return row
+
+
+FORMAT = MsSwift()

@@ -1,0 +1,35 @@
+"""Our own record as a format, so that ``convert`` can check, merge and re-encode it like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from rankalign.errors import RecordError
+from rankalign.formats import Losses
+from rankalign.records import CandidateSet, OnError, Row, parse, to_dict
+
+
+class Native:
+    """One :class:`CandidateSet` a row."""
+
+    def read(self, rows: Iterable[Row], file: str, on_error: OnError) -> Iterator[CandidateSet]:
+        """Records as they are; a second record of one id is an error."""
+        seen: dict[str, int] = {}
+        for line, row in rows:
+            try:
+                record = parse(row, file, line)
+                if record.id in seen:
+                    raise RecordError(file, line, "id", f"{record.id!r} stands already on line {seen[record.id]}")
+            except RecordError as error:
+                on_error(error)
+            else:
+                seen[record.id] = line
+                yield record
+
+    def write(self, records: Iterable[CandidateSet], losses: Losses) -> Iterator[dict[str, Any]]:
+        """Records as they are; nothing is lost."""
+        yield from map(to_dict, records)
+
+
+FORMAT = Native()

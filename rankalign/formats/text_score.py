@@ -1,0 +1,51 @@
+"""Whole texts with scores, ``{"text": [...], "score": [...]}``, as DSP has them: what all texts share is the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rankalign.formats import Losses
+from rankalign.formats.common import RowFormat, complete, keep, lost_details, note_of, scored_responses
+from rankalign.formats.hh import write_dialogue
+from rankalign.formats.trl import split_shared
+from rankalign.records import CandidateSet, Checker, Response
+
+
+@dataclass(frozen=True)
+class TextScore(RowFormat):
+    """The better text need not stand first, and equal scores are ties; scores are those of judge ``score``."""
+
+    name = "text-score"
+
+    def record(self, row: dict[str, Any], check: Checker) -> CandidateSet:
+        """One row; the prompt ends at the last mark of an assistant's turn that all texts share."""
+        texts = check.array(check.need(row, "text"), "text", at_least=2)
+        scores = check.array(check.need(row, "score"), "score")
+        if len(scores) != len(texts):
+            raise check.fail("score", f"{len(scores)} scores for {len(texts)} texts")
+        for index, text in enumerate(texts):
+            check.text(text, f"text[{index}]", empty=False)
+        cut = min(split_shared(texts[0], text) for text in texts[1:])
+        if not cut:
+            raise check.fail("text", "the texts share no beginning that could be their prompt")
+        responses = [
+            Response(text[cut:], scores={"score": check.number(score, f"score[{index}]")})
+            for index, (text, score) in enumerate(zip(texts, scores, strict=True))
+        ]
+        return CandidateSet("", texts[0][:cut], responses, keep(self.name, {}, row, ("text", "score")))
+
+    def rows(self, record: CandidateSet, losses: Losses) -> Iterator[dict[str, Any]]:
+        """One row with the responses that have a score."""
+        judge, scored = scored_responses(record, self.judge, losses)
+        if not scored:
+            return
+        lost_details(scored, losses, [judge])
+        own = note_of(record, self.name) is not None and isinstance(record.prompt, str)
+        head = record.prompt if own else f"{write_dialogue(record)} "
+        row = {"text": [f"{head}{r.text}" for r in scored], "score": [r.scores[judge] for r in scored]}
+        yield complete(row, record, self.name, losses)
+
+
+FORMAT = TextScore()

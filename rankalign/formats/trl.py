@@ -1,0 +1,184 @@
+"""TRL's dataset types, standard (strings) and conversational (messages).
+
+Read and written: preference with explicit or implicit prompt, unpaired preference, prompt-completion, prompt-only and
+``messages``. Other columns (``margin``, ``tools``, ``images``, ...) are kept.
+
+A preference row without ``prompt`` hides it in the shared beginning of ``chosen`` and ``rejected``. TRL takes the
+longest common run of characters, which moves a shared opening of the two answers ("I think ...") into the prompt, where
+it is never trained. Here the prompt of two strings ends behind the last mark of an assistant's turn in that run, else
+behind its last line break, else before its last space, and never inside a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from rankalign.formats import Losses
+from rankalign.formats.common import (
+    PREFERENCE,
+    RowFormat,
+    answered,
+    as_message,
+    complete,
+    keep,
+    lost_details,
+    note_of,
+    paired,
+)
+from rankalign.records import CandidateSet, Checker, Prompt, Response, kind
+
+ASSISTANT_MARKS = (
+    "\n\nAssistant:",
+    "\n\n### Response:",
+    "\n## Assistant:",
+    "<|im_start|>assistant\n",
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "<|assistant|>",
+    "<start_of_turn>model\n",
+    "[/INST]",
+    " ASSISTANT:",
+    "\nTL;DR:",
+)
+
+
+def split_shared(chosen: str, rejected: str) -> int:
+    """Length of the prompt that two full texts share, or 0 where none can be told apart."""
+    pairs = enumerate(zip(chosen, rejected, strict=False))
+    shared = chosen[: next((i for i, (c, r) in pairs if c != r), min(len(chosen), len(rejected)))]
+    marks = [shared.rfind(mark) + len(mark) for mark in ASSISTANT_MARKS if mark in shared]
+    cuts = [max(marks, default=0), shared.rfind("\n") + 1, max(shared.rfind(" "), 0)]
+    return next((cut for cut in cuts if shared[:cut].strip()), 0)
+
+
+def _shared_prompt(check: Checker, chosen: Any, rejected: Any) -> tuple[Prompt, Any, Any]:
+    """Prompt, chosen and rejected of a pair whose prompt is implicit."""
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        cut = split_shared(chosen, rejected)
+        if not cut:
+            raise check.fail("prompt", "is missing, and chosen and rejected share no beginning that could be it")
+        return check.text(chosen[:cut], "chosen"), chosen[cut:], rejected[cut:]
+    for path, value in (("chosen", chosen), ("rejected", rejected)):
+        if not isinstance(value, list):
+            raise check.fail(path, f"expected what the other side has, found {kind(value)}")
+        check.array(value, path, at_least=2)
+    if chosen[:-1] != rejected[:-1]:
+        raise check.fail("rejected", "differs from chosen before its last message; only the last one may be the answer")
+    return check.prompt(chosen[:-1], "chosen"), chosen[-1:], rejected[-1:]
+
+
+def _is_implicit(row: dict[str, Any]) -> bool:
+    """Some data sets add the prompt as a string although the messages repeat it."""
+    prompt, chosen = row.get("prompt"), row["chosen"]
+    return prompt is None or (isinstance(prompt, str) and isinstance(chosen, list) and len(chosen) > 1)
+
+
+@dataclass(frozen=True)
+class Trl(RowFormat):
+    """``chosen`` and ``rejected`` are responses of policies so named, scored 1 and 0 by judge ``preference``."""
+
+    name = "trl"
+    held: ClassVar[tuple[str, ...]] = (PREFERENCE,)
+
+    def record(self, row: dict[str, Any], check: Checker) -> CandidateSet:
+        """One row of any of the types."""
+        if "chosen" in row or "rejected" in row:
+            return self._read_pair(row, check)
+        if "messages" in row:
+            return self._read_messages(row, check)
+        if "completion" in row:
+            return self._read_completion(row, check)
+        if "prompt" not in row:
+            raise check.fail("", f"no TRL type has only the columns {', '.join(row) or '(none)'}")
+        return CandidateSet("", check.prompt(row["prompt"]), [], keep(self.name, {}, row, ("prompt",)))
+
+    def _read_pair(self, row: dict[str, Any], check: Checker) -> CandidateSet:
+        chosen, rejected = check.need(row, "chosen"), check.need(row, "rejected")
+        note: dict[str, Any] = {}
+        if _is_implicit(row):
+            prompt, chosen, rejected = _shared_prompt(check, chosen, rejected)
+            note = {"implicit": True} | ({"prompt": row["prompt"]} if "prompt" in row else {})
+        else:
+            prompt = check.prompt(row["prompt"])
+        responses = paired(answered(check, chosen, "chosen"), answered(check, rejected, "rejected"))
+        if type(chosen) is not type(rejected):
+            raise check.fail("rejected", f"is {kind(rejected)} where chosen is {kind(chosen)}")
+        note |= _odd_form(prompt, chosen)
+        return CandidateSet("", prompt, responses, keep(self.name, note, row, ("prompt", "chosen", "rejected")))
+
+    def _read_messages(self, row: dict[str, Any], check: Checker) -> CandidateSet:
+        messages = check.prompt(row["messages"], "messages")
+        if isinstance(messages, str):
+            raise check.fail("messages", "expected a list of messages, found a string")
+        responses = []
+        if messages[-1]["role"] == "assistant" and len(messages) > 1:
+            responses = [answered(check, messages[-1:], "messages", policy="completion")]
+            messages = messages[:-1]
+        prompt = check.prompt(messages, "messages")
+        return CandidateSet("", prompt, responses, keep(self.name, {"messages": True}, row, ("messages",)))
+
+    def _read_completion(self, row: dict[str, Any], check: Checker) -> CandidateSet:
+        prompt = check.prompt(check.need(row, "prompt"))
+        note = _odd_form(prompt, row["completion"])
+        scores: dict[str, float | None] = {}
+        if "label" in row:
+            if not isinstance(row["label"], bool):
+                raise check.fail("label", f"expected a boolean, found {kind(row['label'])}")
+            scores = {"label": float(row["label"])}
+        response = answered(check, row["completion"], "completion", policy="completion", scores=scores)
+        return CandidateSet("", prompt, [response], keep(self.name, note, row, ("prompt", "completion", "label")))
+
+    def rows(self, record: CandidateSet, losses: Losses) -> Iterator[dict[str, Any]]:
+        """The row as it came, while the record still is what it was; else its strict pairs, completion or prompt."""
+        if self.is_pair(record):
+            yield self._pair_row(record, losses)
+        elif len(record.responses) > 1:
+            yield from self.pair_rows(record, losses, lambda *pair: self._ranked_row(record, *pair))
+        else:
+            yield self._single_row(record, losses)
+
+    def _pair_row(self, record: CandidateSet, losses: Losses) -> dict[str, Any]:
+        lost_details(record.responses, losses, self.held, policy=False, meta=False)
+        note = note_of(record, self.name) or {}
+        chosen, rejected = (self._form(record, response) for response in record.responses)
+        if not note.get("implicit"):
+            row = {"prompt": record.prompt, "chosen": chosen, "rejected": rejected}
+        else:
+            row = {"chosen": record.prompt + chosen, "rejected": record.prompt + rejected}
+            if "prompt" in note:
+                row["prompt"] = note["prompt"]
+        return complete(row, record, self.name, losses)
+
+    def _ranked_row(self, record: CandidateSet, chosen: Response, rejected: Response, judge: str) -> dict[str, Any]:
+        return {
+            "prompt": record.prompt,
+            "chosen": self._form(record, chosen),
+            "rejected": self._form(record, rejected),
+            "score_chosen": chosen.scores[judge],
+            "score_rejected": rejected.scores[judge],
+        }
+
+    def _single_row(self, record: CandidateSet, losses: Losses) -> dict[str, Any]:
+        lost_details(record.responses, losses, ["label"], policy=False, meta=False)
+        row: dict[str, Any] = {"prompt": record.prompt}
+        if (note_of(record, self.name) or {}).get("messages") and isinstance(record.prompt, list):
+            row = {"messages": record.prompt + [as_message(response) for response in record.responses]}
+        elif record.responses:
+            row["completion"] = self._form(record, record.responses[0])
+            if (label := record.responses[0].scores.get("label")) in (0, 1):
+                row["label"] = bool(label)
+        return complete(row, record, self.name, losses)
+
+    def _form(self, record: CandidateSet, response: Response) -> Any:
+        """A completion in the form of the prompt, or in the other where the row had it so."""
+        odd = bool((note_of(record, self.name) or {}).get("odd"))
+        return [as_message(response)] if isinstance(record.prompt, list) != odd else response.text
+
+
+def _odd_form(prompt: Prompt, completion: Any) -> dict[str, Any]:
+    """The note on completions whose form differs from the prompt's: strings beside messages or the reverse."""
+    return {"odd": True} if isinstance(prompt, list) != isinstance(completion, list) else {}
+
+
+FORMAT = Trl()

@@ -1,0 +1,336 @@
+"""The rules of :mod:`rankalign.lint`: what each looks at and when it speaks.
+
+L1xx look at one answer, L2xx at the answers of one prompt, L3xx at their scores, L4xx at the whole set.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+
+from rankalign.records import CandidateSet, judges
+
+EOS = ("</s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<eos>", "<end_of_turn>")
+BOS = ("<s>", "<|begin_of_text|>", "<|startoftext|>", "<bos>")
+TURNS = ("\n\nHuman:", "\nHuman:", "\nUser:", "\nUSER:", "### Instruction:", "<|im_start|>", "<|prompter|>", "[INST]")
+_SPECIAL = re.compile(r"<\|[A-Za-z_]{2,30}\|>|</?s>|<(?:pad|unk|bos|eos)>|\[(?:PAD|UNK|CLS|SEP|MASK|INST|/INST)\]")
+_JUDGE = re.compile(
+    r"\[\[(?:[ABC]|\d+(?:\.\d+)?|[AB]>+[AB]|A=B)\]\]"
+    r"|\[The (?:Start|End) of Assistant"
+    r"|\b(?:Rating|Score|Overall score)\s*:\s*\d+(?:\.\d+)?\s*/\s*\d+"
+    r"|\bOutput \([ab]\) is (?:better|preferred)"
+)
+TRUNCATED_WORDS, REPEATED_WORDS, LEAK_LENGTH = 20, 50, 20
+# The longest-answer rule is a finding when the lower end of its 95 % interval is above this.
+LENGTH_ACCURACY = 0.6
+
+
+Seen = Iterator[tuple[int | None, str]]
+RecordCheck = Callable[[CandidateSet], Seen]
+SetCheck = Callable[[list[CandidateSet], frozenset[str]], Iterator[tuple[str, str]]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule: one of the two checks is set.
+
+    Attributes:
+        code: its name in reports.
+        summary: one line for people.
+        record: looks at one record, yields a response's index (or None) and what was seen.
+        whole: looks at all records and the prompts held out, yields a record's id (or nothing) and what was seen.
+        fixable: whether :func:`fix` mends it.
+    """
+
+    code: str
+    summary: str
+    record: RecordCheck | None = None
+    whole: SetCheck | None = None
+    fixable: bool = False
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """How often the longer answer is the better one.
+
+    Attributes:
+        pairs: strict pairs of this judge.
+        accuracy: share in which the longer text (characters) has the higher score; equal lengths count half.
+        low: lower end of the 95 % Wilson interval of ``accuracy``.
+    """
+
+    pairs: int
+    accuracy: float
+    low: float
+
+
+def without_bos(text: str) -> str:
+    """``text`` less the marks of a text's begin before it."""
+    while mark := next((mark for mark in BOS if text.startswith(mark)), ""):
+        text = text.removeprefix(mark)
+    return text
+
+
+def without_eos(text: str) -> str:
+    """``text`` less the marks of a text's end behind it."""
+    while mark := next((mark for mark in EOS if text.rstrip().endswith(mark)), ""):
+        text = text.rstrip().removesuffix(mark)
+    return text
+
+
+# --- L1xx: one answer --------------------------------------------------------------------------------------------
+
+
+def _answers(test: Callable[[str], str]) -> RecordCheck:
+    """A check of each answer's text by ``test``, which says what it saw or nothing."""
+
+    def check(record: CandidateSet) -> Seen:
+        for index, response in enumerate(record.responses):
+            if seen := test(response.text):
+                yield index, seen
+
+    return check
+
+
+def _empty(text: str) -> str:
+    return "" if text.strip() else "holds no text"
+
+
+def _looks_cut(record: CandidateSet) -> Seen:
+    for index, response in enumerate(record.responses):
+        text = response.text.rstrip()
+        last = text.rpartition("\n")[2].split()
+        if response.finished and len(text.split()) >= TRUNCATED_WORDS and len(last) >= 5:
+            end = text[-1]
+            if end.isalnum() or end in ",;-–(":
+                yield index, f"counts as finished but ends with {' '.join(last[-3:])!r}"
+
+
+def _special(text: str) -> str:
+    inside = _SPECIAL.findall(without_bos(without_eos(text)))
+    return f"holds {', '.join(sorted(set(inside)))}" if inside else ""
+
+
+def _eos(text: str) -> str:
+    bare = without_eos(text)
+    return f"ends with {text.rstrip()[len(bare.rstrip()) :].strip()!r}" if bare != text else ""
+
+
+def _bos(record: CandidateSet) -> Seen:
+    prompt = record.prompt if isinstance(record.prompt, str) else ""
+    if without_bos(prompt) != prompt:
+        yield None, "the prompt begins with a mark that the tokenizer adds again"
+    for index, response in enumerate(record.responses):
+        if without_bos(response.text) != response.text:
+            yield index, "begins with the mark of a text's begin"
+
+
+def _repeats_prompt(record: CandidateSet) -> Seen:
+    asked = _squeezed(record.prompt if isinstance(record.prompt, str) else str(record.prompt[-1]["content"]))
+    if len(asked) < LEAK_LENGTH:
+        return
+    for index, response in enumerate(record.responses):
+        if _squeezed(response.text).startswith(asked):
+            yield index, "begins by repeating the prompt"
+
+
+def _next_turn(text: str) -> str:
+    found = [mark.strip() for mark in TURNS if mark in text]
+    return f"goes on into another turn ({', '.join(sorted(set(found)))})" if found else ""
+
+
+def _judge_residue(text: str) -> str:
+    found = _JUDGE.search(text)
+    return f"speaks as a judge: {found.group()!r}" if found else ""
+
+
+def _loops(text: str) -> str:
+    words = text.split()
+    if len(words) < REPEATED_WORDS:
+        return ""
+    grams = list(zip(words, words[1:], words[2:], words[3:], strict=False))
+    share = len(set(grams)) / len(grams)
+    return f"repeats itself: {share:.0%} of its four-word runs are different" if share < 0.3 else ""
+
+
+def _replaced(text: str) -> str:
+    count = text.count("\ufffd")
+    return f"holds U+FFFD {count} times, where a decoder gave up" if count else ""
+
+
+def script(text: str) -> str:
+    """The script of most of a text's letters (``LATIN``, ``CJK``, ...); empty where it is mixed or short."""
+    letters = [char for char in text if char.isalpha()][:400]
+    if len(letters) < 20:
+        return ""
+    names = Counter("LATIN" if c.isascii() else unicodedata.name(c, "UNKNOWN").split()[0] for c in letters)
+    name, count = names.most_common(1)[0]
+    return name if count >= 0.7 * len(letters) else ""
+
+
+def _other_script(record: CandidateSet) -> Seen:
+    prompt = record.prompt if isinstance(record.prompt, str) else str(record.prompt[-1]["content"])
+    if not (asked := script(prompt)):
+        return
+    for index, response in enumerate(record.responses):
+        if (answered := script(response.text)) and answered != asked:
+            yield index, f"is {answered.title()} where the prompt is {asked.title()}"
+
+
+# --- L2xx: the answers of one prompt -----------------------------------------------------------------------------
+
+
+def _squeezed(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _identical(record: CandidateSet) -> Seen:
+    first: dict[str, int] = {}
+    for index, response in enumerate(record.responses):
+        if (earlier := first.setdefault(response.text, index)) != index:
+            yield index, f"is the same text as response {earlier}"
+
+
+def _differ_in_space(record: CandidateSet) -> Seen:
+    first: dict[str, int] = {}
+    for index, response in enumerate(record.responses):
+        earlier = first.setdefault(_squeezed(response.text), index)
+        if response.text != record.responses[earlier].text:
+            yield index, f"differs from response {earlier} in white space alone"
+
+
+def _cut_prompt(record: CandidateSet) -> Seen:
+    note = record.meta.get("trl")
+    implicit = isinstance(note, dict) and note.get("implicit")
+    if implicit and isinstance(record.prompt, str) and record.prompt[-1:].isalnum():
+        yield (
+            None,
+            f"the prompt was guessed from two texts and ends with {record.prompt.split()[-1]!r}; give it a column",
+        )
+
+
+# --- L3xx: scores ------------------------------------------------------------------------------------------------
+
+
+def _opposed(record: CandidateSet) -> Seen:
+    for one, other in combinations(judges([record]), 2):
+        shared = [
+            (a, b)
+            for a, b in zip(record.scores(one), record.scores(other), strict=True)
+            if a is not None and b is not None
+        ]
+        signs = [_sign(x[0] - y[0]) * _sign(x[1] - y[1]) for x, y in combinations(shared, 2)]
+        against, along = signs.count(-1), signs.count(1)
+        if against > along:
+            yield None, f"judges {one!r} and {other!r} order {against} of {against + along} pairs the other way round"
+
+
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)
+
+
+def _all_tied(record: CandidateSet) -> Seen:
+    for judge in judges([record]):
+        known = [score for score in record.scores(judge) if score is not None]
+        if len(known) > 1 and len(set(known)) == 1:
+            yield None, f"judge {judge!r} gives all {len(known)} answers {known[0]:g}"
+
+
+def _partly_scored(record: CandidateSet) -> Seen:
+    for judge in judges([record]):
+        for index, score in enumerate(record.scores(judge)):
+            if score is None:
+                yield index, f"has no score by {judge!r}, others have"
+
+
+def _overall_against_aspects(record: CandidateSet) -> Seen:
+    for index, response in enumerate(record.responses):
+        aspects = [s for judge, s in response.scores.items() if s is not None and not judge.endswith("_score")]
+        overall = response.scores.get("overall_score")
+        if overall is not None and overall >= 9 and len(aspects) > 1 and sum(aspects) / len(aspects) <= 2:
+            mean = sum(aspects) / len(aspects)
+            yield index, f"overall {overall:g} beside aspects of {mean:.1f} on average: a 1 stored as 10?"
+
+
+# --- L4xx: the whole set -----------------------------------------------------------------------------------------
+
+
+def prompt_key(record: CandidateSet) -> str:
+    """A prompt without the differences that do not make it another prompt: white space and capitals."""
+    parts = [record.prompt] if isinstance(record.prompt, str) else [str(m["content"]) for m in record.prompt]
+    return _squeezed("\n".join(parts)).casefold()
+
+
+def _same_prompt(records: list[CandidateSet], held_out: frozenset[str]) -> Iterator[tuple[str, str]]:
+    first: dict[str, str] = {}
+    for record in records:
+        if (earlier := first.setdefault(prompt_key(record), record.id)) != record.id:
+            yield record.id, f"asks the same as {earlier!r}"
+
+
+def _contaminated(records: list[CandidateSet], held_out: frozenset[str]) -> Iterator[tuple[str, str]]:
+    for record in records:
+        if prompt_key(record) in held_out:
+            yield record.id, "its prompt stands in the held-out set"
+
+
+def longest_answer(records: Iterable[CandidateSet], judge: str) -> Baseline:
+    """The baseline that calls the longer answer the better one, over all strict pairs of ``judge``."""
+    pairs, right = 0, 0.0
+    for record in records:
+        known = [(len(r.text), s) for r in record.responses if (s := r.scores.get(judge)) is not None]
+        for (length, score), (other_length, other) in combinations(known, 2):
+            if score != other:
+                pairs += 1
+                right += 0.5 + 0.5 * _sign(length - other_length) * _sign(score - other)
+    share = right / pairs if pairs else math.nan
+    return Baseline(pairs, share, wilson_low(share, pairs))
+
+
+def wilson_low(share: float, count: int, z: float = 1.959963984540054) -> float:
+    """Lower end of the Wilson score interval (95 %) of a share of ``count`` trials; NaN without trials."""
+    if not count:
+        return math.nan
+    centre, spread = share + z * z / (2 * count), z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    return (centre - spread) / (1 + z * z / count)
+
+
+def _length_decides(records: list[CandidateSet], held_out: frozenset[str]) -> Iterator[tuple[str, str]]:
+    for judge in judges(records):
+        baseline = longest_answer(records, judge)
+        if baseline.low > LENGTH_ACCURACY:
+            seen = f"{baseline.accuracy:.1%} of {baseline.pairs} pairs"
+            yield "", f"calling the longer answer the better one agrees with judge {judge!r} on {seen}"
+
+
+RULES: dict[str, Rule] = {
+    rule.code: rule
+    for rule in (
+        Rule("L101", "empty answer", _answers(_empty)),
+        Rule("L102", "answer that looks cut off but counts as finished", _looks_cut),
+        Rule("L103", "text of special tokens inside an answer", _answers(_special)),
+        Rule("L104", "answer that goes on into another turn", _answers(_next_turn)),
+        Rule("L105", "end-of-text mark at the end of an answer; training adds one", _answers(_eos), fixable=True),
+        Rule("L106", "begin-of-text mark before a prompt or answer", _bos, fixable=True),
+        Rule("L107", "answer that begins by repeating the prompt", _repeats_prompt),
+        Rule("L108", "residue of a judge's verdict in an answer", _answers(_judge_residue)),
+        Rule("L109", "answer that repeats itself", _answers(_loops)),
+        Rule("L110", "replacement characters of a failed decoding", _answers(_replaced)),
+        Rule("L111", "answer in another script than the prompt", _other_script),
+        Rule("L201", "identical answers to one prompt", _identical, fixable=True),
+        Rule("L202", "answers that differ in white space alone", _differ_in_space),
+        Rule("L203", "implicit prompt that ends within a line", _cut_prompt),
+        Rule("L301", "two judges that order the answers oppositely", _opposed),
+        Rule("L302", "all answers tied", _all_tied),
+        Rule("L303", "answers without a score beside scored ones", _partly_scored),
+        Rule("L304", "overall score that contradicts the rated aspects", _overall_against_aspects),
+        Rule("L401", "prompt that stands in the set twice", whole=_same_prompt),
+        Rule("L402", "prompt that stands in the held-out set", whole=_contaminated),
+        Rule("L403", "the longer answer is mostly the better one", whole=_length_decides),
+    )
+}

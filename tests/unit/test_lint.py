@@ -1,0 +1,216 @@
+"""Every rule speaks on its fixture and is silent on the nearest thing that is fine."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rankalign.convert import Intake, load
+from rankalign.lint import RULES, Finding, fix, lint
+from rankalign.lint_rules import longest_answer, script, wilson_low
+from rankalign.records import CandidateSet, Response
+
+LONG = "This answer has a good many words in it so that the rule about answers cut off in the middle looks at"
+RUSSIAN = "Небо голубое, потому что воздух рассеивает синий свет сильнее"
+
+
+def made(*texts: str, prompt: Any = "Why is the sky blue at noon?", **fields: Any) -> CandidateSet:
+    return CandidateSet("one", prompt, [Response(text, **fields) for text in texts])
+
+
+def scored(*scores: Any, judge: str = "rm", texts: str = "abcdefgh") -> CandidateSet:
+    pairs = zip(texts, scores, strict=False)
+    return CandidateSet("one", "p", [Response(text, scores={judge: score}) for text, score in pairs])
+
+
+def judged(one: list[float | None], other: list[float | None]) -> CandidateSet:
+    both = zip("abcdefgh", one, other, strict=False)
+    return CandidateSet("one", "p", [Response(text, scores={"x": x, "y": y}) for text, x, y in both])
+
+
+def implicit(prompt: str) -> CandidateSet:
+    return CandidateSet("one", prompt, [], {"trl": {"implicit": True}})
+
+
+def rated(overall: float, *aspects: float) -> CandidateSet:
+    scores = {f"aspect{index}": value for index, value in enumerate(aspects)}
+    return CandidateSet("one", "p", [Response("a", scores={"overall_score": overall, **scores})])
+
+
+def lengths(right: int, wrong: int) -> list[CandidateSet]:
+    texts = [("long answer", "short")] * right + [("short", "long answer")] * wrong
+    return [
+        CandidateSet(f"n{i}", f"p{i}", [Response(a, scores={"rm": 1.0}), Response(b, scores={"rm": 0.0})])
+        for i, (a, b) in enumerate(texts)
+    ]
+
+
+# code: (records that it must name, the response it names, records that it must not name)
+CASES: dict[str, tuple[list[CandidateSet], int | None, list[CandidateSet]]] = {
+    "L101": ([made("fine.", " \n")], 1, [made("x")]),
+    "L102": (
+        [made(LONG)],
+        0,
+        [made(LONG + " it."), made(LONG, finished=False), made("A short one"), made(LONG + "\n- x")],
+    ),
+    "L103": ([made("a <|im_start|> b")], 0, [made("a </s>"), made("<s> a"), made("a <b> c | d"), made("[link]")]),
+    "L104": ([made("Yes.\n\nHuman: And?")], 0, [made("The Human: a study"), made("User guide")]),
+    "L105": ([made("ok", "ok.</s>")], 1, [made("Write </s> at the end.")]),
+    "L106": ([made("<s>ok")], 0, [made("ok <s>")]),
+    "L107": ([made("Why is the sky  blue at noon? It is.")], 0, [made("Is the sky blue?"), made("p is", prompt="p")]),
+    "L108": ([made("So I say [[B]].")], 0, [made("See [1] and [[note]]."), made("The score: 3 to 1")]),
+    "L109": ([made("la la la " * 30)], 0, [made(" ".join(map(str, range(90)))), made("la la la " * 5)]),
+    "L110": ([made("caf\ufffd")], 0, [made("café")]),
+    "L111": ([made("ok", RUSSIAN)], 1, [made("Небо"), made(RUSSIAN, prompt=RUSSIAN)]),
+    "L201": ([made("same", "other", "same")], 2, [made("same", "Same")]),
+    "L202": ([made("a b", "a  b")], 1, [made("a b", "a b"), made("a b", "ab")]),
+    "L203": ([implicit("The sky is")], None, [implicit("Q: Why?\n"), made("a", prompt="The sky is")]),
+    "L301": ([judged([3, 2, 1], [1, 2, 3])], None, [judged([3, 2, 1], [3, 1, 2]), judged([1, 2], [2, 2])]),
+    "L302": ([scored(5, 5, None)], None, [scored(5, 5, 4), scored(5)]),
+    "L303": ([scored(5, None)], 1, [scored(None, None), scored(1, 2)]),
+    "L304": ([rated(10, 1, 2, 1)], 0, [rated(10, 5, 4), rated(1, 1, 1), rated(10, 1)]),
+    "L401": ([made("a"), CandidateSet("two", "why is the  sky blue at noon?")], None, [made("a")]),
+    "L403": (lengths(90, 10), None, lengths(60, 40)),
+}
+
+
+@pytest.mark.parametrize("code", CASES)
+def test_a_rule_speaks_where_it_should(code: str) -> None:
+    sets, response, _ = CASES[code]
+    (finding,) = lint(sets).findings[code]
+    assert (finding.code, finding.response) == (code, response)
+    assert finding.message
+
+
+@pytest.mark.parametrize("code", CASES)
+def test_a_rule_is_silent_where_it_should_be(code: str) -> None:
+    fine = CASES[code][2]
+    groups = [fine] if code == "L403" else [[record] for record in fine]
+    assert groups
+    for group in groups:
+        assert code not in lint(group).findings
+
+
+def test_every_rule_has_a_case_and_a_summary() -> None:
+    assert set(RULES) == {*CASES, "L402"}
+    assert all(rule.code == code and rule.summary for code, rule in RULES.items())
+
+
+def test_held_out_prompts_are_found() -> None:
+    train = [CandidateSet("a", "Why?"), CandidateSet("b", [{"role": "user", "content": "How  so?"}])]
+    report = lint(train, held_out=[CandidateSet("t", "how so?")])
+    assert report.findings["L402"] == [Finding("L402", "b", None, "its prompt stands in the held-out set")]
+    assert "L402" not in lint(train).findings
+
+
+def test_a_report_counts_by_code() -> None:
+    report = lint([made("", "", "x")])
+    assert (report.records, report.counts()) == (1, {"L101": 2, "L201": 1})
+    assert lint([]).counts() == {}
+
+
+# --- the longest answer ------------------------------------------------------------------------------------------
+
+
+def test_the_longest_answer_baseline_by_hand() -> None:
+    sets = [
+        CandidateSet("1", "p", [Response("aaa", scores={"rm": 2}), Response("a", scores={"rm": 1})]),
+        CandidateSet("2", "p", [Response("bb", scores={"rm": 0}), Response("b", scores={"rm": 3})]),
+        CandidateSet("3", "p", [Response("cc", scores={"rm": 0}), Response("dd", scores={"rm": 3})]),
+        CandidateSet("4", "p", [Response("e", scores={"rm": 1}), Response("ff", scores={"rm": 1}), Response("ggg")]),
+    ]
+    baseline = longest_answer(sets, "rm")
+    assert (baseline.pairs, baseline.accuracy) == (3, 0.5)
+    assert lint(sets).longest["rm"] == baseline
+
+
+def test_a_judge_without_strict_pairs_has_no_baseline() -> None:
+    baseline = longest_answer([scored(1, 1)], "rm")
+    assert baseline.pairs == 0
+    assert math.isnan(baseline.accuracy)
+
+
+@pytest.mark.parametrize(("share", "count", "low"), [(0.9, 10, 0.595850), (0.5, 100, 0.403832), (0.0, 10, 0.0)])
+def test_wilson_intervals_equal_published_values(share: float, count: int, low: float) -> None:
+    assert wilson_low(share, count) == pytest.approx(low, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (RUSSIAN, "CYRILLIC"),
+        ("x" * 30, "LATIN"),
+        ("天" * 30, "CJK"),
+        ("x" * 15 + "天" * 15, ""),
+        ("short", ""),
+        ("1" * 50, ""),
+    ],
+)
+def test_scripts(text: str, name: str) -> None:
+    assert script(text) == name
+
+
+# --- fixing ------------------------------------------------------------------------------------------------------
+
+
+def test_fix_cuts_marks_and_merges_equal_answers() -> None:
+    tokens = {"tokenizer": "t", "ids": [1, 2]}
+    record = CandidateSet(
+        "one",
+        "<s>Why?",
+        [
+            Response("ok</s></s>", tokens=tokens),
+            Response("<s>ok", count=2),
+            Response("ok", policy="other"),
+            Response("ok", scores={"rm": 1}),
+            Response("left", tokens=tokens),
+        ],
+        {"kept": 1},
+    )
+    (mended,), done = fix([record])
+    assert (mended.id, mended.prompt, mended.meta) == ("one", "Why?", {"kept": 1})
+    assert [(r.text, r.policy, r.count, r.tokens, r.scores) for r in mended.responses] == [
+        ("ok", "unknown", 3, None, {}),
+        ("ok", "other", 1, None, {}),
+        ("ok", "unknown", 1, None, {"rm": 1}),
+        ("left", "unknown", 1, tokens, {}),
+    ]
+    assert done == {"L105": 1, "L106": 2, "L201": 1}
+    assert record.prompt == "<s>Why?"
+    assert record.responses[0].text == "ok</s></s>"
+
+
+TEXTS = st.lists(st.sampled_from(["ok", "ok</s>", "<s>ok", "<s>", "</s>x", "<s></s>", " a <|im_end|> "]), max_size=4)
+
+
+@given(texts=TEXTS, prompt=st.sampled_from(["p", "<s>p", "<s>"]))
+def test_fixing_twice_changes_nothing_more(texts: list[str], prompt: str) -> None:
+    once, _ = fix([made(*texts, prompt=prompt)])
+    twice, done = fix(once)
+    assert (twice, done) == (once, {})
+    assert not {"L105"} & lint(once).findings.keys()
+    assert sum(response.count for response in once[0].responses) == len(texts)
+
+
+def test_fix_touches_only_what_rules_call_fixable() -> None:
+    _, done = fix([made("", " ", "a b", "a  b", LONG, "Yes.\n\nHuman: And?", "caf\ufffd", "[[B]]")])
+    assert done == {}
+    assert {code for code, rule in RULES.items() if rule.fixable} == {"L105", "L106", "L201"}
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "expected"),
+    [
+        ("minchatgpt/responses.jsonl", "columns", {"L101": 4, "L110": 14}),
+        ("hh/webgpt_textscore.jsonl", "text-score", {"L302": 151}),
+        ("gpt4llm/comparisons.jsonl", "gpt4-compare", {"L403": 1}),
+        ("bon/tulu2_13b_bon.rrhf.jsonl.gz", "rrhf", {"L302": 1}),
+    ],
+)
+def test_real_files(data_kit: Any, file: str, name: str, expected: dict[str, int]) -> None:
+    counts = lint(load([data_kit / file], name, Intake(False))).counts()
+    assert {code: counts.get(code, 0) for code in expected} == expected
