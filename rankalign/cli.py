@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("evaluate", "perplexity, reward and text statistics of answers"),
     "compare": ("compare", "two systems on the same prompts: wins, sums, intervals"),
     "convert": ("convert", "between our records and every other tool's format"),
+    "lint": ("lint", "find what is wrong in a file of candidates"),
     "run": ("run", "all of the above as one experiment, with a report"),
     "report": ("report", "one HTML page of a run"),
     "delta": ("delta", "bit-exact differences between two models: make, apply, verify"),

@@ -41,7 +41,7 @@ class SampleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ScorerConfig:
-    """One scorer: ``name`` keys its scores, ``kind`` is a name in ``rankalign ls scorers``, the rest are its options."""
+    """One scorer: ``name`` keys its scores, ``kind`` is one of ``rankalign ls scorers``, the rest are its options."""
 
     name: str
     kind: str

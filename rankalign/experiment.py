@@ -143,7 +143,7 @@ def measure(
     template = config.answer.get("template", "auto")
     rows = {}
     for name, sets in (("before", before), ("after", after)):
-        reward, texts = evaluate_reward(sets, config.judge, seed=config.seed), evaluate_lexical(sets, tokenizer)
+        reward, texts = evaluate_reward(sets, config.judge, seed=config.seed), evaluate_lexical(sets)
         surprise = evaluate_perplexity(judge_model, tokenizer, sets, template=template, seed=config.seed)
         rows[name] = {"reward": reward, "lexical": texts, "perplexity": surprise}
     flags = find_hacks(before, after, config.judge, seed=config.seed)
@@ -171,7 +171,7 @@ def _columns(name: str, found: dict[str, Any]) -> dict[str, float]:
     return {
         f"perplexity_{name}": found["perplexity"].metrics["perplexity"],
         f"repetition_{name}": texts["repetition"],
-        f"length_{name}": texts["tokens"],
+        f"length_{name}": texts["words"],
         f"distinct_2_{name}": texts["distinct_2"],
         f"copying_{name}": texts["copying"],
     }
@@ -181,7 +181,7 @@ def before_after_table(rows: dict[str, dict[str, Any]], result: dict[str, Any]) 
     """Held-out answers before and after, and the training candidates' reward beside them."""
     shown = [
         ("reward", "reward", "mean"),
-        ("length, tokens", "lexical", "tokens"),
+        ("length, words", "lexical", "words"),
         ("repeated 3-grams", "lexical", "repetition"),
         ("distinct 2-grams", "lexical", "distinct_2"),
         ("copied from the prompt", "lexical", "copying"),

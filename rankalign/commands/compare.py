@@ -7,8 +7,8 @@ or --reward_model scores them now. Where there are neither, VADER sentiment judg
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,27 @@ from rankalign.data import load
 from rankalign.errors import InputError
 from rankalign.evaluation.hack import find_hacks
 from rankalign.evaluation.pairwise import compare_by_score
+from rankalign.evaluation.recompute import recompute
 from rankalign.evaluation.reward import grade
 from rankalign.evaluation.tables import from_dict, render
 from rankalign.generation import build_scorer
 from rankalign.records import CandidateSet, choose_judge, dumps, judges
 
+PARSERS = ("tolerant", "strict", "stored")
 FALLBACK = "rankalign.scorers.builtin:vader"
 EXAMPLE = "rankalign compare runs/demo/before.jsonl runs/demo/after.jsonl --judge vader"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The two files and who judges."""
-    parser.add_argument("a", help="records of the first system")
-    parser.add_argument("b", help="records of the second, same prompts")
+    parser.add_argument("a", nargs="?", help="records of the first system")
+    parser.add_argument("b", nargs="?", help="records of the second, same prompts")
+    parser.add_argument("--reviews", help="recompute from reviews that exist (FastChat, QLoRA, AlpacaEval files)")
+    parser.add_argument(
+        "--parser", default="", choices=("", "tolerant", "strict", "stored"), help="of --reviews' texts"
+    )
+    parser.add_argument("--questions", default="", help="FastChat questions, for a table by category of --reviews")
+    parser.add_argument("--baseline", default="", help="of --reviews: the system the others are measured against")
     parser.add_argument("--format", default="auto", help="of both files: auto or a name of `rankalign ls formats`")
     parser.add_argument("--judge", default="", help="whose scores; needed where several judges scored")
     parser.add_argument("--function", help="score now with this function (module:name or file.py:name)")
@@ -40,23 +48,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Compare; see :func:`rankalign.evaluation.pairwise.compare_by_score`."""
+    """Compare; see :func:`rankalign.evaluation.pairwise.compare_by_score` and ``evaluation.recompute``."""
+    if args.reviews:
+        found = recompute(args.reviews, args.parser, args.baseline, args.questions, seed=args.seed)
+        return {**found.as_dict(), "flags": [], "table": dataclasses.asdict(found.table())}
+    if not (args.a and args.b):
+        raise InputError("name two files, or one with --reviews")
     a, b = align(list(load(args.a, args.format)), list(load(args.b, args.format)))
     a, b, judge = _judged(args, a, b)
     names = (args.names[0] or Path(args.a).stem, args.names[1] or Path(args.b).stem)
     comparison = compare_by_score(a, b, judge, names, args.tie_delta, args.seed)
     flags = [{"name": flag.name, "message": flag.message} for flag in find_hacks(a, b, judge, args.seed)]
-    table = comparison.table()
-    shown = {"title": table.title, "columns": table.columns, "rows": table.rows, "note": table.note}
-    return {**comparison.as_dict(), "judge": judge, "flags": flags, "table": shown}
+    return {**comparison.as_dict(), "judge": judge, "flags": flags, "table": dataclasses.asdict(comparison.table())}
 
 
 def align(a: list[CandidateSet], b: list[CandidateSet]) -> tuple[list[CandidateSet], list[CandidateSet]]:
     """Files whose format has no ids got them from their own names, so no id is in both; their prompts match them."""
     if {record.id for record in a} & {record.id for record in b}:
         return a, b
-    return [replace(record, id=dumps(record.prompt)) for record in a], [
-        replace(record, id=dumps(record.prompt)) for record in b
+    return [dataclasses.replace(record, id=dumps(record.prompt)) for record in a], [
+        dataclasses.replace(record, id=dumps(record.prompt)) for record in b
     ]
 
 

@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="from_format", required=True, help="a name of `rankalign ls formats`")
     parser.add_argument("--to", dest="to_format", required=True, help="a name of `rankalign ls formats`")
     parser.add_argument("--skip-invalid", action="store_true", help="leave bad lines out and report them")
+    parser.add_argument("--extra", action="append", default=[], help="one more source, for formats in several files")
     parser.add_argument("--judge", default="", help="whose scores rank, where several judges scored")
     parser.add_argument("--pairs", choices=("all", "best-worst"), default="all", help="pairs made of a ranked list")
 
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Convert; see :func:`rankalign.convert.convert`."""
     formats = (args.from_format, args.to_format)
-    return convert(args.source, args.target, *formats, args.skip_invalid, args.judge, args.pairs)
+    return convert(args.source, args.target, *formats, args.skip_invalid, args.judge, args.pairs, args.extra)
 
 
 def show(result: dict[str, Any]) -> None:

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rankalign.convert import Intake
 from rankalign.data import load
-from rankalign.errors import InputError, RecordError
+from rankalign.errors import InputError
 from rankalign.evaluation import EvalResult, by_policy
 from rankalign.evaluation.tables import from_result, render
 from rankalign.records import CandidateSet, choose_judge, judges
@@ -40,14 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """One evaluation as ``{"metrics", "n", "ci95"}``."""
-    invalid: list[RecordError] = []
-    sets = list(load(args.file, args.format, invalid.append if args.skip_invalid else None))
-    if invalid:
-        print(f"{len(invalid)} bad records left out; the first: {invalid[0]}", file=sys.stderr)
+    intake = Intake(args.skip_invalid)
+    sets = list(load(args.file, args.format, intake))
+    if intake.errors:
+        print(f"{len(intake.errors)} bad records left out; the first: {intake.errors[0]}", file=sys.stderr)
     if args.policy:
         sets = by_policy(sets).get(args.policy) or _no_policy(args, sets)
     result = _MEASURE[args.kind](args, sets)
-    return {"kind": args.kind, "file": Path(args.file).name, **result.as_dict(), "skipped": len(invalid)}
+    return {"kind": args.kind, "file": Path(args.file).name, **result.as_dict(), "skipped": len(intake.errors)}
 
 
 def _no_policy(args: argparse.Namespace, sets: list[CandidateSet]) -> list[CandidateSet]:
@@ -63,12 +64,13 @@ def _perplexity(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResul
 
 
 def _reward(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
-    from rankalign.evaluation.reward import evaluate_best_of_n, evaluate_reward
+    from rankalign.evaluation.reward import evaluate_best_of_n, evaluate_reward, grade
 
-    judge = _scorer(args) or _only_judge(args, sets)
-    if args.best_of is not None:
-        return evaluate_best_of_n(sets, judge if isinstance(judge, str) else judge.name, args.best_of, args.seed)
-    return evaluate_reward(sets, judge, args.stop, args.seed)
+    scorer = _scorer(args)
+    if args.best_of is None:
+        return evaluate_reward(sets, scorer or _only_judge(args, sets), args.stop, args.seed)
+    graded = grade(sets, scorer, args.stop) if scorer else sets
+    return evaluate_best_of_n(graded, scorer.name if scorer else _only_judge(args, sets), args.best_of, args.seed)
 
 
 def _scorer(args: argparse.Namespace) -> Any:

@@ -1,1 +1,52 @@
-"""What came out: statistics, comparisons, perplexity, reward, reports."""
+"""What came out: statistics, comparisons, perplexity, reward, reports. An evaluator is a function to an EvalResult."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from rankalign.records import CandidateSet, Response
+
+Row = dict[str, Any]
+
+
+@dataclass
+class EvalResult:
+    """What an evaluator found.
+
+    Attributes:
+        metrics: value by name; a quantity that the data do not define is left out, never set to NaN.
+        n: how many units (prompts or texts, see the evaluator) the metrics rest on.
+        ci95: 95 % interval by metric, bootstrapped over those units, for the metrics that have one.
+        rows: one entry a unit, for tables and reports.
+    """
+
+    metrics: dict[str, float]
+    n: int
+    ci95: dict[str, tuple[float, float]] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What ``--json`` prints: ``metrics``, ``n``, ``ci95``."""
+        return {"metrics": self.metrics, "n": self.n, "ci95": {name: list(ci) for name, ci in self.ci95.items()}}
+
+
+def drawn(record: CandidateSet) -> list[Response]:
+    """The responses as they were drawn: one that stands for ``count`` identical draws appears that often."""
+    return [response for response in record.responses for _ in range(response.count)]
+
+
+def scored(record: CandidateSet, judge: str) -> list[float]:
+    """The scores that ``judge`` gave, one a draw; draws without a score are left out (the evaluators count them)."""
+    return [score for response in drawn(record) if (score := response.scores.get(judge)) is not None]
+
+
+def by_policy(sets: Iterable[CandidateSet]) -> dict[str, list[CandidateSet]]:
+    """The records split by who answered: each policy's hold its own responses only."""
+    split: dict[str, list[CandidateSet]] = {}
+    for record in sets:
+        for policy in dict.fromkeys(response.policy for response in record.responses):
+            own = [response for response in record.responses if response.policy == policy]
+            split.setdefault(policy, []).append(CandidateSet(record.id, record.prompt, own, record.meta))
+    return split

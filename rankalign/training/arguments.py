@@ -29,7 +29,7 @@ class TrainConfig(TrainingArguments):
 
     model: str = _flag("default", "start model: default, tiny, a folder or a hub id")
     data: str = _flag("", "scored candidates: our records, or RRHF, TRL or Alpaca files")
-    data_format: str = _flag("auto", "format of the data: auto or a name of `rankalign ls formats`")
+    format: str = _flag("auto", "format of the data: auto or a name of `rankalign ls formats`")
     eval_data: str = _flag("", "held-out candidates; with --eval_strategy steps|epoch they are measured while training")
     method: str = _flag("rank", "rank (any ranking loss) or sft (the best response alone)")
     loss: str = _flag("rrhf", "a name of `rankalign ls losses`")

@@ -19,7 +19,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from rankalign import data, logps, manifest, models
 from rankalign.batching import EncodeOptions, TokenList, encode_all
-from rankalign.errors import InputError, RecordError
+from rankalign.convert import Intake
+from rankalign.errors import InputError
 from rankalign.files import sha256_file, write_text
 from rankalign.losses import LOSSES
 from rankalign.records import CandidateSet, choose_judge, judges
@@ -121,8 +122,8 @@ def _load_data(
 def _encode(
     config: TrainConfig, tokenizer: PreTrainedTokenizerBase, path: str
 ) -> tuple[list[TokenList], dict[str, int]]:
-    invalid: list[RecordError] = []
-    sets = list(data.load(path, config.data_format, invalid.append if config.skip_invalid else None))
+    intake = Intake(config.skip_invalid)
+    sets = list(data.load(path, config.format, intake))
     options = EncodeOptions(
         judge=_judge(config, sets),
         template=config.template,
@@ -134,7 +135,7 @@ def _encode(
         stop_response=config.stop_response,
     )
     lists, counts = encode_all(sets, tokenizer, options)
-    return lists, {**counts, "skipped_invalid": len(invalid)}
+    return lists, {**counts, **intake.losses.counts, "skipped_invalid": len(intake.errors)}
 
 
 def _judge(config: TrainConfig, sets: Sequence[CandidateSet]) -> str:

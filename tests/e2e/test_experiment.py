@@ -13,7 +13,10 @@ import pytest
 from rankalign.cli import main
 from rankalign.records import CandidateSet, read, write
 
-REWARD = "def share(samples, prompts, outputs, **meta):\n    return [sum('a' <= c <= 'z' for c in o) / max(len(o), 1) for o in outputs]\n"
+REWARD = """
+def share(samples, prompts, outputs, **meta):
+    return [sum('a' <= c <= 'z' for c in o) / max(len(o), 1) for o in outputs]
+"""
 KEYS = {
     "reward_before", "reward_after", "difference", "ci95", "n_prompts", "seed", "train_mean_reward", "train_max_reward",
     "perplexity_before", "perplexity_after", "repetition_before", "repetition_after", "length_before", "length_after",
@@ -37,7 +40,8 @@ def config(folder: Path, **more: Any) -> Path:
         "policies": [{"name": "t1", "n": 6, "temperature": 1.0, "max_new_tokens": 16}],
         "answer": {"temperature": 1.0, "n": 4, "max_new_tokens": 16},
         "train": {
-            "learning_rate": 2e-2, "num_train_epochs": 8, "lr_scheduler_type": "constant", "per_device_train_batch_size": 8, "disable_tqdm": True,
+            "learning_rate": 2e-2, "num_train_epochs": 8, "lr_scheduler_type": "constant", "disable_tqdm": True,
+            "per_device_train_batch_size": 8,
             "gradient_accumulation_steps": 1, "use_cpu": True, "save_strategy": "no", "warmup_steps": 0,
             "loss_options": {"sft_reduction": "mean"},
         },

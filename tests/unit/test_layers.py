@@ -22,8 +22,8 @@ L0 = {
     "progress",
 }
 L1 = {
-    "config", "formats", "convert", "data", "lint", "models", "default_model", "tiny", "tree", "attention", "head",
-    "logps", "batching", "engines", "scorers", "weights",
+    "config", "formats", "convert", "data", "lint", "lint_rules", "models", "default_model", "tiny", "weights",
+    "batching", "tree", "attention", "head", "active", "two_pass", "logps", "engines", "scorers",
 }  # fmt: skip
 L2 = {"generation", "training", "evaluation", "delta", "delta_legacy"}
 TOP = {"experiment", "cli", "commands", "__main__", "__init__"}

@@ -1,0 +1,57 @@
+"""Find what is wrong in a file of candidates: rules with codes, counts, examples, and what the longest answer wins."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+from rankalign.convert import Intake
+from rankalign.data import load
+from rankalign.evaluation.tables import Table, render
+from rankalign.lint import RULES, LintReport, fix, lint
+from rankalign.records import write
+
+EXAMPLE = "rankalign lint runs/demo/candidates.jsonl"
+SHOWN = 2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The file."""
+    parser.add_argument("file", help="candidates in any known format")
+    parser.add_argument("--format", default="auto", help="format of the file: auto or a name of `rankalign ls formats`")
+    parser.add_argument("--held-out", help="a file whose prompts must not be among the candidates'")
+    parser.add_argument("--fix", metavar="OUT", help="write the records to OUT with all that can be mended safely")
+    parser.add_argument("--skip-invalid", action="store_true", help="leave bad lines out, with their count")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """``{"records", "skipped", "findings": {code: count}}``, with examples and baselines beside."""
+    intake = Intake(args.skip_invalid)
+    sets = list(load(args.file, args.format, intake))
+    report = lint(sets, list(load(args.held_out)) if args.held_out else ())
+    result = {"records": report.records, "skipped": len(intake.errors), "findings": report.counts()}
+    if args.fix:
+        mended, counts = fix(sets)
+        result |= {"fixed": counts, "written": write(args.fix, mended)}
+    longest = {judge: dataclasses.asdict(found) for judge, found in report.longest.items()}
+    return {**result, "examples": _examples(report), "longest_answer": longest}
+
+
+def _examples(report: LintReport) -> dict[str, list[dict[str, Any]]]:
+    return {code: [dataclasses.asdict(f) for f in found[:SHOWN]] for code, found in report.findings.items() if found}
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print a table of the rules that found something."""
+    rows = []
+    for code, count in result["findings"].items():
+        if count:
+            example = result["examples"][code][0]
+            rows.append([code, count, RULES[code].summary, f"{example['record']}: {example['message']}"])
+    note = f"{result['records']} records, {result['skipped']} bad lines left out"
+    render(Table("Lint", ["code", "count", "rule", "first example"], rows, note))
+    for judge, found in result["longest_answer"].items():
+        print(f"the longest answer, by {judge}: " + ", ".join(f"{name} {value}" for name, value in found.items()))
+    if "fixed" in result:
+        print(f"mended: {result['fixed']}; {result['written']} records written")

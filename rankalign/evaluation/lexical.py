@@ -1,0 +1,160 @@
+"""What can be seen in the text itself: length, variety, repetition, copying, lists, refusals, ROUGE."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rankalign.errors import InputError, missing_extra
+from rankalign.evaluation import EvalResult, drawn
+from rankalign.evaluation.statistics import mean_interval
+from rankalign.records import CandidateSet, Prompt, Response
+
+# Scripts that write no blanks between words: each sign counts as a word.
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+(?:['’][^\W{_CJK}]+)*")
+_LIST_LINE = re.compile(r"^\s*(?:[-*+•‣]\s+\S|\d{1,3}[.)]\s+\S|#{1,6}\s+\S)")
+_REFUSAL = re.compile(
+    r"\b(?:i(?:['’]m| am) (?:very |so |really )?sorry,? (?:but|i can)"
+    r"|i (?:can ?not|can['’]t|won['’]t|will not|am (?:not able|unable)|['’]m (?:not able|unable)) "
+    r"(?:to )?(?:help|assist|answer|provide|fulfil|comply|do that|discuss|give|create|write)"
+    r"|i(?:['’]m| am) (?:not able|unable) to"
+    r"|as an? (?:ai|artificial intelligence|(?:large )?language model)\b)",
+    re.IGNORECASE,
+)
+REFUSAL_WINDOW = 200
+COPY_N = 4
+NGrams = list[tuple[str, ...]]
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words: runs of letters, digits and underscores with inner apostrophes; CJK signs one by one."""
+    return _WORD.findall(text.lower())
+
+
+def ngrams(items: Sequence[str], n: int) -> NGrams:
+    """All runs of ``n`` neighbours, in order; empty where there are fewer items."""
+    return [tuple(items[i : i + n]) for i in range(len(items) - n + 1)]
+
+
+def distinct(texts: Sequence[str], n: int) -> float | None:
+    """Distinct-n of a set of texts (Li et al. 2016): different n-grams of words over all n-grams, both over the set.
+
+    None where no text has ``n`` words. It falls as a set grows, so compare sets of one size only.
+    """
+    grams = [gram for text in texts for gram in ngrams(words(text), n)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def repetition(text: str, n: int = 3) -> float:
+    """Share of a text's n-grams of words that stood in it before: ``1 - different / all`` (Welleck et al. 2020).
+
+    0 for a text with fewer than ``n`` words.
+    """
+    grams = ngrams(words(text), n)
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def copying(text: str, prompt: str, n: int = COPY_N) -> float:
+    """Share of a text's n-grams of words that stand in the prompt; 0 for a text with fewer than ``n`` words."""
+    grams = ngrams(words(text), n)
+    source = set(ngrams(words(prompt), n))
+    return sum(gram in source for gram in grams) / len(grams) if grams else 0.0
+
+
+def list_density(text: str) -> float:
+    """Share of a text's lines with content that begin as list items or Markdown headings; 0 for an empty text."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return sum(bool(_LIST_LINE.match(line)) for line in lines) / len(lines) if lines else 0.0
+
+
+def is_refusal(text: str) -> bool:
+    """Whether the first 200 characters hold one of the common English phrases of refusal."""
+    return bool(_REFUSAL.search(text[:REFUSAL_WINDOW]))
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """The words a prompt says, without roles."""
+    return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
+
+
+# One number a response, each with what it measures; the hack report reads the same ones.
+PROBES: dict[str, Callable[[str, str], float]] = {
+    "words": lambda text, prompt: float(len(words(text))),
+    "characters": lambda text, prompt: float(len(text)),
+    "repetition": lambda text, prompt: repetition(text),
+    "copying": copying,
+    "list_density": lambda text, prompt: list_density(text),
+    "refusal": lambda text, prompt: float(is_refusal(text)),
+}
+
+
+def probe(response: Response, prompt: Prompt) -> dict[str, float]:
+    """All of :data:`PROBES` on one response."""
+    return {name: measure(response.text, prompt_text(prompt)) for name, measure in PROBES.items()}
+
+
+def evaluate_lexical(
+    sets: Sequence[CandidateSet], tokenizer: Any = None, reference: str = "", seed: int = 0
+) -> EvalResult:
+    """Length, repetition, variety and the other probes of the responses, with intervals over prompts.
+
+    Args:
+        sets: records with responses; a prompt without any is counted in ``empty_prompts``.
+        tokenizer: one of transformers, to count ``tokens`` as well.
+        reference: policy whose responses are references: ROUGE of the others against the best-fitting one.
+        seed: seed of the bootstrap.
+
+    Returns:
+        Per-response means (a mean over prompts of the mean over a prompt's draws), ``distinct_1`` to ``distinct_3``
+        over all texts; ``n`` counts prompts with responses.
+    """
+    groups = [[r for r in drawn(record) if not reference or r.policy != reference] for record in sets]
+    pairs = [(record, group) for record, group in zip(sets, groups, strict=True) if group]
+    rows = [{"id": record.id} | _means(record, group, tokenizer, reference) for record, group in pairs]
+    names = list(dict.fromkeys(name for row in rows for name in row if name != "id"))
+    means = {name: mean_interval([row[name] for row in rows if name in row], seed=seed) for name in names}
+    texts = [response.text for group in groups for response in group]
+    variety = {f"distinct_{n}": value for n in (1, 2, 3) if (value := distinct(texts, n)) is not None}
+    metrics = {name: mean.value for name, mean in means.items()} | variety
+    metrics["empty_prompts"] = float(len(sets) - len(rows))
+    return EvalResult(metrics, len(rows), {name: mean.interval for name, mean in means.items()}, rows)
+
+
+def _means(record: CandidateSet, group: list[Response], tokenizer: Any, reference: str) -> dict[str, float]:
+    """Mean of each probe over one prompt's draws."""
+    probes = [probe(response, record.prompt) for response in group]
+    values = {name: [found[name] for found in probes] for name in PROBES}
+    if tokenizer is not None:
+        values["tokens"] = [len(tokenizer(r.text, add_special_tokens=False)["input_ids"]) for r in group]
+    golden = [response.text for response in record.responses if response.policy == reference]
+    if reference and golden:
+        values |= rouge([response.text for response in group], [golden] * len(group))
+    return {name: sum(numbers) / len(numbers) for name, numbers in values.items()}
+
+
+def rouge(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, list[float]]:
+    """ROUGE-1, ROUGE-2 and ROUGE-L F-measures (Lin 2004) of generated texts, each against its best-fitting reference.
+
+    Computed by Google's ``rouge_score`` with stemming off; of several references the one with the highest F counts.
+
+    Args:
+        texts: T generated texts.
+        references: T lists of at least one reference.
+
+    Returns:
+        ``{"rouge1": (T,), "rouge2": (T,), "rougeL": (T,)}``, 1.0 for identical texts.
+
+    Raises:
+        InputError: the package is missing, or the lengths differ.
+    """
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError:
+        raise missing_extra("ROUGE", "report") from None
+    if len(texts) != len(references):
+        raise InputError(f"{len(texts)} texts but {len(references)} lists of references")
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"])
+    rows = [scorer.score_multi(list(golden), text) for text, golden in zip(texts, references, strict=True)]
+    return {name: [float(row[name].fmeasure) for row in rows] for name in ("rouge1", "rouge2", "rougeL")}

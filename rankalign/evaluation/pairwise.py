@@ -1,0 +1,206 @@
+"""Two systems on the same prompts: who scores higher, how often, and how sure one may be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rankalign.errors import InputError
+from rankalign.evaluation import Row, drawn
+from rankalign.evaluation.statistics import (
+    Interval,
+    clopper_pearson,
+    detectable_difference,
+    mean_interval,
+    paired_difference,
+    sign_test,
+)
+from rankalign.evaluation.tables import Table, interval
+from rankalign.records import CandidateSet
+
+_NAMED = 5  # ids that a message lists
+
+
+@dataclass
+class System:
+    """One comparison of ``a`` with ``b``, seen from ``a``.
+
+    Attributes:
+        a: the first system.
+        b: the second.
+        sum_a: sum over prompts of a's scores, where both have one.
+        sum_b: the same of b's.
+        n: prompts where both have a score.
+        unparsed: prompts left out because a score is missing.
+        win: prompts where a scores higher by more than the tie rule allows.
+        tie: prompts within the tie rule.
+        loss: prompts where b scores higher.
+        difference: mean of a's score minus b's.
+        ci95: bootstrap interval of ``difference`` over prompts.
+        win_rate: ``(win + tie / 2) / n``.
+        win_rate_ci95: its bootstrap interval.
+        exact_ci95: exact binomial interval of the share of wins among decided prompts; None where none is decided.
+        p_sign: two-sided sign test of wins against losses.
+        detectable: smallest true difference of means that so many prompts would show (80 % power, 5 % level).
+        bounds: the win rate if all prompts left out were losses, and if all were wins.
+        extra: further keys for ``--json``.
+    """
+
+    a: str
+    b: str
+    sum_a: float
+    sum_b: float
+    n: int
+    unparsed: int
+    win: int
+    tie: int
+    loss: int
+    difference: float
+    ci95: Interval
+    win_rate: float
+    win_rate_ci95: Interval
+    exact_ci95: Interval | None
+    p_sign: float
+    detectable: float
+    bounds: Interval
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The entry of ``systems`` in ``--json``."""
+        row = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items() if name != "extra"}
+        return row | self.extra
+
+
+@dataclass
+class Comparison:
+    """What ``rankalign compare`` found.
+
+    Attributes:
+        systems: one entry a pair of systems.
+        parser: how the scores came about: ``score`` (a scorer's numbers), or a parser of judge texts.
+        order_consistency: share of prompts judged alike in both orders; None where there are not two orders.
+        rows: one entry a prompt, for tables and reports.
+        extra: further keys for ``--json``.
+    """
+
+    systems: list[System]
+    parser: str
+    order_consistency: float | None = None
+    rows: list[Row] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What ``--json`` prints."""
+        systems = [system.as_dict() for system in self.systems]
+        return {"systems": systems, "parser": self.parser, "order_consistency": self.order_consistency} | self.extra
+
+    def table(self) -> Table:
+        """The comparison for people."""
+        keys = ["a", "b", "sum_a", "sum_b", "difference", "ci95", "win", "tie", "loss", "win_rate", "n", "unparsed"]
+        columns = [{"ci95": "95 % interval", "difference": "a − b"}.get(key, key.replace("_", " ")) for key in keys]
+        rows = [[interval(s.ci95) if key == "ci95" else getattr(s, key) for key in keys] for s in self.systems]
+        consistency = (
+            "one order" if self.order_consistency is None else f"order-consistent {self.order_consistency:.1%}"
+        )
+        note = f"seen from a; scores by: {self.parser}; {consistency}; intervals bootstrapped over prompts"
+        return Table("Pairwise comparison", columns, rows, note)
+
+
+def summarise(
+    a: str, b: str, pairs: Sequence[tuple[float, float]], unparsed: int = 0, tie_delta: float = 0.0, seed: int = 0
+) -> System:
+    """Compare paired scores, one pair a prompt.
+
+    Args:
+        a: name of the first system.
+        b: name of the second.
+        pairs: (a's score, b's score) of each prompt that has both.
+        unparsed: how many prompts have not.
+        tie_delta: scores this close are a tie; 0 asks for equal ones.
+        seed: seed of the bootstrap.
+
+    Raises:
+        InputError: there is no pair.
+    """
+    if not pairs:
+        raise InputError(f"no prompt has a score for both {a!r} and {b!r} ({unparsed} without)")
+    first, second = (list(side) for side in zip(*pairs, strict=True))
+    signs = [0.0 if abs(x - y) <= tie_delta else math.copysign(1, x - y) for x, y in pairs]
+    win, loss, n = signs.count(1), signs.count(-1), len(pairs)
+    gain = paired_difference(first, second, seed=seed)
+    rate = mean_interval([(1 + sign) / 2 for sign in signs], seed=seed)
+    points, asked = win + (n - win - loss) / 2, n + unparsed
+    return System(
+        a=a, b=b, sum_a=math.fsum(first), sum_b=math.fsum(second), n=n, unparsed=unparsed,
+        win=win, tie=n - win - loss, loss=loss,
+        difference=gain.value, ci95=gain.interval, win_rate=rate.value, win_rate_ci95=rate.interval,
+        exact_ci95=clopper_pearson(win, win + loss) if win + loss else None,
+        p_sign=sign_test(win, loss), detectable=detectable_difference([x - y for x, y in pairs]),
+        bounds=Interval(points / asked, (points + unparsed) / asked),
+    )  # fmt: skip
+
+
+def compare_by_score(
+    a: Sequence[CandidateSet],
+    b: Sequence[CandidateSet],
+    judge: str,
+    names: tuple[str, str] = ("", ""),
+    tie_delta: float = 0.0,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two files of responses by the scores of one judge, prompt by prompt.
+
+    A prompt with several draws counts with their mean. A response without a score is missing, never a number: its
+    prompt is left out and counted as ``unparsed``.
+
+    Args:
+        a: records of the first system.
+        b: records of the second, on the same prompts in any order.
+        judge: whose scores, higher is better.
+        names: what to call them; empty takes the policy that answered, or "a" and "b".
+        tie_delta: scores this close are a tie; 0 asks for equal ones.
+        seed: seed of the bootstrap.
+
+    Raises:
+        InputError: the prompts do not match (the message names ids), or no prompt has both scores.
+    """
+    matched = match(a, b)
+    rows: list[Row] = []
+    for left, right in matched:
+        rows.append({"id": left.id, "a": _mean_score(left, judge), "b": _mean_score(right, judge)})
+    pairs = [(row["a"], row["b"]) for row in rows if row["a"] is not None and row["b"] is not None]
+    title_a, title_b = names[0] or _policy(a, "a"), names[1] or _policy(b, "b")
+    system = summarise(title_a, title_b, pairs, len(rows) - len(pairs), tie_delta, seed)
+    return Comparison([system], "score", None, rows, {"judge": judge, "tie_delta": tie_delta})
+
+
+def match(a: Sequence[CandidateSet], b: Sequence[CandidateSet]) -> list[tuple[CandidateSet, CandidateSet]]:
+    """Records of both files with the same id, in the order of ``a``.
+
+    Raises:
+        InputError: an id stands in one file only, or stands for different prompts.
+    """
+    left, right = {record.id: record for record in a}, {record.id: record for record in b}
+    for here, there, which in ((left, right, "first"), (right, left, "second")):
+        if alone := [ident for ident in here if ident not in there]:
+            raise InputError(f"{len(alone)} prompts stand in the {which} file only: {_some(alone)}")
+    if changed := [ident for ident, record in left.items() if record.prompt != right[ident].prompt]:
+        raise InputError(f"{len(changed)} ids stand for different prompts in the two files: {_some(changed)}")
+    return [(record, right[ident]) for ident, record in left.items()]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:_NAMED])) + (", ..." if len(names) > _NAMED else "")
+
+
+def _mean_score(record: CandidateSet, judge: str) -> float | None:
+    scores = [response.scores.get(judge) for response in drawn(record)]
+    known = [score for score in scores if score is not None]
+    return math.fsum(known) / len(known) if known and len(known) == len(scores) else None
+
+
+def _policy(sets: Sequence[CandidateSet], otherwise: str) -> str:
+    policies = {response.policy for record in sets for response in record.responses}
+    return policies.pop() if len(policies) == 1 else otherwise

@@ -1,0 +1,195 @@
+"""Perplexity of texts under a language model: what is averaged over what is always stated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from rankalign.errors import InputError
+from rankalign.evaluation import EvalResult, Row, drawn
+from rankalign.evaluation.statistics import ratio_interval
+from rankalign.records import CandidateSet
+
+Piece = tuple[list[int], list[int]]  # tokens read, tokens predicted
+Logps = Callable[..., list[list[torch.Tensor]]]
+
+TOKENS_A_PASS = 4096
+RRHF_TOKENS = 19
+MODES = ("", "rrhf")
+
+
+def evaluate_perplexity(
+    model: Any,
+    tokenizer: Any,
+    data: Sequence[str] | Sequence[CandidateSet],
+    given_prompt: bool = True,
+    template: str = "auto",
+    compat: str = "",
+    seed: int = 0,
+) -> EvalResult:
+    """Perplexity of texts, or of the responses in records, under a causal language model.
+
+    A text alone is read behind one beginning-of-sequence token (the end-of-sequence token for tokenizers that have no
+    other), which is not predicted itself, so each of its tokens counts; no end-of-sequence token is predicted. Texts
+    longer than the model's context are scored in windows that read half a context of what stands before.
+
+    Metrics:
+        ``perplexity``: exp(nats / tokens) over all tokens of all texts, with an interval bootstrapped over prompts.
+        ``mean_perplexity``, ``median_perplexity``: mean and median over texts of each text's own.
+        ``bits_per_byte``: bits / UTF-8 bytes, which compares models with different tokenizers.
+        ``tokens``, ``empty``: tokens scored; texts without tokens, which are in no average.
+
+    ``compat="rrhf"`` gives one metric instead, ``mean_perplexity`` as RRHF's tables have it: line feeds made blanks,
+    an empty text made one blank, the first 19 tokens of each text alone, 2 (sic) to the power of its mean nats, mean
+    over texts. It is no perplexity; it is there to compare with those tables.
+
+    Args:
+        model: a causal language model of transformers in evaluation mode.
+        tokenizer: its tokenizer.
+        data: texts, or records of which every draw is a text.
+        given_prompt: records only: score each response behind its prompt in the model's format, not alone.
+        template: prompt format of ``given_prompt``.
+        compat: "" or "rrhf".
+        seed: seed of the bootstrap.
+
+    Raises:
+        InputError: nothing to score, an unknown ``compat``, or a tokenizer without any token to begin with.
+    """
+    if compat not in MODES:
+        raise InputError(f"unknown compat {compat!r} (known: rrhf)")
+    if compat == "rrhf":
+        return _rrhf(model, tokenizer, _texts(data))
+    rows = _rows(tokenizer, data, given_prompt, template)
+    limit = getattr(model.config, "max_position_embeddings", None) or 2**31
+    nats = text_nats(model, [windows(row.pop("read"), row.pop("ids"), limit) for row in rows])
+    for row, values in zip(rows, nats, strict=True):
+        row |= {"tokens": len(values), "nats": math.fsum(values)}
+    return _summary(rows, seed)
+
+
+def _texts(data: Sequence[str] | Sequence[CandidateSet]) -> list[str]:
+    return [text for item in data for text in ([item] if isinstance(item, str) else [r.text for r in drawn(item)])]
+
+
+def _rows(tokenizer: Any, data: Sequence[Any], given_prompt: bool, template: str) -> list[Row]:
+    """One row a text: unit of the bootstrap, tokens read before it, its own tokens, its bytes."""
+    from rankalign.batching import encode_prompt, encode_text
+
+    rows: list[Row] = []
+    for number, item in enumerate(data):
+        alone = isinstance(item, str) or not given_prompt
+        read = [start_token(tokenizer)] if alone else encode_prompt(tokenizer, item.prompt, template, meta=item.meta)
+        for text in _texts([item]):
+            rows.append(
+                {
+                    "id": str(number) if isinstance(item, str) else item.id,
+                    "read": read,
+                    "ids": encode_text(tokenizer, text),
+                    "bytes": len(text.encode()),
+                }
+            )
+    return rows
+
+
+def start_token(tokenizer: Any) -> int:
+    """The token a text alone is read behind: beginning of sequence, or else end of sequence.
+
+    Raises:
+        InputError: the tokenizer has neither.
+    """
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if start is None:
+        raise InputError("perplexity needs a tokenizer with a beginning- or end-of-sequence token")
+    return int(start)
+
+
+def windows(read: list[int], ids: list[int], limit: int) -> list[Piece]:
+    """``ids`` cut into pieces that fit ``limit`` tokens with what they read.
+
+    The first reads ``read`` (its last ``limit / 2`` tokens where it is longer), each other one the ``limit / 2`` tokens
+    before it, so every token is predicted once.
+    """
+    half = limit // 2
+    if len(read) + len(ids) > limit:
+        read = read[-half:]
+    pieces, start = [], 0
+    while start < len(ids):
+        context = read if start == 0 else (read + ids)[: len(read) + start][-half:]
+        piece = ids[start : start + limit - len(context)]
+        pieces.append((context, piece))
+        start += len(piece)
+    return pieces
+
+
+def text_nats(model: Any, texts: Sequence[Sequence[Piece]]) -> list[list[float]]:
+    """Negative log-probability (nats) of every token of every text, in order.
+
+    Pieces go through the model sorted by length, about 4,096 tokens a pass; the values do not depend on it.
+    """
+    from rankalign.logps import token_logps
+
+    flat = [(t, p, read, ids) for t, pieces in enumerate(texts) for p, (read, ids) in enumerate(pieces)]
+    flat.sort(key=lambda item: len(item[2]) + len(item[3]))
+    found: dict[tuple[int, int], list[float]] = {}
+    for batch in _batches(flat):
+        with torch.no_grad():
+            logps = token_logps(model, [item[2] for item in batch], [[item[3]] for item in batch])
+        for (t, p, _, _), (values,) in zip(batch, logps, strict=True):
+            found[t, p] = (-values.double()).tolist()
+    return [[v for p in range(len(pieces)) for v in found[t, p]] for t, pieces in enumerate(texts)]
+
+
+def _batches(items: list[tuple[int, int, list[int], list[int]]]) -> list[list[tuple[int, int, list[int], list[int]]]]:
+    """Neighbours grouped while the padded batch holds at most :data:`TOKENS_A_PASS` tokens."""
+    batches: list[list[tuple[int, int, list[int], list[int]]]] = []
+    for item in items:
+        width = len(item[2]) + len(item[3])
+        if not batches or (len(batches[-1]) + 1) * width > TOKENS_A_PASS:
+            batches.append([])
+        batches[-1].append(item)
+    return batches
+
+
+def _summary(rows: list[Row], seed: int) -> EvalResult:
+    full = [row for row in rows if row["tokens"]]
+    if not full:
+        raise InputError("there is no text to measure the perplexity of")
+    for row in full:
+        row["perplexity"] = math.exp(row["nats"] / row["tokens"])
+    units: dict[str, list[float]] = {}
+    for row in full:
+        total = units.setdefault(row["id"], [0.0, 0.0, 0.0])
+        for k, key in enumerate(("nats", "tokens", "bytes")):
+            total[k] += row[key]
+    nats, tokens, size = np.array(list(units.values())).T
+    a_token, a_byte = ratio_interval(nats, tokens, seed=seed), ratio_interval(nats, size, seed=seed)
+    own = [row["perplexity"] for row in full]
+    metrics = {
+        "perplexity": math.exp(a_token.value),
+        "mean_perplexity": math.fsum(own) / len(own),
+        "median_perplexity": float(np.median(own)),
+        "bits_per_byte": a_byte.value / math.log(2),
+        "tokens": float(tokens.sum()),
+        "texts": float(len(full)),
+        "empty": float(len(rows) - len(full)),
+    }
+    ci = {
+        "perplexity": (math.exp(a_token.interval.low), math.exp(a_token.interval.high)),
+        "bits_per_byte": (a_byte.interval.low / math.log(2), a_byte.interval.high / math.log(2)),
+    }
+    return EvalResult(metrics, len(units), ci, rows)
+
+
+def _rrhf(model: Any, tokenizer: Any, texts: list[str]) -> EvalResult:
+    if not texts:
+        raise InputError("there is no text to measure the perplexity of")
+    clean = [text.replace("\n", " ") or " " for text in texts]
+    ids = [list(tokenizer(text, add_special_tokens=False)["input_ids"])[:RRHF_TOKENS] for text in clean]
+    nats = text_nats(model, [[([start_token(tokenizer)], tokens)] for tokens in ids if tokens])
+    own = [2 ** (math.fsum(values) / len(values)) for values in nats]
+    metrics = {"mean_perplexity": math.fsum(own) / len(own), "empty": float(len(texts) - len(own))}
+    return EvalResult(metrics, len(own), {}, [{"id": str(i), "perplexity": value} for i, value in enumerate(own)])

@@ -1,0 +1,52 @@
+"""Results from judgements that exist already: ``rankalign compare --reviews F``."""
+
+from __future__ import annotations
+
+import os
+
+from rankalign.evaluation.alpaca_eval import Leaderboard, leaderboard, read_annotations
+from rankalign.evaluation.orders import compare_reviews
+from rankalign.evaluation.pairwise import Comparison
+from rankalign.evaluation.reviews import read_reviews
+from rankalign.records import Checker, OnError, read_rows
+
+
+def recompute(
+    path: str | os.PathLike[str],
+    parser: str = "",
+    baseline: str = "",
+    questions: str | os.PathLike[str] = "",
+    on_error: OnError | None = None,
+    seed: int = 0,
+) -> Comparison | Leaderboard:
+    """Scores, win rates and intervals of a file of judgements; no judge is called.
+
+    AlpacaEval annotations, told by their ``preference``, give a leaderboard; reviews of Vicuna, QLoRA and minChatGPT a
+    comparison. Both have ``as_dict()`` for ``--json`` and ``table()`` for people.
+
+    Args:
+        path: the file.
+        parser: see :func:`rankalign.evaluation.orders.compare_reviews`.
+        baseline: the system to name second.
+        questions: file of ``question_id`` and ``category``, for sums by category; empty gives none.
+        on_error: takes each bad row, which is then left out; without it the first one raises.
+        seed: seed of the bootstrap.
+
+    Raises:
+        InputError: nothing in the file can be compared.
+        RecordError: a row is broken.
+    """
+    first = next((row for _, row in read_rows(path, lambda _: None)), {})  # broken rows are reported below
+    if "preference" in first:
+        return leaderboard(read_annotations(path, on_error), seed)
+    categories = read_categories(questions) if questions else {}
+    return compare_reviews(read_reviews(path, on_error), parser, baseline, categories, seed)
+
+
+def read_categories(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Category by question id of a file such as Vicuna's ``question.jsonl``."""
+    found = {}
+    for line, row in read_rows(path):
+        check = Checker(path, line)
+        found[str(check.need(row, "question_id"))] = check.text(check.need(row, "category"), "category")
+    return found

@@ -1,0 +1,325 @@
+"""One self-contained HTML page of a run: no request leaves it, and no text in it is ever markup."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rankalign.errors import missing_extra
+from rankalign.evaluation import by_policy, drawn, plots, scored
+from rankalign.evaluation.hack import Flag, find_hacks, length_correlation
+from rankalign.evaluation.lexical import evaluate_lexical, prompt_text, words
+from rankalign.evaluation.pairwise import compare_by_score
+from rankalign.evaluation.reward import evaluate_reward
+from rankalign.evaluation.runs import Run, read_run
+from rankalign.evaluation.tables import Table, cell, from_dict, interval, printable
+from rankalign.files import write_text
+from rankalign.records import CandidateSet
+
+TEMPLATES = Path(__file__).parent / "templates"
+MOST_SAMPLES = 400
+# Rows of the table before and after: metric, its label, and whether it is a share; a row without values is left out.
+MEASURES = (
+    ("reward", "Reward", False),
+    ("length", "Length, words", False),
+    ("repetition", "Repeated 3-grams", True),
+    ("distinct_2", "Distinct-2", True),
+    ("perplexity", "Perplexity, start model", False),
+    ("list_density", "List items, of lines", True),
+    ("copying", "4-grams of the prompt", True),
+    ("refusal", "Refusals", True),
+)
+# Columns of the training log by panel; a panel without any is left out.
+CURVES = {
+    "Loss": ("loss", "rank_loss", "sft_loss", "eval_loss"),
+    "Ranking accuracy": ("ranking_accuracy", "eval_ranking_accuracy", "reward_accuracy"),
+    "Margin": ("margin", "eval_margin"),
+    "Reward while training": ("reward", "mean_reward"),
+    "KL to the start model": ("kl", "approx_kl"),
+    "Learning rate": ("learning_rate",),
+    "Gradient norm": ("grad_norm",),
+}
+
+
+@dataclass
+class Headline:
+    """What came out, in one number and one paragraph.
+
+    Attributes:
+        value: held-out reward after minus before.
+        bounds: its 95 % interval.
+        n: held-out prompts.
+        tone: ``good`` (rose), ``bad`` (fell), ``unclear`` (the interval includes zero) or ``doubt`` (rose, with flags).
+        verdict: sentences.
+    """
+
+    value: float
+    bounds: tuple[float, float]
+    n: int
+    tone: str
+    verdict: str
+
+
+def write_report(folder: str | os.PathLike[str]) -> Path:
+    """Write ``report.html`` into a run folder from what is there, and return its path.
+
+    Read are, each if present: ``result.json`` (keys of the demo's result; ``judge`` and ``tables`` are optional),
+    ``log.jsonl`` or ``train/log.jsonl``, ``candidates.jsonl``, ``before.jsonl`` and ``after.jsonl`` (scored records of
+    the same held-out prompts), and all ``manifest.json`` and ``*.manifest.json``.
+
+    Raises:
+        InputError: the folder holds none of these, a file is broken, or Jinja2 or matplotlib is missing.
+    """
+    target = Path(folder) / "report.html"
+    write_text(target, render(read_run(folder)))
+    return target
+
+
+# --- what it says ------------------------------------------------------------------------------------------------
+
+
+def headline(run: Run, flags: list[Flag]) -> Headline | None:
+    """The difference in held-out reward and what it means; None where the run has no such result."""
+    if "difference" in run.result and "ci95" in run.result:
+        value, bounds, n = run.result["difference"], run.result["ci95"], run.result.get("n_prompts", len(run.after))
+    elif run.before and run.after and run.judge:
+        (system,) = compare_by_score(run.after, run.before, run.judge).systems
+        value, bounds, n = system.difference, system.ci95, system.n
+    else:
+        return None
+    low, high = map(float, bounds)
+    doubts = [flag.message for flag in flags] or _repetition(run.result)
+    tone, sentence = _verdict(float(value), low, high)
+    if doubts and tone == "good":
+        tone = "doubt"
+        sentence += " Something else rose with it, so look before you believe the reward:"
+    return Headline(float(value), (low, high), int(n), tone, " ".join([sentence, *doubts]))
+
+
+def _verdict(value: float, low: float, high: float) -> tuple[str, str]:
+    size = f"{abs(value):.3g}"
+    if low > 0:
+        return "good", f"Held-out reward rose by {size}, and the interval lies above zero."
+    if high < 0:
+        return "bad", f"Held-out reward fell by {size}, and the interval lies below zero."
+    return "unclear", "The interval includes zero: these prompts do not show that the reward changed either way."
+
+
+def _repetition(result: dict[str, Any]) -> list[str]:
+    """A rise of repetition, for runs whose texts are not at hand to test it."""
+    before, after = result.get("repetition_before"), result.get("repetition_after")
+    if before is None or after is None or after - before < 0.02:
+        return []
+    return [f"The share of repeated 3-grams rose from {before:.1%} to {after:.1%}."]
+
+
+def before_after(run: Run) -> Table:
+    """Reward and the measures beside it, before and after, as far as they are known."""
+    old, new = (_measures(run, when) for when in ("before", "after"))
+    rows: list[list[Any]] = []
+    for name, label, share in MEASURES:
+        before, after = old.get(name), new.get(name)
+        if before is not None or after is not None:
+            change = None if before is None or after is None else after - before
+            rows.append([label, _shown(before, share), _shown(after, share), _shown(change, share, "+")])
+    known = (("mean", "train_mean_reward"), ("best of each prompt", "train_max_reward"))
+    parts = [f"{label} {run.result[key]:.3g}" for label, key in known if key in run.result]
+    note = f"Reward of the training candidates: {', '.join(parts)}." if parts else ""
+    return Table("Before and after", ["", "before", "after", "change"], rows, note)
+
+
+def _shown(value: float | None, share: bool, sign: str = "") -> str | None:
+    if value is None:
+        return None
+    text = f"{100 * value:{sign}.1f} %" if share else f"{value:{sign}.3g}"
+    return text.replace("-", "\N{MINUS SIGN}", 1)
+
+
+def _measures(run: Run, when: str) -> dict[str, float]:
+    """What is known of one side: from its records where they are there, else from ``result.json``."""
+    keys = ("reward", "length", "repetition", "perplexity")
+    found = {key: value for key in keys if (value := run.result.get(f"{key}_{when}")) is not None}
+    sets = run.before if when == "before" else run.after
+    if sets:
+        texts = evaluate_lexical(sets).metrics
+        found |= texts | ({"length": texts["words"]} if "words" in texts else {})
+    if any(scored(record, run.judge) for record in sets):
+        found["reward"] = evaluate_reward(sets, run.judge).metrics["mean"]
+    return found
+
+
+# --- figures -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Figure:
+    """One drawing: a heading, SVG markup, a caption, and the names of its coloured series in order."""
+
+    title: str
+    svg: str
+    caption: str = ""
+    legend: list[str] = field(default_factory=list)
+
+
+def reward_figures(run: Run) -> list[Figure]:
+    """Rewards before, after and of the training candidates; distributions; reward against length."""
+    old, new = _lengths_and_scores(run.before, run.judge), _lengths_and_scores(run.after, run.judge)
+    figures, sides, label = list(_levels(run)), ["before", "after"], f"reward ({run.judge})"
+    if old and new:
+        title = "Distribution on held-out prompts"
+        svg = plots.histogram("histogram", title, [s for _, s in old], [s for _, s in new], label)
+        figures.append(Figure(title, svg, "", sides))
+        title = "Reward against length"
+        svg = plots.scatter("scatter", title, old, new, ("length in words", label))
+        figures.append(Figure(title, svg, _correlation(run), sides))
+    by: dict[str, list[float]] = {}
+    for policy, sets in by_policy(run.candidates).items():
+        by[policy] = [score for record in sets for score in scored(record, run.judge)]
+    if by := {policy: scores for policy, scores in by.items() if scores}:
+        title = "Training candidates by policy"
+        caption = "From 5 % to 95 % (thin), quartiles (thick), median (tick) and mean (dot)."
+        figures.append(Figure(title, plots.spreads("policies", title, by, label), caption))
+    return figures
+
+
+def _lengths_and_scores(sets: list[CandidateSet], judge: str) -> list[tuple[float, float]]:
+    draws = [response for record in sets for response in drawn(record)]
+    return [(float(len(words(r.text))), s) for r in draws if (s := r.scores.get(judge)) is not None]
+
+
+def _levels(run: Run) -> Iterable[Figure]:
+    values: dict[str, tuple[float, tuple[float, float] | None]] = {}
+    for key, sets in (("before", run.before), ("after", run.after)):
+        if any(scored(record, run.judge) for record in sets):
+            result = evaluate_reward(sets, run.judge)
+            values[key] = (result.metrics["mean"], result.ci95["mean"])
+        elif f"reward_{key}" in run.result:
+            values[key] = (float(run.result[f"reward_{key}"]), None)
+    if any(scored(record, run.judge) for record in run.candidates):
+        result = evaluate_reward(run.candidates, run.judge)
+        values |= {f"candidates, {k}": (result.metrics[k], result.ci95[k]) for k in ("mean", "max")}
+    else:
+        keys = (("candidates, mean", "train_mean_reward"), ("candidates, max", "train_max_reward"))
+        values |= {label: (float(run.result[key]), None) for label, key in keys if key in run.result}
+    if len(values) > 1:
+        caption = (
+            "With 95 % intervals over prompts. RRHF’s authors expect the trained model near the best of its training "
+            "candidates, “max” here; training and held-out prompts differ."
+        )
+        yield Figure("Mean reward", plots.dots("levels", "Mean reward", values, f"reward ({run.judge})"), caption)
+
+
+def _correlation(run: Run) -> str:
+    parts = []
+    for name, sets in (("before", run.before), ("after", run.after)):
+        if (found := length_correlation(sets, run.judge)) is not None:
+            parts.append(f"{name} {found.value:.2f} ({found.interval.low:.2f} to {found.interval.high:.2f})")
+    return f"Correlation over prompts, with 95 % intervals: {', '.join(parts)}." if parts else ""
+
+
+def training_figures(log: list[dict[str, Any]]) -> list[Figure]:
+    """Curves of the training log, one panel a kind of quantity."""
+    figures = []
+    for number, (title, names) in enumerate(CURVES.items()):
+        series: dict[str, list[tuple[float, float]]] = {}
+        for name in names:
+            points = _points(log, name)
+            if points and points not in series.values():  # a loss with one part is shown once
+                series[name] = points
+        if series:
+            svg = plots.curves(f"curve{number}", title, series, smooth=title != "Learning rate")
+            figures.append(Figure(title, svg, "", list(series) if len(series) > 1 else []))
+    return figures
+
+
+def _points(log: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
+    rows = [(row.get("step"), row.get(name)) for row in log]
+    return [(float(s), float(v)) for s, v in rows if isinstance(s, int | float) and isinstance(v, int | float)]
+
+
+# --- samples -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Sample:
+    """One held-out prompt with the first answer of either side."""
+
+    id: str
+    prompt: str
+    before: str | None
+    after: str | None
+    score_before: float | None
+    score_after: float | None
+
+    @property
+    def gain(self) -> float | None:
+        """Score after minus before."""
+        if self.score_before is None or self.score_after is None:
+            return None
+        return self.score_after - self.score_before
+
+
+def samples(run: Run) -> tuple[list[Sample], int]:
+    """Held-out samples in file order, at most :data:`MOST_SAMPLES` (those that moved most), and how many there are."""
+    old = {record.id: record for record in run.before}
+    new = {record.id: record for record in run.after}
+    rows = [_sample(ident, old.get(ident), new.get(ident), run.judge) for ident in dict.fromkeys([*new, *old])]
+    order = sorted(range(len(rows)), key=lambda i: -abs(rows[i].gain or 0.0))
+    return [rows[i] for i in sorted(order[:MOST_SAMPLES])], len(rows)
+
+
+def _sample(ident: str, old: CandidateSet | None, new: CandidateSet | None, judge: str) -> Sample:
+    known = new or old
+    prompt = printable(prompt_text(known.prompt)) if known else ""
+    texts = [printable(record.responses[0].text) if record and record.responses else None for record in (old, new)]
+    scores = [record.responses[0].scores.get(judge) if record and record.responses else None for record in (old, new)]
+    return Sample(printable(ident), prompt, texts[0], texts[1], scores[0], scores[1])
+
+
+# --- the page ----------------------------------------------------------------------------------------------------
+
+
+def render(run: Run) -> str:
+    """The page as HTML.
+
+    Raises:
+        InputError: Jinja2 or matplotlib is missing.
+    """
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ImportError:
+        raise missing_extra("the report", "report") from None
+    css, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    pages = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    pages.filters |= {"cell": cell, "interval": interval, "printable": printable, "pretty": _pretty}
+    flags = find_hacks(run.before, run.after, run.judge) if run.before and run.after else []
+    shown, total = samples(run)
+    top = headline(run, flags)
+    tables = [from_dict(row) for row in run.result.get("tables", [])]
+    return pages.get_template("report.html").render(
+        run=run, headline=top, flags=flags, table=before_after(run), tables=tables,
+        figures=reward_figures(run), curves=training_figures(run.log), samples=shown, total=total,
+        css=css, script=script, css_hash=_hash(css), script_hash=_hash(script), data=embed(run.result),
+    )  # fmt: skip
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _pretty(value: Any) -> str:
+    return printable(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def embed(value: Any) -> str:
+    """JSON that may stand inside a script element: nothing in it can end the element or begin markup."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    for char in "<>&\u2028\u2029":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return text

@@ -1,0 +1,99 @@
+"""What a run folder holds, read for the report."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rankalign import records
+from rankalign.errors import InputError, RecordError
+from rankalign.files import read_text
+from rankalign.records import CandidateSet
+
+
+@dataclass
+class Run:
+    """What a run folder holds; whatever is absent is empty.
+
+    Attributes:
+        name: the folder's.
+        result: ``result.json``.
+        log: lines of ``log.jsonl`` (or ``train/log.jsonl``).
+        candidates: scored training candidates.
+        before: held-out records answered by the start model.
+        after: the same prompts answered by the trained model.
+        manifests: every manifest by its path in the folder.
+        judge: whose scores are shown.
+        notes: what had to be left out, in words.
+    """
+
+    name: str
+    result: dict[str, Any] = field(default_factory=dict)
+    log: list[dict[str, Any]] = field(default_factory=list)
+    candidates: list[CandidateSet] = field(default_factory=list)
+    before: list[CandidateSet] = field(default_factory=list)
+    after: list[CandidateSet] = field(default_factory=list)
+    manifests: dict[str, dict[str, Any]] = field(default_factory=dict)
+    judge: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+def read_run(folder: str | os.PathLike[str]) -> Run:
+    """All that a run folder holds.
+
+    Raises:
+        InputError: nothing that a report could show.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    run = Run(root.resolve().name)
+    run.result = _json(root / "result.json")
+    run.log = _log(root, run)
+    for name in ("candidates", "before", "after"):
+        setattr(run, name, _records(root / f"{name}.jsonl", run))
+    paths = sorted([*root.rglob("manifest.json"), *root.rglob("*.manifest.json")])
+    run.manifests = {str(path.relative_to(root)): _json(path) for path in paths}
+    if not any((run.result, run.log, run.candidates, run.before, run.after, run.manifests)):
+        raise InputError(f"{folder}: holds no result.json, log.jsonl, records or manifest to report on")
+    names = records.judges([*run.after, *run.before, *run.candidates])
+    run.judge = str(run.result.get("judge") or (names[0] if names else ""))
+    return run
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        found = records.loads(read_text(path))
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    return found
+
+
+def _log(root: Path, run: Run) -> list[dict[str, Any]]:
+    path = next((p for p in (root / "log.jsonl", root / "train" / "log.jsonl") if p.exists()), None)
+    if path is None or not path.stat().st_size:
+        return []
+    wrong: list[RecordError] = []
+    rows = [row for _, row in records.read_rows(path, wrong.append)]
+    _note(run, wrong, path)
+    return rows
+
+
+def _records(path: Path, run: Run) -> list[CandidateSet]:
+    if not path.exists():
+        return []
+    wrong: list[RecordError] = []
+    found = list(records.read(path, wrong.append))
+    _note(run, wrong, path)
+    return found
+
+
+def _note(run: Run, wrong: list[RecordError], path: Path) -> None:
+    if wrong:
+        run.notes.append(f"{len(wrong)} unreadable lines of {path.name} are left out (first: line {wrong[0].line}).")

@@ -1,0 +1,195 @@
+"""Intervals and tests. The unit is the prompt: what answers to one prompt have in common is never counted twice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+Statistic = Callable[[Array], Array]
+
+DRAWS = 10_000
+LEVEL = 0.95
+_CELLS = 200_000  # drawn prompts held at once; they fit the processor's cache
+
+
+class Interval(NamedTuple):
+    """A two-sided interval."""
+
+    low: float
+    high: float
+
+
+class Estimate(NamedTuple):
+    """A value with its interval."""
+
+    value: float
+    interval: Interval
+
+
+# --- bootstrap ---------------------------------------------------------------------------------------------------
+
+
+def bootstrap(columns: ArrayLike, statistic: Statistic, draws: int = DRAWS, seed: int = 0) -> Array:
+    """Values of a statistic on resampled prompts (Efron 1979, with the prompt as the cluster).
+
+    Each draw takes P prompts with replacement. All statistics of interest are functions of sums over prompts (mean =
+    sum / P, token-weighted mean = sum of sums / sum of tokens), so sums are all that is kept of a draw.
+
+    Args:
+        columns: (P, K), K numbers a prompt.
+        statistic: takes (B, K) sums over the prompts of B resamples, returns (B,).
+        draws: number of resamples.
+        seed: seed of numpy's PCG64 generator.
+
+    Returns:
+        (draws,) values.
+    """
+    table = np.asarray(columns, dtype=np.float64)
+    prompts = len(table)
+    if not prompts:
+        raise ValueError("nothing to resample")
+    rng = np.random.default_rng(seed)
+    step = max(1, _CELLS // prompts)
+    parts = []
+    for start in range(0, draws, step):
+        chosen = rng.integers(prompts, size=(min(step, draws - start), prompts))
+        parts.append(statistic(np.column_stack([column[chosen].sum(axis=1) for column in table.T])))
+    return np.concatenate(parts)
+
+
+def percentile_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
+    """Percentile interval: quantiles ``(1 - level) / 2`` and ``(1 + level) / 2``, linear between order statistics."""
+    low, high = np.quantile(np.asarray(values, dtype=np.float64), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
+
+
+def mean_interval(values: ArrayLike, level: float = LEVEL, draws: int = DRAWS, seed: int = 0) -> Estimate:
+    """Mean of one number a prompt with its percentile bootstrap interval; values are (P,)."""
+    numbers = np.asarray(values, dtype=np.float64)
+    means = bootstrap(numbers[:, None], lambda sums: sums[:, 0] / len(numbers), draws, seed)
+    return Estimate(float(numbers.mean()), percentile_interval(means, level))
+
+
+def ratio_interval(
+    above: ArrayLike, below: ArrayLike, level: float = LEVEL, draws: int = DRAWS, seed: int = 0
+) -> Estimate:
+    """``sum(above) / sum(below)`` over prompts, such as nats a token, with its percentile bootstrap interval.
+
+    Args:
+        above: (P,) numerators.
+        below: (P,) denominators, not all zero.
+        level: coverage asked for.
+        draws: number of resamples.
+        seed: seed of the generator.
+    """
+    columns = np.column_stack([np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)])
+    values = bootstrap(columns, _ratio, draws, seed)
+    above_sum, below_sum = columns.sum(axis=0)
+    # A resample of prompts with nothing below the line has no ratio; it is rare, and leaving it out biases nothing
+    # that a reader could see.
+    return Estimate(float(above_sum / below_sum), percentile_interval(values[np.isfinite(values)], level))
+
+
+def _ratio(sums: Array) -> Array:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return sums[:, 0] / sums[:, 1]
+
+
+def paired_difference(a: ArrayLike, b: ArrayLike, level: float = LEVEL, draws: int = DRAWS, seed: int = 0) -> Estimate:
+    """Mean of ``a - b`` over prompts, both measured on the same ones, with its percentile bootstrap interval."""
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape:
+        raise ValueError(f"paired values must have one shape, got {first.shape} and {second.shape}")
+    return mean_interval(first - second, level, draws, seed)
+
+
+def detectable_difference(differences: ArrayLike, power: float = 0.8, level: float = LEVEL) -> float:
+    """Smallest true mean difference that a two-sided z-test over so many prompts would find with chance ``power``.
+
+    ``(z(1 - (1 - level) / 2) + z(power)) * sd / sqrt(P)`` with the standard deviation of the (P,) differences at hand;
+    0 for fewer than two prompts or differences that do not vary.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    z = NormalDist().inv_cdf((1 + level) / 2) + NormalDist().inv_cdf(power)
+    return z * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def cluster_means(groups: Sequence[Sequence[float]]) -> Array:
+    """(P,) mean of each prompt's values: what the bootstrap over prompts takes. Empty groups are an error."""
+    if not all(len(group) for group in groups):
+        raise ValueError("a prompt without values has no mean")
+    return np.array([math.fsum(group) / len(group) for group in groups])
+
+
+# --- exact binomial ----------------------------------------------------------------------------------------------
+
+
+def binomial_tail(successes: int, trials: int, chance: float) -> float:
+    """``P(X <= successes)`` for X binomial, summed in logarithms."""
+    if successes >= trials:
+        return 1.0
+    if successes < 0 or chance >= 1:
+        return 0.0
+    if chance <= 0:
+        return 1.0
+    k = np.arange(successes + 1)
+    factorials = _log_factorials(trials)
+    logs = (
+        factorials[trials]
+        - factorials[k]
+        - factorials[trials - k]
+        + k * math.log(chance)
+        + (trials - k) * math.log1p(-chance)
+    )
+    top = logs.max()
+    return min(1.0, float(np.exp(logs - top).sum() * math.exp(top)))
+
+
+def _log_factorials(limit: int) -> Array:
+    return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, limit + 1)))])
+
+
+def clopper_pearson(successes: int, trials: int, level: float = LEVEL) -> Interval:
+    """The exact binomial interval (Clopper and Pearson 1934): covers at least ``level`` whatever the true rate is.
+
+    Its ends are the rates at which the observed count, or a more extreme one, has probability ``(1 - level) / 2``.
+    """
+    _check(successes, trials)
+    tail = (1 - level) / 2
+    low = 0.0 if successes == 0 else _solve(lambda p: 1 - binomial_tail(successes - 1, trials, p) - tail)
+    high = 1.0 if successes == trials else _solve(lambda p: tail - binomial_tail(successes, trials, p))
+    return Interval(low, high)
+
+
+def _solve(rising: Callable[[float], float]) -> float:
+    """The root in (0, 1) of an increasing function, by bisection to the last bit."""
+    low, high = 0.0, 1.0
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if rising(middle) < 0 else (low, middle)
+    return middle
+
+
+def wilson(successes: float, trials: int, level: float = LEVEL) -> Interval:
+    """Score interval (Wilson 1927): close to ``level`` on average, also for few trials; half successes may count."""
+    _check(successes, trials)
+    z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
+    rate = successes / trials
+    centre = (rate + z2 / (2 * trials)) / (1 + z2 / trials)
+    reach = math.sqrt(z2) / (1 + z2 / trials) * math.sqrt(rate * (1 - rate) / trials + z2 / (4 * trials**2))
+    return Interval(max(0.0, centre - reach), min(1.0, centre + reach))
+
+
+def _check(successes: float, trials: int) -> None:
+    if not 0 <= successes <= trials or trials < 1:
+        raise ValueError(f"{successes} successes in {trials} trials")
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided p-value of the sign test: wins and losses equally likely, ties left out; 1 where nothing is decided."""
+    return min(1.0, 2 * binomial_tail(min(wins, losses), wins + losses, 0.5))

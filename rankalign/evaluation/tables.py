@@ -1,0 +1,80 @@
+"""Tables for people: in the terminal by rich, in the report as HTML."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rankalign.evaluation import EvalResult
+
+# Control characters steer a terminal (colours, titles, cursor), and direction overrides make text read as what it is
+# not; both may come in with model output.
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+@dataclass
+class Table:
+    """A small table.
+
+    Attributes:
+        title: what it shows.
+        columns: headings; the first column names the rows.
+        rows: cells: text, numbers, or None where there is no value.
+        note: a line below, such as what n and the intervals are.
+    """
+
+    title: str
+    columns: list[str]
+    rows: list[list[Any]] = field(default_factory=list)
+    note: str = ""
+
+
+def printable(text: str) -> str:
+    """Text without control characters and direction overrides; line feeds and tabs stay."""
+    return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def cell(value: Any) -> str:
+    """A value as people read it: four significant digits, thousands by blanks, a dash where there is none."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return printable(str(value))
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}".replace(",", "\N{THIN SPACE}")
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.1f}".replace(",", "\N{THIN SPACE}")
+
+
+def interval(bounds: tuple[float, float] | list[float] | None) -> str:
+    """An interval as text, such as ``[0.12, 0.3]``."""
+    return "–" if bounds is None else f"[{cell(bounds[0])}, {cell(bounds[1])}]"
+
+
+def from_result(title: str, result: EvalResult) -> Table:
+    """The table of one evaluation: metric, value, 95 % interval."""
+    rows = [[name, value, interval(result.ci95.get(name))] for name, value in result.metrics.items()]
+    return Table(
+        title, ["metric", "value", "95 % interval"], rows, f"n = {result.n}; intervals bootstrapped over prompts"
+    )
+
+
+def from_dict(row: Mapping[str, Any]) -> Table:
+    """A table as ``result.json`` holds it: ``title``, ``columns``, ``rows``, optionally ``note``."""
+    return Table(str(row["title"]), [str(c) for c in row["columns"]], list(row["rows"]), str(row.get("note", "")))
+
+
+def render(table: Table, stderr: bool = False) -> None:
+    """Print a table to standard output, or to standard error beside ``--json``; plain where it is no terminal."""
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    grid = RichTable(title=Text(printable(table.title)), caption=Text(printable(table.note)), title_justify="left")
+    for index, name in enumerate(table.columns):
+        numeric = index > 0 and all(isinstance(row[index], int | float | None) for row in table.rows)
+        grid.add_column(Text(printable(name)), justify="right" if numeric else "left")
+    for row in table.rows:
+        grid.add_row(*(Text(cell(value)) for value in row))
+    Console(stderr=stderr).print(grid)

@@ -1,0 +1,198 @@
+"""Lexical measures and the hack flags, on texts whose values can be counted by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rankalign.errors import InputError
+from rankalign.evaluation import hack, lexical
+from rankalign.evaluation.lexical import evaluate_lexical
+from rankalign.records import CandidateSet, Response
+
+
+def records(texts: list[str], scores: list[float] | None = None, prompt: str = "Tell me.") -> list[CandidateSet]:
+    given: list[float | None] = list(scores) if scores else [None] * len(texts)
+    return [
+        CandidateSet(f"p{i}", prompt, [Response(text, "m", scores={"rm": score})])
+        for i, (text, score) in enumerate(zip(texts, given, strict=True))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("Don't stop — won’t stop!", ["don't", "stop", "won’t", "stop"]),
+        ("ABC中文 テスト9", ["abc", "中", "文", "テ", "ス", "ト", "9"]),
+        ("", []),
+        ("... !?", []),
+    ],
+)
+def test_words(text: str, wanted: list[str]) -> None:
+    assert lexical.words(text) == wanted
+
+
+def test_distinct_is_over_the_whole_set() -> None:
+    texts = ["a b a b", "a c"]
+    assert lexical.distinct(texts, 1) == 3 / 6
+    assert lexical.distinct(texts, 2) == 3 / 4  # ab ba ab | ac
+    assert lexical.distinct(texts, 3) == 2 / 2  # aba bab
+    assert lexical.distinct(["a", ""], 2) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("a b c d", 0.0), ("a b c a b c", 1 / 4), ("x x x x x", 2 / 3), ("a b", 0.0), ("", 0.0)],
+)
+def test_repetition(text: str, wanted: float) -> None:
+    assert lexical.repetition(text) == pytest.approx(wanted)
+
+
+def test_copying() -> None:
+    assert lexical.copying("the cat sat on the mat", "Say: the cat sat on me") == pytest.approx(1 / 3)
+    assert lexical.copying("too short", "too short") == 0.0
+    assert lexical.copying("Say this back now", "say this back now") == 1.0
+
+
+def test_list_density() -> None:
+    assert lexical.list_density("Here:\n- one\n 2. two\n\n# Head\nend -x") == 3 / 5
+    assert lexical.list_density("-no 1.5 is a number") == 0.0
+    assert lexical.list_density("") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("I'm sorry, but I can't help with that.", True),
+        ("As an AI language model, I have no feelings.", True),
+        ("I cannot provide that.", True),
+        ("I can help you with that.", False),
+        ("The minister is sorry, but unmoved.", False),
+        ("x" * 300 + " I cannot help.", False),
+    ],
+)
+def test_refusals(text: str, wanted: bool) -> None:
+    assert lexical.is_refusal(text) is wanted
+
+
+def test_evaluate_lexical_averages_over_prompts_and_draws() -> None:
+    sets = [
+        CandidateSet("p", "q", [Response("a b", "m", count=3), Response("a b c d e f", "m")]),
+        CandidateSet("q", "q", [Response("x", "m")]),
+        CandidateSet("empty", "q", []),
+    ]
+    result = evaluate_lexical(sets)
+    assert result.metrics["words"] == pytest.approx(((3 * 2 + 6) / 4 + 1) / 2)
+    assert result.metrics["distinct_1"] == pytest.approx(7 / 13)
+    assert (result.n, result.metrics["empty_prompts"]) == (2, 1)
+    assert result.ci95["words"] == (1.0, 3.0)  # of two prompts every fourth resample is one prompt twice
+    assert set(result.as_dict()) == {"metrics", "n", "ci95"}
+    assert [row["words"] for row in result.rows] == [3.0, 1.0]
+
+
+def test_evaluate_lexical_without_texts_defines_nothing() -> None:
+    assert evaluate_lexical([CandidateSet("p", "q")]).as_dict() == {
+        "metrics": {"empty_prompts": 1.0},
+        "n": 0,
+        "ci95": {},
+    }
+
+
+def test_rouge_equals_rouge_score_and_knows_identity() -> None:
+    scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rouge1", "rouge2", "rougeL"])
+    pairs = [("the cat sat on the mat", "a cat sat on a mat"), ("police killed the gunman", "the gunman police killed")]
+    found = lexical.rouge([a for a, _ in pairs], [[b] for _, b in pairs])
+    for i, (text, golden) in enumerate(pairs):
+        for name, score in scorer.score(golden, text).items():
+            assert found[name][i] == score.fmeasure
+    # By hand: 4 of 6 unigrams, 2 of 5 bigrams, longest common subsequence "cat sat on mat".
+    assert [found[name][0] for name in found] == pytest.approx([4 / 6, 2 / 5, 4 / 6])
+    assert lexical.rouge(["same words here"], [["other", "same words here"]])["rougeL"] == [1.0]
+    with pytest.raises(InputError, match="1 texts but 2"):
+        lexical.rouge(["a"], [["a"], ["b"]])
+
+
+def test_rouge_of_records_is_against_the_reference_policy() -> None:
+    pytest.importorskip("rouge_score")
+    answers = [Response("the cat sat", "m"), Response("the cat sat", "human"), Response("dogs", "human")]
+    result = evaluate_lexical([CandidateSet("p", "q", answers)], reference="human")
+    assert result.metrics["rougeL"] == 1.0
+    assert result.metrics["words"] == 3.0  # the references themselves are not measured
+
+
+# --- hacks -------------------------------------------------------------------------------------------------------
+
+PLAIN = [f"Topic {i} has many sides and each of them deserves a calm look number {i * 7}." for i in range(40)]
+
+
+def planted(change: str) -> list[str]:
+    return {
+        "length": [text + " " + " ".join(f"more{j}" for j in range(10)) for text in PLAIN],
+        "repetition": ["very good very good very good very good look " + " ".join(text.split()[:4]) for text in PLAIN],
+        "list-density": ["- " + text for text in PLAIN],
+        "prompt-copying": ["Tell me all about the wide sea and the sky, I say " + str(i) for i in range(40)],
+        "refusal": ["I'm sorry, but I can't say much about topic " + str(i) + " here today folks" for i in range(40)],
+    }[change]
+
+
+@pytest.mark.parametrize("change", ["length", "repetition", "list-density", "prompt-copying", "refusal"])
+def test_a_planted_hack_is_named_alone(change: str) -> None:
+    prompt = "Tell me all about the wide sea and the sky"
+    flags = hack.find_hacks(records(PLAIN, prompt=prompt), records(planted(change), prompt=prompt))
+    assert [flag.name for flag in flags] == [change]
+    assert flags[0].difference.interval.low > 0
+    assert "rose from" in flags[0].message
+
+
+def test_no_change_and_a_fall_raise_no_flag() -> None:
+    same = records(PLAIN)
+    assert hack.find_hacks(same, same) == []
+    assert hack.find_hacks(records(planted("list-density")), same) == []
+    assert hack.find_hacks([], []) == []
+
+
+def test_a_rise_must_be_significant_and_large_enough() -> None:
+    one_of_six = [planted("list-density")[0], *PLAIN[1:6]]  # +0.17, but its interval reaches zero
+    assert hack.find_hacks(records(PLAIN[:6]), records(one_of_six)) == []
+    longer = [text + " indeed" for text in PLAIN]  # surely longer, by less than a tenth
+    assert hack.find_hacks(records(PLAIN), records(longer)) == []
+
+
+def test_flags_need_matching_prompts() -> None:
+    with pytest.raises(InputError, match="'p3'"):
+        hack.find_hacks(records(PLAIN[:4]), records(PLAIN[:3]))
+
+
+def test_reward_that_follows_length_is_named() -> None:
+    rng = np.random.default_rng(0)
+    extra = rng.integers(0, 30, size=40)
+    longer = [text + " more" * int(k) for text, k in zip(PLAIN, extra, strict=True)]
+    paid = hack.find_hacks(records(PLAIN, [0.0] * 40), records(longer, [float(k) for k in extra]), "rm")
+    assert "reward-follows-length" in [flag.name for flag in paid]
+    unpaid = hack.find_hacks(records(PLAIN, [0.0] * 40), records(longer, rng.normal(size=40).tolist()), "rm")
+    assert "reward-follows-length" not in [flag.name for flag in unpaid]
+
+
+def test_length_correlation_is_within_prompts() -> None:
+    # Long answers belong to the easy prompt; within each prompt the shorter one is better.
+    def answers(words: tuple[int, int], scores: tuple[float, float]) -> list[Response]:
+        return [Response("w " * n, "m", scores={"rm": s}) for n, s in zip(words, scores, strict=True)]
+
+    sets = [
+        CandidateSet("easy", "q", answers((20, 22), (10.0, 9.0))),
+        CandidateSet("hard", "q", answers((2, 4), (1.0, 0.0))),
+        CandidateSet("mid", "q", answers((6, 8), (4.0, 3.0))),
+    ]
+    found = hack.length_correlation(sets, "rm")
+    assert found is not None
+    assert found.value == pytest.approx(-1.0)
+    alone = [CandidateSet(s.id, s.prompt, s.responses[:1]) for s in sets]
+    across = hack.length_correlation(alone, "rm")
+    assert across is not None
+    assert across.value == pytest.approx(np.corrcoef([20, 2, 6], [10, 1, 4])[0, 1])
+
+
+def test_correlation_is_none_where_it_is_not_defined() -> None:
+    assert hack.correlation([]) is None
+    assert hack.correlation([(0.1, 1.0), (0.1, 2.0), (0.1, 3.0), (0.1, 7.0)]) is None
+    assert hack.length_correlation([CandidateSet("p", "q", [])], "rm") is None
