@@ -23,7 +23,6 @@ from rankalign.evaluation.tables import from_dict, render
 from rankalign.generation import build_scorer
 from rankalign.records import CandidateSet, choose_judge, dumps, judges
 
-PARSERS = ("tolerant", "strict", "stored")
 FALLBACK = "rankalign.scorers.builtin:vader"
 EXAMPLE = "rankalign compare runs/demo/before.jsonl runs/demo/after.jsonl --judge vader"
 

@@ -1,0 +1,85 @@
+"""Folders that appear whole or not at all: new ones, and cached ones that are built once and checked ever after."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rankalign.errors import InputError
+from rankalign.files import sha256_file, sync_directory, write_text
+
+CHECKSUMS = "checksums.json"
+
+
+@contextlib.contextmanager
+def new_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder that becomes ``target`` when the block ends well, synced and renamed; else it is removed.
+
+    Raises:
+        InputError: ``target`` is there already; nothing is ever overwritten.
+    """
+    target = Path(target)
+    if target.exists() or target.is_symlink():
+        raise InputError(f"{target}: is there already and is not overwritten; name another folder or move it away")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.part-", dir=target.parent))
+    try:
+        yield fresh
+        for path in fresh.iterdir():
+            with open(path, "rb") as handle:
+                os.fsync(handle.fileno())
+        fresh.chmod(0o777 & ~_umask())
+        fresh.rename(target)
+        sync_directory(target.parent)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    """What new files are denied; mkdtemp makes a folder private, a model is not."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def cached_folder(folder: Path, build: Callable[[Path], None]) -> Path:
+    """``folder`` with what ``build(empty folder)`` puts there, built once by however many processes ask at a time.
+
+    ``checksums.json`` lies in it; a folder whose files do not match is built again, and that is said on stderr.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.with_name(folder.name + ".lock")):
+        if folder.exists():
+            if _intact(folder):
+                return folder
+            print(f"{folder} is damaged: building it again", file=sys.stderr, flush=True)
+            shutil.rmtree(folder)
+        with new_folder(folder) as fresh:
+            build(fresh)
+            sums = {path.name: sha256_file(path) for path in sorted(fresh.iterdir())}
+            write_text(fresh / CHECKSUMS, json.dumps(sums, indent=1) + "\n")
+    return folder
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time; the lock dies with its holder."""
+    with open(path, "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _intact(folder: Path) -> bool:
+    try:
+        sums = json.loads((folder / CHECKSUMS).read_text())
+        return all(sha256_file(folder / name) == digest for name, digest in sums.items())
+    except (OSError, ValueError, AttributeError):
+        return False

@@ -1,0 +1,377 @@
+"""Policies, reward models and tokenizers: names resolved, weights loaded and fingerprinted, adapters and tokens added.
+
+Padding: many tokenizers (the default model's among them) pad with their end-of-sequence token, so a token id never says
+what is padding. Collators must mask by length, or a model never learns to stop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants, get_session, snapshot_download
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rankalign import default_model, tiny, weights
+from rankalign.errors import InputError
+from rankalign.folders import cached_folder, new_folder
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>")
+
+
+# --- names and the cache -----------------------------------------------------------------------------------------
+
+
+def device() -> torch.device:
+    """The first GPU, or the CPU where there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def cache_dir() -> Path:
+    """Where models made here are kept: ``$RANKALIGN_CACHE``, or ``~/.cache/rankalign``."""
+    return Path(os.environ.get("RANKALIGN_CACHE") or Path.home() / ".cache" / "rankalign")
+
+
+def resolve(model: str) -> str:
+    """The folder or hub id behind a model's name.
+
+    ``default`` is the embedded SmolLM2-135M-Instruct (fetched and converted on first use), ``tiny`` and ``tiny-rm`` a
+    policy and a reward model made in code; anything else is a folder or a hub id and comes back as it is.
+    ``$RANKALIGN_DEFAULT_MODEL`` puts another model in the place of ``default``.
+
+    Raises:
+        InputError: a path that leads nowhere, or a default model that cannot be had.
+    """
+    if model == "default":
+        model = os.environ.get("RANKALIGN_DEFAULT_MODEL") or model
+    if model in _MADE_HERE:
+        return str(_cached(model, cache_dir()))
+    if not model:
+        raise InputError("no model is named; give default, tiny, a folder or a hub id")
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    if folder.exists():
+        raise InputError(f"model {model}: is a file; a folder with config.json and safetensors weights is needed")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", model):
+        raise InputError(f"model {model}: no such folder")
+    return model
+
+
+def _tiny_name(kind: str) -> str:
+    """Changes with the code that builds the model, so that an edit never meets yesterday's bytes."""
+    return f"{kind}-{hashlib.sha256(Path(tiny.__file__).read_bytes()).hexdigest()[:8]}"
+
+
+_MADE_HERE: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "default": (default_model.NAME, default_model.save),
+    "tiny": (_tiny_name("tiny"), tiny.save_policy),
+    "tiny-rm": (_tiny_name("tiny-rm"), tiny.save_reward_model),
+}
+
+
+@functools.cache
+def _cached(model: str, cache: Path) -> Path:
+    name, build = _MADE_HERE[model]
+    return cached_folder(cache / name, build)
+
+
+# --- loading -----------------------------------------------------------------------------------------------------
+
+
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model or adapter, its vocabulary untouched, with a padding token.
+
+    A missing padding token is set to one that the vocabulary has: a known name, the unknown token, or end of sequence.
+    """
+    where = resolve(model)
+    if _is_adapter(where) and not (Path(where) / "tokenizer_config.json").exists():
+        where = resolve(_base_of(where))
+    with _explained(where):
+        tokenizer = AutoTokenizer.from_pretrained(_source(where))
+    if tokenizer.pad_token_id is None:
+        known = tokenizer.get_vocab()
+        named = next((name for name in PAD_NAMES if name in known), None)
+        tokenizer.pad_token = named or tokenizer.unk_token or tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"model {model}: its tokenizer names no padding, unknown or end-of-sequence token")
+    return tokenizer
+
+
+def load_policy(
+    model: str, *, dtype: str = "auto", adapter: str = "", trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A causal language model in eval mode on :func:`device`.
+
+    Args:
+        model: ``default``, ``tiny``, a folder, a hub id, or the folder of a LoRA adapter (then its base is loaded too).
+        dtype: ``auto`` (float32 on the CPU, where narrower types are slow; bfloat16 on a GPU), or a name in DTYPES.
+        adapter: folder of a LoRA adapter to put on the model, as a ``PeftModel`` in which it can be disabled.
+        trust_remote_code: run Python code that comes with the model.
+
+    Raises:
+        InputError: the model cannot be had, or the device cannot compute in ``dtype``.
+    """
+    where, adapter = _base_and_adapter(model, adapter)
+    policy = _load_whole_policy(where, pick_dtype(dtype), trust_remote_code=trust_remote_code)
+    _train_every_row(policy)
+    placed: PreTrainedModel = (_with_adapter(policy, adapter) if adapter else policy).to(device()).eval()
+    return placed
+
+
+def _train_every_row(model: PreTrainedModel) -> None:
+    """Let the embedding of the padding token learn: often it is the end of sequence, which stands in prompts too."""
+    embedding: Any = model.get_input_embeddings()
+    embedding.padding_idx = None
+
+
+def load_reward_model(
+    model: str, *, dtype: str = "auto", new_head: bool = True
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A sequence classifier with one output, in eval mode on :func:`device`, and its tokenizer.
+
+    transformers reads the output at the last token whose id is not the padding id. Where padding is also the end of
+    sequence that is the token before the end, in training and in use alike.
+
+    Args:
+        model: a reward model or its adapter; or any policy, which then gets a new random head (said on stderr).
+        dtype: as in :func:`load_policy`.
+        new_head: False refuses a model without a head: a random one must never grade.
+    """
+    tokenizer = load_tokenizer(model)
+    where, adapter = _base_and_adapter(model, "")
+    reward, missing = _load(AutoModelForSequenceClassification, where, pick_dtype(dtype), num_labels=1)
+    if missing and not adapter:
+        if not new_head:
+            raise InputError(f"model {model}: is no reward model, it lacks {', '.join(missing)}; train one first")
+        print(f"model {model}: has no reward head, {', '.join(missing)} starts at random", file=sys.stderr)
+    reward.config.pad_token_id = tokenizer.pad_token_id
+    return (_with_adapter(reward, adapter) if adapter else reward).to(device()).eval(), tokenizer
+
+
+def _load_whole_policy(where: str, dtype: torch.dtype | str, **more: Any) -> Any:
+    policy, missing = _load(AutoModelForCausalLM, where, dtype, **more)
+    if missing:
+        raise InputError(f"model {where}: is no whole language model, it lacks {', '.join(missing[:3])}")
+    return policy
+
+
+def _load(auto: Any, where: str, dtype: torch.dtype | str, **more: Any) -> tuple[Any, list[str]]:
+    """The model at ``where``, and the names of weights that were not there and so start at random."""
+    more |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    with _explained(where):
+        model, info = auto.from_pretrained(_source(where), **more)
+    for name, found, wanted in sorted(info["mismatched_keys"]):
+        raise InputError(f"model {where}: {name} has shape {list(found)}, and {list(wanted)} is needed")
+    return model, sorted(info["missing_keys"])
+
+
+def pick_dtype(name: str) -> torch.dtype:
+    """The type behind ``auto`` or a name in DTYPES, for the device in use.
+
+    Raises:
+        InputError: an unknown name, or float16 on a CPU.
+    """
+    on_cpu = device().type == "cpu"
+    if name == "auto":
+        return torch.float32 if on_cpu else torch.bfloat16
+    if name not in DTYPES:
+        raise InputError(f"unknown dtype {name!r} (one of: auto, {', '.join(DTYPES)})")
+    if name == "float16" and on_cpu:
+        raise InputError("dtype float16 needs a GPU, and this machine has none: use float32 or bfloat16")
+    return DTYPES[name]
+
+
+@contextlib.contextmanager
+def _explained(model: str) -> Iterator[None]:
+    """Turn what transformers raises about a model that is not there, or cannot be loaded, into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        if Path(model).is_dir() or not _offline():
+            reason = " ".join(str(error).split())[:300]
+        else:
+            reason = "there is no such folder, and the model hub cannot be reached and was not asked for it before"
+        raise InputError(f"model {model}: cannot be loaded: {reason}") from error
+
+
+def _source(where: str) -> str:
+    """What to give transformers: a hub id only where the hub answers, for it asks a silent one for minutes."""
+    return where if Path(where).is_dir() or not _offline() else str(local_folder(where))
+
+
+@functools.cache
+def _offline() -> bool:
+    """Whether the model hub cannot be reached: asked once, and only when a hub id is to be loaded."""
+    if constants.HF_HUB_OFFLINE:
+        return True
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # whatever the HTTP client of the day raises
+        return True
+    return False
+
+
+def local_folder(model: str) -> Path:
+    """The folder with a model's configuration, tokenizer and safetensors; those of a hub id are downloaded."""
+    where = resolve(model)
+    if Path(where).is_dir():
+        return Path(where)
+    with _explained(model):
+        wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        return Path(snapshot_download(where, allow_patterns=wanted, local_files_only=_offline()))
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids of all tokens that end a response: those of the generation config and the tokenizer's own."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    found = set(ends if isinstance(ends, list) else [ends]) | {tokenizer.eos_token_id}
+    return {end for end in found if end is not None}
+
+
+# --- adapters and tokens -----------------------------------------------------------------------------------------
+
+
+def _is_adapter(folder: str) -> bool:
+    return (Path(folder) / "adapter_config.json").is_file() and not (Path(folder) / "config.json").is_file()
+
+
+def _base_of(adapter: str) -> str:
+    """What the adapter names as its base; the cache of another machine stands for the same model in this one's."""
+    path = Path(adapter) / "adapter_config.json"
+    try:
+        base = str(json.loads(path.read_text())["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError):
+        raise InputError(f"{path}: does not name its base model") from None
+    made_here = (name for name, (folder, _) in _MADE_HERE.items() if folder == Path(base).name)
+    return next(made_here, base)
+
+
+def _base_and_adapter(model: str, adapter: str) -> tuple[str, str]:
+    """Where the weights lie, and the adapter to put on them: the one asked for, or the model itself if it is one."""
+    where = resolve(model)
+    if not _is_adapter(where):
+        return where, adapter
+    if adapter:
+        raise InputError(f"model {model} is an adapter itself: it cannot take the adapter {adapter}")
+    return resolve(_base_of(where)), where
+
+
+def _with_adapter(model: PreTrainedModel, adapter: str) -> Any:
+    from peft import PeftModel
+
+    if not (Path(adapter) / "adapter_config.json").is_file():
+        raise InputError(f"adapter {adapter}: no folder with an adapter_config.json")
+    with _explained(adapter):
+        return PeftModel.from_pretrained(model, adapter)
+
+
+def add_lora(
+    model: PreTrainedModel, r: int = 16, alpha: int = 32, dropout: float = 0.05, targets: str | Sequence[str] = "auto"
+) -> Any:
+    """Put trainable low-rank adapters on a model and freeze the rest; says on stderr how many weights train.
+
+    Args:
+        model: a causal language model or a sequence classifier.
+        r: rank.
+        alpha: the update is scaled by ``alpha / r``.
+        dropout: on the adapter's input.
+        targets: names of the layers to adapt; ``auto`` is every linear layer but the output head.
+
+    Returns:
+        The ``PeftModel``; under ``model.disable_adapter()`` it computes what the base does.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    classifier = type(model).__name__.endswith("ForSequenceClassification")
+    config = LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules="all-linear" if targets == "auto" else list(targets),
+        task_type=TaskType.SEQ_CLS if classifier else TaskType.CAUSAL_LM,
+    )
+    adapted = get_peft_model(model, config)
+    trainable, total = adapted.get_nb_trainable_parameters()
+    print(f"LoRA: {trainable:,} of {total:,} weights train ({trainable / total:.2%})", file=sys.stderr)
+    return adapted
+
+
+def merge_lora(folder: str, output: str) -> None:
+    """Fold an adapter into its base and save the sum as a plain model with its tokenizer.
+
+    Args:
+        folder: the adapter's folder; its ``adapter_config.json`` names the base.
+        output: folder to make; an existing one is never overwritten.
+    """
+    if not _is_adapter(folder):
+        raise InputError(f"{folder}: no such folder with an adapter_config.json")
+    base = _load_whole_policy(resolve(_base_of(folder)), "auto")
+    merged = _with_adapter(base, folder).merge_and_unload()
+    with new_folder(Path(output)) as fresh:
+        merged.save_pretrained(fresh)
+        load_tokenizer(folder).save_pretrained(fresh)
+
+
+def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> int:
+    """Add special tokens to a tokenizer and rows to a model, each new row the mean of the old ones; return how many.
+
+    Old rows keep their bits and tied embeddings stay tied. Rows that the matrix held in reserve behind the vocabulary
+    are used first (and set to the mean: nobody trained them); the matrix never shrinks.
+    """
+    old = len(tokenizer)
+    added = int(tokenizer.add_tokens(list(tokens), special_tokens=True))
+    if not added:
+        return 0
+    untyped: Any = model
+    if old + added > untyped.get_input_embeddings().num_embeddings:
+        untyped.resize_token_embeddings(old + added, mean_resizing=False)
+    for layer in (untyped.get_input_embeddings(), untyped.get_output_embeddings()):
+        for rows in (getattr(layer, "weight", None), getattr(layer, "bias", None)):
+            if rows is not None:
+                rows.data[old : old + added] = rows.data[:old].double().mean(0).to(rows.dtype)
+    return added
+
+
+# --- fingerprints ------------------------------------------------------------------------------------------------
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """16 hex digits that change whenever some text could become other ids; chat template and padding do not count."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        told = json.loads(backend.to_str())
+        state: Any = {key: value for key, value in told.items() if key not in ("truncation", "padding")}
+    else:
+        state = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
+    ends = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    return hashlib.sha256(json.dumps([state, ends], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def weights_fingerprint(model_or_folder: nn.Module | str | os.PathLike[str]) -> str:
+    """64 hex digits over the names, types, shapes and bits of all weights, in whatever files or order they lie.
+
+    A model in memory and the folder that it saves agree: tied weights count once.
+    """
+    if isinstance(model_or_folder, nn.Module):
+        found: Mapping[str, weights.Bits] = weights.module_tensors(model_or_folder)
+    else:
+        found = weights.folder_tensors(model_or_folder)
+    return weights.fingerprint({name: weights.line(bits) for name, bits in found.items()})

@@ -1,0 +1,160 @@
+"""Scores by a Python function of the user's, called the way trlX calls a ``reward_fn``."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rankalign.errors import InputError
+from rankalign.files import sha256_file
+from rankalign.records import CandidateSet, Prompt
+from rankalign.registry import did_you_mean
+from rankalign.templates import render
+
+_Kind = inspect.Parameter
+_POSITIONAL = (_Kind.POSITIONAL_ONLY, _Kind.POSITIONAL_OR_KEYWORD, _Kind.VAR_POSITIONAL)
+_NAMED = (_Kind.POSITIONAL_OR_KEYWORD, _Kind.KEYWORD_ONLY)
+
+
+class FunctionScorer:
+    """Calls a function with all responses at hand, and takes a number for each.
+
+    The function declares what it wants; its first parameter, whatever its name, gets the samples unless it is one of
+    the names below::
+
+        reward_fn(samples) -> list[float]
+        reward_fn(samples, prompts, outputs, **metadata) -> list[float]
+
+    ``samples`` are prompt and response as one text, ``prompts`` and ``outputs`` its two parts, ``tokenizer`` is None.
+    Metadata is each option of the scorer as it stands, and each key of the records' ``meta`` as a list with one entry a
+    sample (None where a record lacks it). A chat counts as its messages' texts with blank lines between.
+
+    For each sample the function returns a number, None for no score, or a list of numbers, one a token, which are
+    summed. Tensors and arrays will do for lists.
+
+    Args:
+        name: key of the scores.
+        function: ``module:name``, or ``path/file.py:name``.
+        metadata: options handed to the function.
+
+    Raises:
+        InputError: there is no such function, it cannot be imported, or it takes no such option.
+    """
+
+    def __init__(self, name: str, function: str, **metadata: Any) -> None:
+        self.name, self.spec, self.metadata = name, function, metadata
+        self._where = f"scorer {name!r}: function {function}"
+        self._function, self._file = _load(function, self._where)
+        parameters = inspect.signature(self._function).parameters.values()
+        self._first = next((p.name for p in parameters if p.kind in _POSITIONAL), "")
+        self._names = [p.name for p in parameters if p.kind in _NAMED]
+        self._keywords = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        for option in metadata:
+            if option not in self._names and not self._keywords:
+                raise InputError(f"{self._where} takes no option {option!r}{did_you_mean(option, self._names)}")
+
+    def score(self, sets: Sequence[CandidateSet]) -> list[list[float | None]]:
+        """One score a response.
+
+        Raises:
+            InputError: the function raised, or did not return one finite number a sample.
+        """
+        samples = [(record, response.text) for record in sets for response in record.responses]
+        values = _plain(self._call(samples)) if samples else []
+        if not isinstance(values, list | tuple) or len(values) != len(samples):
+            found = len(values) if isinstance(values, list | tuple) else f"a {type(values).__name__}"
+            raise InputError(f"{self._where} must return a list of {len(samples)} scores, not {found}")
+        scores = iter([self._number(value, record.id) for value, (record, _) in zip(values, samples, strict=True)])
+        return [[next(scores) for _ in record.responses] for record in sets]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Function, options, and the hash of the file it was taken from; what that file imports does not count."""
+        code = sha256_file(self._file) if self._file else ""
+        return {"kind": "function", "function": self.spec, "options": self.metadata, "sha256": code}
+
+    def _call(self, samples: Sequence[tuple[CandidateSet, str]]) -> Any:
+        positional, keywords = self._arguments(samples)
+        try:
+            inspect.signature(self._function).bind(*positional, **keywords)
+        except TypeError as error:
+            raise InputError(f"{self._where}: {error}, and neither options nor meta of the records have it") from None
+        try:
+            return self._function(*positional, **keywords)
+        except InputError:
+            raise
+        except Exception as error:  # the function is the user's: it may raise anything, and its message is for the user
+            raise InputError(f"{self._where} raised {type(error).__name__}: {error}") from error
+
+    def _arguments(self, samples: Sequence[tuple[CandidateSet, str]]) -> tuple[list[Any], dict[str, Any]]:
+        keys = dict.fromkeys(key for record, _ in samples for key in record.meta)
+        given = {key: [record.meta.get(key) for record, _ in samples] for key in keys} | self.metadata
+        given |= {
+            "samples": [_text(record.prompt, output) for record, output in samples],
+            "prompts": [_text(record.prompt) for record, _ in samples],
+            "outputs": [output for _, output in samples],
+            "tokenizer": None,
+        }
+        positional = [given.pop("samples")] if self._first and self._first not in given else []
+        return positional, {key: value for key, value in given.items() if self._keywords or key in self._names}
+
+    def _number(self, value: Any, ident: str) -> float | None:
+        value = _plain(value)
+        if value is None:
+            return None
+        parts = [_plain(part) for part in value] if isinstance(value, list | tuple) else [value]
+        if not all(isinstance(part, int | float) and not isinstance(part, bool) for part in parts):
+            raise InputError(f"{self._where} returned {value!r:.60} for a response to {ident!r}: not a number")
+        if not math.isfinite(total := float(sum(parts))):
+            raise InputError(f"{self._where} returned {total} for a response to {ident!r}: not finite")
+        return total
+
+
+def _plain(value: Any) -> Any:
+    """Lists and numbers out of tensors and arrays."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _text(prompt: Prompt, output: str | None = None) -> str:
+    """The prompt's text, followed by the response if one is given."""
+    if isinstance(prompt, str):
+        return prompt + (output or "")
+    answer = [] if output is None else [{"role": "assistant", "content": output}]
+    return render([*prompt, *answer], "raw")
+
+
+def _load(spec: str, where: str) -> tuple[Callable[..., Any], str | None]:
+    """The function behind ``module:name`` or ``path/file.py:name``, and the file it lies in."""
+    source, _, name = spec.rpartition(":")
+    if not source or not name:
+        raise InputError(f"{where}: write module:name or path/file.py:name")
+    try:
+        module = _from_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
+    except InputError:
+        raise
+    except Exception as error:  # importing runs the user's code
+        raise InputError(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
+    if not hasattr(module, name):
+        defined = [key for key, value in vars(module).items() if callable(value)]
+        raise InputError(f"{where}: {source} has no {name!r}{did_you_mean(name, defined)}")
+    function = getattr(module, name)
+    if not callable(function):
+        raise InputError(f"{where}: is no function but a {type(function).__name__}")
+    return function, module.__file__
+
+
+def _from_file(path: Path) -> ModuleType:
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_{digest}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise InputError(f"{path}: no such file")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,150 @@
+"""Scores by a reward model: any sequence classifier with one output."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rankalign import batching, models, templates
+from rankalign.errors import InputError
+from rankalign.records import CandidateSet, Response
+
+
+class RewardModelScorer:
+    """Grades template(prompt) + response, and an end-of-sequence (or separator) token behind a finished response.
+
+    The model reads it with its own tokenizer and template, whatever wrote the response. Texts are sorted by length and
+    padded on the right, where a causal model cannot look back on it and the mask hides it from any other; so a score
+    depends on its own text alone (but for rounding).
+
+    A decoder's reward is read where its config says: ``rankalign_pooling: last`` is the last token of the text. Without
+    that key it is the rule of transformers, the last token that is not the padding id: the token before the end where a
+    model pads with its end-of-sequence token. Encoders pool as their class does.
+
+    Args:
+        name: key of the scores.
+        model: folder, hub id, or a name that :func:`rankalign.models.resolve` knows.
+        template: how the prompt is written; see :func:`rankalign.batching.encode_prompt`.
+        system: system message put before each prompt.
+        batch_size: texts a forward pass; has no bearing on the scores.
+        max_length: most tokens of a text; 0 is what the model can take. A longer one loses the beginning of its
+            prompt, and only then the beginning of its response.
+        dtype: weights' type.
+
+    Attributes:
+        counts: ``prompt_truncated`` and ``response_truncated``: how many texts were cut so far.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: str,
+        template: str = "auto",
+        system: str = "",
+        batch_size: int = 8,
+        max_length: int = 0,
+        dtype: str = "auto",
+    ) -> None:
+        self.name, self.path, self.template, self.system = name, model, templates.check_name(template), system
+        self.batch_size, self._max_length, self.dtype = batch_size, max_length, dtype
+        self.counts: Counter[str] = Counter()
+        if batch_size < 1 or max_length < 0:
+            raise InputError(f"scorer {name!r}: batch_size must be at least 1 and max_length at least 0")
+
+    def score(self, sets: Sequence[CandidateSet]) -> list[list[float | None]]:
+        """One score a response."""
+        texts = [self._encode(record, response) for record in sets for response in record.responses]
+        scores = [0.0] * len(texts)
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            for index, score in zip(batch, self._rewards([texts[i] for i in batch]), strict=True):
+                scores[index] = score
+        found = iter(scores)
+        return [[next(found) for _ in record.responses] for record in sets]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Model, settings that matter, and hashes of weights and tokenizer; a folder is hashed, not loaded."""
+        folder = models.resolve(self.path)
+        return {
+            "kind": "reward_model",
+            "model": self.path,
+            "template": self.template,
+            "system": self.system,
+            "max_length": self._max_length,
+            "dtype": self.dtype,
+            "weights": models.weights_fingerprint(folder if (Path(folder) / "config.json").is_file() else self.model),
+            "tokenizer": models.tokenizer_fingerprint(models.load_tokenizer(self.path)),
+        }
+
+    @functools.cached_property
+    def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        return models.load_reward_model(self.path, dtype=self.dtype, new_head=False)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The reward model, loaded on first use."""
+        return self._loaded[0]
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer."""
+        return self._loaded[1]
+
+    @functools.cached_property
+    def max_length(self) -> int:
+        """Most tokens of a text: the option, or what the model has positions for (or its tokenizer says)."""
+        config: Any = self.model.config.get_text_config()
+        positions = getattr(config, "max_position_embeddings", None) or self.tokenizer.model_max_length
+        return min(self._max_length or positions, positions, self.tokenizer.model_max_length)
+
+    def _encode(self, record: CandidateSet, response: Response) -> list[int]:
+        """Tokens of one text, cut to ``max_length`` from the left behind a leading special token (BOS, CLS)."""
+        prompt = batching.encode_prompt(self.tokenizer, record.prompt, self.template, self.system, record.meta)
+        answer = batching.encode_text(self.tokenizer, response.text)
+        end = self.tokenizer.eos_token_id if self.tokenizer.eos_token_id is not None else self.tokenizer.sep_token_id
+        answer += [end] if response.finished and end is not None else []
+        if len(prompt) + len(answer) <= self.max_length:
+            return prompt + answer
+        self.counts["prompt_truncated"] += 1
+        head = prompt[:1] if prompt[0] in self.tokenizer.all_special_ids else []
+        room = self.max_length - len(head)
+        self.counts["response_truncated"] += len(answer) > room
+        return head + (prompt[len(head) :] + answer)[-room:]
+
+    @torch.inference_mode()
+    def _rewards(self, texts: Sequence[list[int]]) -> list[float]:
+        """Scores of one batch."""
+        longest = max(map(len, texts))
+        ids = torch.full((len(texts), longest), self.tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for row, text in enumerate(texts):
+            ids[row, : len(text)] = torch.tensor(text)
+            mask[row, : len(text)] = 1
+        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+        return _values(self.model, ids, mask).double().tolist()
+
+
+def _values(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """(B,) rewards of right-padded (B, T) texts."""
+    if not isinstance(getattr(model, "score", None), torch.nn.Module):
+        return model(input_ids=ids, attention_mask=mask).logits[:, 0]
+    hidden = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+    place = _last(ids, mask, model.config)
+    return model.score(hidden[torch.arange(len(ids), device=ids.device), place])[:, 0]
+
+
+def _last(ids: Tensor, mask: Tensor, config: Any) -> Tensor:
+    """(B,) where each text's reward is read."""
+    rule, pad = getattr(config, "rankalign_pooling", None), config.get_text_config().pad_token_id
+    if rule not in (None, "last"):
+        raise InputError(f"the reward model pools by {rule!r}, which this version does not know (known: last)")
+    counted = mask.bool() if rule or pad is None else mask.bool() & (ids != pad)
+    return (torch.arange(ids.shape[1], device=ids.device) * counted).argmax(dim=-1)
