@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from rankalign.errors import InputError
 from rankalign.records import CandidateSet, Response
 from rankalign.registry import Entry, Registry
 
@@ -23,6 +24,14 @@ class SamplingParams:
         min_p: drop tokens less likely than this times the likeliest.
         stop: strings that end an answer and are cut off with everything behind them.
         seed: base seed; every (prompt id, policy, index) derives its own from it.
+        num_beams: above 1, beam search in place of sampling: the ``n`` best of so many beams.
+        num_beam_groups: above 1, diverse beam search: so many groups of ``num_beams / num_beam_groups`` beams; the
+            answers are the best of each group in turn, group 1 first.
+        diversity_penalty: taken off a token's log-probability for every earlier group that chose it at the same step.
+        length_penalty: beams are ranked by log-probability / length ** length_penalty.
+
+    Raises:
+        InputError: a value out of range, or two that contradict each other.
     """
 
     n: int = 1
@@ -33,6 +42,33 @@ class SamplingParams:
     min_p: float = 0.0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    num_beams: int = 1
+    num_beam_groups: int = 1
+    diversity_penalty: float = 0.0
+    length_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        for problem, broken in self._problems().items():
+            if broken:
+                raise InputError(f"sampling: {problem}")
+
+    def _problems(self) -> dict[str, bool]:
+        counts = (self.n, self.max_new_tokens, self.num_beams, self.num_beam_groups)
+        filtered = (self.top_k, self.top_p, self.min_p) != (0, 1, 0) or self.temperature not in (0, 1)
+        beams = self.num_beams > 1
+        return {
+            "n, max_new_tokens, num_beams and num_beam_groups must be at least 1": min(counts) < 1,
+            "temperature must not be negative": not self.temperature >= 0,
+            "top_k must not be negative": self.top_k < 0,
+            "top_p must lie above 0 and not above 1": not 0 < self.top_p <= 1,
+            "min_p must lie between 0 and 1": not 0 <= self.min_p <= 1,
+            "a stop string must not be empty": "" in self.stop,
+            "num_beams must be a multiple of num_beam_groups": self.num_beams % max(self.num_beam_groups, 1) != 0,
+            "n must not exceed num_beams": beams and self.n > self.num_beams,
+            "beams are searched, not drawn: leave temperature, top_k, top_p and min_p out": beams and filtered,
+            "diversity_penalty must not be negative": not self.diversity_penalty >= 0,
+            "diversity_penalty needs num_beam_groups": self.diversity_penalty > 0 and self.num_beam_groups == 1,
+        }
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,8 @@ class RewardModelScorer:
         dtype: weights' type.
 
     Attributes:
-        counts: ``prompt_truncated`` and ``response_truncated``: how many texts were cut so far.
+        counts: ``prompt_truncated`` and ``response_truncated``: how many texts were cut so far (the first is told on
+            stderr).
     """
 
     def __init__(
@@ -113,6 +115,8 @@ class RewardModelScorer:
         answer += [end] if response.finished and end is not None else []
         if len(prompt) + len(answer) <= self.max_length:
             return prompt + answer
+        if not self.counts:
+            print(f"scorer {self.name!r}: texts above {self.max_length} tokens lose their beginning", file=sys.stderr)
         self.counts["prompt_truncated"] += 1
         head = prompt[:1] if prompt[0] in self.tokenizer.all_special_ids else []
         room = self.max_length - len(head)
@@ -134,11 +138,13 @@ class RewardModelScorer:
 
 def _values(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
     """(B,) rewards of right-padded (B, T) texts."""
-    if not isinstance(getattr(model, "score", None), torch.nn.Module):
-        return model(input_ids=ids, attention_mask=mask).logits[:, 0]
-    hidden = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
-    place = _last(ids, mask, model.config)
-    return model.score(hidden[torch.arange(len(ids), device=ids.device), place])[:, 0]
+    if isinstance(getattr(model, "score", None), torch.nn.Module):
+        hidden = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+        rows = torch.arange(len(ids), device=ids.device)
+        rewards: Tensor = model.score(hidden[rows, _last(ids, mask, model.config)])
+    else:
+        rewards = model(input_ids=ids, attention_mask=mask).logits
+    return rewards[:, 0]
 
 
 def _last(ids: Tensor, mask: Tensor, config: Any) -> Tensor:

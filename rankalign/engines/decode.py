@@ -1,0 +1,178 @@
+"""The decode loop: a prompt is computed once for all its answers, and finished rows leave the batch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
+
+from rankalign.engines import SamplingParams
+from rankalign.engines.sampling import next_tokens
+from rankalign.errors import InputError
+
+SPARE = 64
+"""Positions by which the room of a cached layer grows; the library's own layer copies itself at every token."""
+
+
+class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """A key-value cache layer with room behind its last position, so that a step writes one position and copies none.
+
+    ``keys`` and ``values`` are (R, heads, T, width) views into ``rooms``.
+    """
+
+    rooms: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append (R, heads, t, width) keys and values; return all of them."""
+        have = self.get_seq_length()
+        need = have + key_states.shape[-2]
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if self.rooms is None or self.rooms[0].shape[-2] < need:
+            self.rooms = _room(self.keys, have, key_states), _room(self.values, have, value_states)
+        keys, values = self.rooms
+        keys[..., have:need, :] = key_states
+        values[..., have:need, :] = value_states
+        self.keys, self.values = keys[..., :need, :], values[..., :need, :]
+        return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: Any) -> None:
+        """Keep, repeat or reorder rows."""
+        super().reorder_cache(beam_idx)
+        self.rooms = None
+
+
+def _roomy(layer: Any) -> Any:
+    """A roomy layer for a plain one; sliding-window and recurrent layers are of fixed size and stay what they are."""
+    return RoomyLayer() if type(layer) is DynamicLayer else layer  # type: ignore[no-untyped-call]
+
+
+def _room(old: Tensor | None, have: int, new: Tensor) -> Tensor:
+    """Space for the ``have`` positions of ``old``, which are copied, those of ``new``, and some more."""
+    rows, heads, length, width = new.shape
+    room = new.new_empty(rows, heads, have + length + SPARE, width)
+    if old is not None and have:
+        room[..., :have, :] = old
+    return room
+
+
+class Rows:
+    """Texts in the making, one a row: what the model remembers of them, and its logits for their next tokens.
+
+    Args:
+        model: a causal language model in eval mode.
+        prompts: token ids, none empty; the rows to begin with, padded on the left and computed in one pass.
+
+    Attributes:
+        logits: (R, V) of each row's next token.
+
+    Raises:
+        InputError: the model keeps no cache that rows can be taken out of, or its logits are no numbers.
+    """
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
+        adapted: Any = model
+        base = adapted.get_base_model() if hasattr(model, "get_base_model") else adapted
+        self._accepted = set(inspect.signature(base.forward).parameters)
+        if "past_key_values" not in self._accepted:
+            raise InputError(f"engine 'hf' cannot decode with {type(base).__name__}: it has no key-value cache")
+        self._model = adapted
+        self._cache: Any = DynamicCache(config=base.config)
+        self._cache.layers = [_roomy(layer) for layer in self._cache.layers]
+        longest = max(map(len, prompts))
+        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+        self._mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+            self._mask[row, longest - len(prompt) :] = 1
+        self._mask = self._mask.to(base.device)
+        self.logits = self._forward(ids.to(base.device), (self._mask.cumsum(dim=-1) - 1).clamp(min=0))
+
+    @torch.inference_mode()
+    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        extra = {"position_ids": positions, "logits_to_keep": 1}
+        logits: Tensor = self._model(
+            input_ids=ids,
+            attention_mask=self._mask,
+            past_key_values=self._cache,
+            use_cache=True,
+            **{name: value for name, value in extra.items() if name in self._accepted},
+        ).logits[:, -1]
+        if not bool(logits.amax(dim=-1).isfinite().all()):
+            raise InputError("the model's logits are not finite: its weights are damaged or need a wider dtype")
+        return logits
+
+    @torch.inference_mode()
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep, repeat or reorder: row i becomes what row ``rows[i]`` was."""
+        if list(rows) == list(range(len(self._mask))):
+            return
+        index = torch.tensor(rows, device=self._mask.device)
+        self._cache.reorder_cache(index)
+        self._mask, self.logits = self._mask.index_select(0, index), self.logits.index_select(0, index)
+
+    def append(self, tokens: Tensor) -> None:
+        """Put one token behind each row and compute the next logits; ``tokens`` is (R,)."""
+        positions = self._mask.sum(dim=-1, keepdim=True)
+        self._mask = torch.cat([self._mask, torch.ones_like(positions)], dim=-1)
+        self.logits = self._forward(tokens.unsqueeze(-1).to(self._mask.device), positions)
+
+
+class Ending:
+    """Tells whether the token just written ends an answer: an end-of-sequence token, or a stop string now complete.
+
+    Args:
+        tokenizer: turns ids into text.
+        eos: ids that end an answer.
+        stop: strings that end an answer.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos: set[int], stop: Sequence[str]) -> None:
+        self.tokenizer, self.eos, self.stop = tokenizer, eos, tuple(stop)
+        # A token writes at least one byte, so a stop string reaches back over no more tokens than it has bytes.
+        self._window = max((len(mark.encode()) for mark in self.stop), default=0) + 1
+
+    def __call__(self, ids: Sequence[int]) -> bool:
+        """Whether an answer of these token ids, the last of them new, has ended."""
+        return ids[-1] in self.eos or (bool(self.stop) and self._stopped(ids))
+
+    def _stopped(self, ids: Sequence[int]) -> bool:
+        tail = self.text(ids[-self._window :])
+        return any(mark in tail for mark in self.stop)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of token ids without special tokens, blanks as they are."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def sample(rows: Rows, params: SamplingParams, uniforms: Tensor, ends: Ending) -> list[tuple[list[int], bool]]:
+    """Write one answer a row, token by token.
+
+    Args:
+        rows: the answers' prompts; used up.
+        params: how to draw; ``max_new_tokens`` is the limit.
+        uniforms: (R, max_new_tokens) the random numbers of each row.
+        ends: tells when an answer is complete.
+
+    Returns:
+        For each row its token ids, a closing end-of-sequence token included, and whether it ended by itself.
+    """
+    answers: list[list[int]] = [[] for _ in uniforms]
+    uniforms = uniforms.to(rows.logits.device)
+    alive = list(range(len(answers)))
+    for step in range(params.max_new_tokens):
+        tokens = next_tokens(rows.logits, params, uniforms[alive, step])
+        for row, token in zip(alive, tokens.tolist(), strict=True):
+            answers[row].append(token)
+        going = [place for place, row in enumerate(alive) if not ends(answers[row])]
+        alive = [alive[place] for place in going]
+        if not alive or step == params.max_new_tokens - 1:
+            break
+        rows.select(going)
+        rows.append(tokens[going])
+    return [(ids, row not in alive) for row, ids in enumerate(answers)]
