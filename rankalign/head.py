@@ -1,0 +1,213 @@
+"""The language-model head without logits: log p(label) per position, with an online log-sum-exp over vocabulary tiles.
+
+log p(y | h) = z_y - log sum_v exp z_v, where z = scale * (W h + b), or cap * tanh(scale * (W h + b) / cap) with a
+soft-cap. Only a (positions, vocabulary) block of z lives at a time; backward computes it again from the stored
+largest logit and sum, with dz_v = g * (1[v = y] - softmax(z)_v). Sums run in fp32, or fp64 for fp64 weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from rankalign.errors import InputError
+
+TILE = 4096  # vocabulary entries of a block
+CHUNK = 1024  # positions of a block
+
+
+@dataclass(frozen=True)
+class Head:
+    """What stands between the last hidden state and the logits.
+
+    Attributes:
+        weight: (vocabulary, hidden).
+        bias: (vocabulary,) or None.
+        scale: factor on the logits.
+        cap: soft-cap on the scaled logits, or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    cap: float | None = None
+
+    def tiles(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of the vocabulary with their weights in the given type."""
+        for start in range(0, len(self.weight), TILE):
+            at = slice(start, min(start + TILE, len(self.weight)))
+            yield at, self.weight[at].to(dtype)
+
+    def logits(self, hidden: Tensor, tile: Tensor, at: slice) -> Tensor:
+        """(positions, tile) logits, fp32 or wider."""
+        logits = _matmul(hidden, tile.t())
+        if self.bias is not None:
+            logits += self.bias[at]
+        if self.scale != 1.0:
+            logits *= self.scale
+        return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
+
+    def pull_back(self, grad: Tensor, logits: Tensor) -> Tensor:
+        """The gradient of W h + b given that of the logits, in place."""
+        if self.cap is not None:
+            grad *= 1 - (logits / self.cap).square_()
+        return grad if self.scale == 1.0 else grad.mul_(self.scale)
+
+
+def head_of(model: Any) -> Head:
+    """The head of a causal language model.
+
+    Raises:
+        InputError: the head is no plain linear layer, for example because it has LoRA weights.
+    """
+    layer = model.get_output_embeddings()
+    if hasattr(layer, "modules_to_save"):  # PEFT trains a copy of the whole head
+        on = not layer.disable_adapters and layer.active_adapters
+        layer = layer.modules_to_save[layer.active_adapters[0]] if on else layer.original_module
+    if hasattr(layer, "base_layer"):
+        raise InputError(
+            "the language-model head carries an adapter, which the chunked head cannot apply; "
+            "leave it out of target_modules, or train it whole with modules_to_save"
+        )
+    if not isinstance(layer, nn.Linear):
+        raise InputError(f"the language-model head is a {type(layer).__name__}; only linear heads are supported")
+    config = model.config.get_text_config()
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    return Head(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
+
+
+def label_logps(head: Head, hidden: Tensor, labels: Tensor, on_grad: Callable[[Tensor], None] | None = None) -> Tensor:
+    """Log-probability of each label, without ever holding the logits of all positions.
+
+    Args:
+        head: the language-model head.
+        hidden: (positions, hidden) last hidden states.
+        labels: (positions,) int64.
+        on_grad: called with the (positions,) gradient when backward reaches it, before anything below runs.
+
+    Returns:
+        (positions,) in nats, fp32 or wider.
+    """
+    return _label_logps(hidden, head.weight, head.bias, labels, head, on_grad)
+
+
+class _LabelLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, head: Head, on_grad: Any
+    ) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            pieces = zip(torch.split(hidden, CHUNK), torch.split(labels, CHUNK), strict=True)
+            chunks = zip(*(_forward_chunk(head, h, y) for h, y in pieces), strict=True)
+            own, top, total = (torch.cat(part) for part in chunks)
+        ctx.save_for_backward(hidden, weight, bias, labels, top, total)
+        ctx.scale, ctx.cap, ctx.on_grad = head.scale, head.cap, on_grad
+        return (own - top) - total.log()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, labels, top, total = ctx.saved_tensors
+        if ctx.on_grad is not None:
+            ctx.on_grad(grad)
+        rows = grad.nonzero().squeeze(1)  # positions with a zero gradient cost nothing
+        head = Head(weight, bias, ctx.scale, ctx.cap)
+        with torch.autocast(hidden.device.type, enabled=False):
+            grads = _Grads(hidden[rows], head, grad[rows], total[rows], ctx.needs_input_grad)
+            grads.run(head, labels[rows], top[rows])
+        grad_hidden = torch.zeros_like(hidden)
+        if grads.hidden is not None:
+            grad_hidden[rows] = grads.hidden.to(hidden.dtype)
+        return grad_hidden, grads.weight, grads.bias, None, None, None
+
+
+_label_logps: Callable[..., Tensor] = _LabelLogps.apply
+
+
+def _forward_chunk(head: Head, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(positions,) logit of the label, largest logit, and sum of exp(logit - largest) over the vocabulary."""
+    narrow, wide = _types(hidden, head.weight)
+    hidden = hidden.to(narrow)
+    top = torch.full(labels.shape, -torch.inf, dtype=wide, device=hidden.device)
+    own, total = torch.empty_like(top), torch.zeros_like(top)
+    for at, tile in head.tiles(narrow):
+        logits = head.logits(hidden, tile, at)
+        rows, columns = _labels_in(labels, at)
+        own[rows] = logits[rows, columns]
+        last, top = top, torch.maximum(top, logits.amax(1))
+        total = total * (last - top).exp_() + logits.sub_(top[:, None]).exp_().sum(1)
+    return own, top, total
+
+
+class _Grads:
+    """Gradients of hidden states, weight and bias, those that are needed.
+
+    With s = exp(z - top) - total * 1[label], pulled back through soft-cap and scale, and f = -g / total, they are
+    f * (s W), s^T (f * h) and s^T f.
+    """
+
+    def __init__(self, hidden: Tensor, head: Head, grad: Tensor, total: Tensor, needed: tuple[bool, ...]) -> None:
+        self.narrow, self.wide = _types(hidden, head.weight)
+        self.x, self.total, self.factor = hidden.to(self.narrow), total, (-grad / total)[:, None]
+        self.hidden = torch.zeros_like(hidden, dtype=self.wide) if needed[0] else None
+        self.weight = torch.zeros_like(head.weight) if needed[1] else None
+        self.bias = torch.zeros_like(head.bias, dtype=self.wide) if needed[2] and head.bias is not None else None
+
+    def run(self, head: Head, labels: Tensor, top: Tensor) -> None:
+        """Go over the vocabulary once; a tile's weight gradient is summed in the wide type before it is stored."""
+        scaled = (self.x * self.factor).to(self.narrow)
+        parts = [slice(start, start + CHUNK) for start in range(0, len(labels), CHUNK)]
+        for at, tile in head.tiles(self.narrow):
+            total = None if self.weight is None else self.weight[at].to(self.wide)
+            for part in parts:
+                surplus = self._surplus(head, tile, at, part, labels[part], top[part])
+                if self.bias is not None:
+                    self.bias[at] += (surplus.t() @ self.factor[part]).squeeze(1)
+                surplus = surplus.to(self.narrow)
+                if total is not None:
+                    _add_matmul(total, surplus.t(), scaled[part])
+                if self.hidden is not None:
+                    _add_matmul(self.hidden[part], surplus, tile)
+            if self.weight is not None and total is not None and self.weight.dtype != self.wide:
+                self.weight[at] = total
+        if self.hidden is not None:
+            self.hidden *= self.factor
+
+    def _surplus(self, head: Head, tile: Tensor, at: slice, part: slice, labels: Tensor, top: Tensor) -> Tensor:
+        """(positions, tile) unnormalised probability less that of the label, pulled back to W h + b."""
+        logits = head.logits(self.x[part], tile, at)
+        surplus = logits.sub_(top[:, None]) if head.cap is None else logits - top[:, None]
+        surplus.exp_()
+        rows, columns = _labels_in(labels, at)
+        surplus[rows, columns] -= self.total[part][rows]
+        return head.pull_back(surplus, logits)
+
+
+def _labels_in(labels: Tensor, at: slice) -> tuple[Tensor, Tensor]:
+    """Rows whose label lies in the tile, and its column there."""
+    rows = ((labels >= at.start) & (labels < at.stop)).nonzero().squeeze(1)
+    return rows, labels[rows] - at.start
+
+
+def _types(hidden: Tensor, weight: Tensor) -> tuple[torch.dtype, torch.dtype]:
+    """The type of a product's operands and of its sums. Half-precision units are used where they sum in fp32."""
+    wide = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
+    half = next((t.dtype for t in (hidden, weight) if t.is_cuda and t.element_size() == 2), wide)
+    return half, wide
+
+
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    return torch.mm(a, b, out_dtype=torch.float32) if a.element_size() == 2 else a @ b
+
+
+def _add_matmul(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """``total += a @ b``, summed in the type of ``total``."""
+    if a.element_size() == 2:
+        total += _matmul(a, b)
+    else:
+        total.addmm_(a, b)

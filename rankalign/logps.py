@@ -1,0 +1,227 @@
+"""Log-probabilities of responses given their prompts, the path every loss, score and perplexity takes.
+
+Prompts and responses go in as token lists; only the positions that predict a response token reach the LM head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from rankalign.active import active_backward
+from rankalign.attention import install
+from rankalign.errors import InputError
+from rankalign.head import head_of, label_logps
+from rankalign.tree import Lists, Rows, Tokens, padded_rows, tree_row
+
+LAYOUTS = ("auto", "tree", "padded")
+
+# Families whose gradients on tree rows are tested against one response at a time. The first take the trees through the
+# attention interface of transformers, the others only take a mask of the whole row. ALiBi models read positions off
+# the mask and recurrent layers read their neighbours, so neither can be here.
+ATTENTION_FAMILIES = frozenset(
+    ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "opt")
+)
+MASK_FAMILIES = frozenset(("gptj",))
+
+# Largest mean difference of a token's log-prob between two ways to compute it that is rounding and not a mistake.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}
+
+T = TypeVar("T")
+
+
+def list_logps(model: nn.Module, prompts: Sequence[Tokens], responses: Lists, *, layout: str = "auto") -> Tensor:
+    """Sum of the log-probabilities of each response's tokens given its prompt.
+
+    Args:
+        model: a causal language model of transformers, bare, inside PEFT or wrapped for distributed training.
+        prompts: P prompts as token ids, at least one token each.
+        responses: for each prompt its responses as token ids; lists may differ in length.
+        layout: how rows are laid out, one of ``LAYOUTS``; ``auto`` is ``tree`` where :func:`supports_tree` says so.
+
+    Returns:
+        (P, N) in nats, fp32 (fp64 for an fp64 model), 0 where a prompt has fewer than N responses. Differentiable.
+    """
+    flat = _flat_logps(model, prompts, responses, layout)
+    width = max((len(candidates) for candidates in responses), default=0)
+    slots = [p * width + n for p, candidates in enumerate(responses) for n, r in enumerate(candidates) for _ in r]
+    slot = torch.tensor(slots, dtype=torch.long, device=flat.device)
+    return flat.new_zeros(len(prompts) * width).index_add(0, slot, flat).view(len(prompts), width)
+
+
+def token_logps(
+    model: nn.Module, prompts: Sequence[Tokens], responses: Lists, *, layout: str = "auto"
+) -> list[list[Tensor]]:
+    """Log-probability (nats) of every response token given what stands before it.
+
+    Args:
+        model: as in :func:`list_logps`.
+        prompts: as in :func:`list_logps`.
+        responses: as in :func:`list_logps`.
+        layout: as in :func:`list_logps`.
+
+    Returns:
+        ``[p][n]`` is a tensor of shape (tokens of response n of prompt p,).
+    """
+    flat = _flat_logps(model, prompts, responses, layout)
+    pieces = iter(torch.split(flat, [len(r) for candidates in responses for r in candidates]))
+    return [[next(pieces) for _ in candidates] for candidates in responses]
+
+
+# --- layouts -----------------------------------------------------------------------------------------------------
+
+
+def supports_tree(model: nn.Module) -> bool:
+    """Whether tree rows are proven exact for the model's architecture."""
+    config = causal_lm(model).config
+    upcast = getattr(config, "reorder_and_upcast_attn", False)  # an attention of its own in GPT-2
+    return config.model_type in ATTENTION_FAMILIES | MASK_FAMILIES and not upcast
+
+
+def choose_layout(model: nn.Module, prompts: Sequence[Tokens], responses: Lists) -> tuple[str, str]:
+    """Decide how to lay out rows by computing these lists both ways, without gradients.
+
+    Args:
+        model: as in :func:`list_logps`.
+        prompts: a first batch.
+        responses: its responses.
+
+    Returns:
+        ``"tree"`` or ``"padded"``, and the reason in words.
+
+    Raises:
+        InputError: the model's own logits give other log-probs than its head computed in chunks does.
+    """
+    lm = causal_lm(model)
+    with torch.no_grad(), _evaluating(lm):
+        padded = _flat_logps(model, prompts, responses, "padded")
+        _check_head(lm, prompts, responses)
+        if not supports_tree(model):
+            return "padded", f"tree rows are not known to be exact for {lm.config.model_type} models"
+        tree = _flat_logps(model, prompts, responses, "tree")
+    difference = float((tree - padded).abs().mean()) if len(tree) else 0.0
+    tolerance = TOLERANCE[precision(lm)]
+    verdict = f"the first batch's packed and padded log-probs differ by {difference:.1e} a token"
+    if difference <= tolerance:
+        return "tree", f"{verdict} (up to {tolerance:.0e} is rounding)"
+    return "padded", f"{verdict}, more than the {tolerance:.0e} of rounding"
+
+
+def _check_head(lm: Any, prompts: Sequence[Tokens], responses: Lists) -> None:
+    """Compare with the model's own logits on the shortest response, in case it does to them what we do not know."""
+    pairs = [(p, r) for p, candidates in zip(prompts, responses, strict=True) for r in candidates if len(r)]
+    if not pairs:
+        return
+    prompt, response = min(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))
+    ours = _flat_logps(lm, [prompt], [[response]], "padded")
+    ids = torch.tensor([[*prompt, *response]], device=ours.device)
+    logits = lm(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].to(ours.dtype)
+    theirs = logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None]).squeeze(1)
+    if not float((ours - theirs).abs().mean()) <= TOLERANCE[precision(lm)]:
+        raise InputError(f"{lm.config.model_type} models change their logits in a way that rankalign does not know")
+
+
+def precision(model: nn.Module) -> torch.dtype:
+    """The type the model computes in: autocast's where it is on, else that of its weights."""
+    lm = causal_lm(model)
+    device = lm.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else lm.dtype
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+# --- the forward pass --------------------------------------------------------------------------------------------
+
+
+def causal_lm(model: Any) -> Any:
+    """The transformers model inside wrappers for distributed training and PEFT.
+
+    Raises:
+        InputError: a PEFT method that adds virtual tokens, which the rows do not carry.
+    """
+    model = _unwrapped(model)
+    if not hasattr(model, "get_base_model"):
+        return model
+    if getattr(model.active_peft_config, "is_prompt_learning", False):
+        raise InputError("prompt and prefix tuning are not supported; use LoRA or another method that changes weights")
+    return model.get_base_model()
+
+
+def _flat_logps(model: nn.Module, prompts: Sequence[Tokens], responses: Lists, layout: str) -> Tensor:
+    """(all response tokens,) log-probs, list after list."""
+    lm = causal_lm(model)
+    rows = _lay_out(lm, prompts, responses, layout)
+
+    def compute() -> Tensor:
+        head = head_of(lm)
+        device = head.weight.device
+        if rows is None:
+            return torch.zeros(0, dtype=torch.promote_types(head.weight.dtype, torch.float32), device=device)
+        hidden = hidden_states(lm, rows, device).flatten(0, 1)
+        note = rows.forest.note_gradient if rows.forest else None
+        return label_logps(head, hidden[rows.predictors.to(device)], rows.labels.to(device), note)
+
+    return inside(model, compute)
+
+
+def _lay_out(lm: Any, prompts: Sequence[Tokens], responses: Lists, layout: str) -> Rows | None:
+    if layout not in LAYOUTS:
+        raise InputError(f"unknown layout {layout!r} (one of: {', '.join(LAYOUTS)})")
+    if not all(len(p) for p in prompts):
+        raise ValueError("every prompt needs at least one token to predict the first token of a response")
+    if not any(len(r) for candidates in responses for r in candidates):
+        return None
+    if layout == "tree" and not supports_tree(lm):
+        raise InputError(f"tree rows are not known to be exact for {lm.config.model_type} models; use layout 'padded'")
+    tree = layout == "tree" or (layout == "auto" and supports_tree(lm))
+    return tree_row(prompts, responses) if tree else padded_rows(prompts, responses)
+
+
+def hidden_states(lm: Any, rows: Rows, device: torch.device) -> Tensor:
+    """(rows, tokens, hidden) last hidden states of a transformers model."""
+    ids, forest = rows.ids.to(device), rows.forest
+    if forest is None:
+        return lm.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    if lm.config.model_type in MASK_FAMILIES:
+        extra: dict[str, Any] = {"attention_mask": forest.bias(lm.dtype, device)}
+    else:
+        install(lm.config)
+        # A 4-D mask is handed on as it is, so the model builds none; attention reads the forest alone.
+        extra = {"attention_mask": torch.zeros(1, 1, 1, 1, device=device), "forest": forest}
+    with active_backward(lm, forest) if torch.is_grad_enabled() and not forest.prefix else nullcontext():
+        positions = rows.positions.to(device)
+        return lm.base_model(input_ids=ids, position_ids=positions, use_cache=False, **extra).last_hidden_state
+
+
+def _unwrapped(model: Any) -> Any:
+    while isinstance(getattr(model, "module", None), nn.Module):
+        model = model.module
+    return model
+
+
+def inside(model: nn.Module, compute: Callable[[], T]) -> T:
+    """Run ``compute`` as if it were the model's forward, so that wrappers synchronise gradients and gather weights."""
+    inner = _unwrapped(model)
+    if inner is model:
+        return compute()
+    hidden = vars(inner).get("forward")
+    inner.forward = lambda *_, **__: compute()
+    try:
+        return model()
+    finally:
+        del inner.forward
+        if hidden is not None:
+            inner.forward = hidden

@@ -1,0 +1,257 @@
+"""Tree rows: a prompt is written once and every response branches off its end; nothing is padded.
+
+A row is ``[prompt | r1 | ... | rN]``, several prompts one after the other. Positions of a response continue from its
+prompt, and it attends to its prompt and to itself, so its log-probs are those of ``[prompt | response]`` on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor, nn
+
+Tokens = Sequence[int]
+Lists = Sequence[Sequence[Tokens]]  # the responses of each prompt
+Span = tuple[int, int]
+
+
+def tree_tokens(prompt_length: int, response_lengths: Sequence[int]) -> int:
+    """How many tokens a prompt and its responses take in a tree row."""
+    return prompt_length + sum(response_lengths)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Where one prompt and its responses lie in a row, as half-open spans of row positions.
+
+    Attributes:
+        prompt: span of the prompt, never empty.
+        responses: spans of the responses, back to back from the end of the prompt; empty ones are allowed.
+    """
+
+    prompt: Span
+    responses: tuple[Span, ...]
+
+    @classmethod
+    def at(cls, start: int, prompt_length: int, response_lengths: Sequence[int]) -> Tree:
+        """The tree whose prompt begins at row position ``start``."""
+        ends = list(accumulate(response_lengths, initial=start + prompt_length))
+        return cls((start, ends[0]), tuple(pairwise(ends)))
+
+    @property
+    def span(self) -> Span:
+        """The whole tree."""
+        return self.prompt[0], self.responses[-1][1] if self.responses else self.prompt[1]
+
+    @property
+    def depth(self) -> int:
+        """Tokens on the longest path from the root to a leaf."""
+        longest = max((stop - start for start, stop in self.responses), default=0)
+        return self.prompt[1] - self.prompt[0] + longest
+
+    def positions(self) -> Tensor:
+        """(tokens,) int64: distance of each token from the root, along its path."""
+        size = self.prompt[1] - self.prompt[0]
+        return torch.cat([torch.arange(size)] + [torch.arange(size, size + b - a) for a, b in self.responses])
+
+    def branches(self) -> Tensor:
+        """(tokens,) int64: 0 for the prompt, n for a token of the n-th response."""
+        lengths = torch.tensor([b - a for a, b in (self.prompt, *self.responses)])
+        return torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+
+    def mask(self, window: int | None = None) -> Tensor:
+        """(tokens, tokens) bool: True where the query (row) attends to the key (column).
+
+        Args:
+            window: a token sees this many tokens of its path, itself included; None for all of them.
+        """
+        position, branch = self.positions(), self.branches()
+        distance = position[:, None] - position[None, :]
+        visible = (branch[None, :] == 0) | (branch[None, :] == branch[:, None])
+        return visible & (distance >= 0) & (distance < (window or len(position)))
+
+
+@dataclass(eq=False)
+class Prefix:
+    """A prompt that has been run: all that its responses need of it.
+
+    Attributes:
+        cache: keys and values of every attention layer, (1, key heads, tokens, dim) each.
+        end: (1, hidden) last hidden state of the last token, which predicts the first token of every response.
+    """
+
+    cache: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    end: Tensor | None = None
+
+    def tensors(self) -> list[Tensor]:
+        """Everything it holds."""
+        return [t for pair in self.cache.values() for t in pair] + ([] if self.end is None else [self.end])
+
+    def leaf(self) -> Prefix:
+        """The same values cut off from the graph that made them, collecting gradients of their own."""
+        cache = {
+            layer: (k.detach().requires_grad_(), v.detach().requires_grad_()) for layer, (k, v) in self.cache.items()
+        }
+        return Prefix(cache, None if self.end is None else self.end.detach().requires_grad_())
+
+
+@dataclass(eq=False)
+class Forest:
+    """The trees of a row: what attention needs to know of it.
+
+    Attributes:
+        trees: in row order, covering the row.
+        prefix: where the row leaves its one prompt out, what attention needs of it; spans still count the prompt.
+        record: where attention is to store its keys and values.
+        active: per tree and response, whether any gradient reaches it; None while unknown. Set during the backward
+            pass by the LM head and read by everything below it.
+    """
+
+    trees: tuple[Tree, ...]
+    prefix: Prefix | None = None
+    record: Prefix | None = None
+    active: list[list[bool]] | None = None
+    _masks: dict[tuple[int, int | None, torch.device], Tensor] = field(default_factory=dict, repr=False)
+    _rows: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def size(self) -> int:
+        """Tokens of the row."""
+        return self.trees[-1].span[1] - self._offset
+
+    @property
+    def _offset(self) -> int:
+        return self.trees[0].prompt[1] if self.prefix else 0
+
+    def queries(self, span: Span) -> slice:
+        """Where the tokens of a span, less those of a prompt that is left out, lie in the row."""
+        return slice(max(span[0] - self._offset, 0), span[1] - self._offset)
+
+    def note_gradient(self, grad: Tensor) -> None:
+        """Learn from the (labels,) gradient of the row's log-probs which responses are active."""
+        lengths = [b - a for tree in self.trees for a, b in tree.responses]
+        nonzero = iter(bool(part.any()) for part in torch.split(grad.cpu(), lengths))
+        self.active = [[next(nonzero) for _ in tree.responses] for tree in self.trees]
+        self._rows = None
+
+    def active_spans(self) -> list[tuple[Span, list[Span]]]:
+        """Prompt and responses of every tree that a gradient reaches; all of them while nothing is known."""
+        if self.active is None:
+            return [(tree.prompt, [span for span in tree.responses if span[1] > span[0]]) for tree in self.trees]
+        pairs = zip(self.trees, self.active, strict=True)
+        reached = [(tree.prompt, [s for s, on in zip(tree.responses, row, strict=True) if on]) for tree, row in pairs]
+        return [(prompt, responses) for prompt, responses in reached if responses]
+
+    def active_rows(self, device: torch.device) -> Tensor | None:
+        """(active tokens,) int64 row positions that a gradient reaches, or None for all of them."""
+        if self.active is None:
+            return None
+        if self._rows is None:
+            spans = merged([span for prompt, responses in self.active_spans() for span in (prompt, *responses)])
+            self._rows = torch.tensor([i for span in spans for i in range(*span)], dtype=torch.long, device=device)
+        return None if len(self._rows) == self.size else self._rows
+
+    def mask(self, index: int, window: int | None, device: torch.device) -> Tensor:
+        """The mask of one tree, kept for the next layer that asks."""
+        key = (index, window, device)
+        if key not in self._masks:
+            self._masks[key] = self.trees[index].mask(window).to(device)
+        return self._masks[key]
+
+    def bias(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """(1, 1, tokens, tokens) additive mask of the whole row, for models that only take a mask."""
+        bias = torch.full((1, 1, self.size, self.size), torch.finfo(dtype).min, dtype=dtype, device=device)
+        for i, tree in enumerate(self.trees):
+            at = slice(*tree.span)
+            bias[:, :, at, at].masked_fill_(self.mask(i, None, device), 0.0)
+        return bias
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Token ids laid out for a model, and which of its hidden states predict what.
+
+    Attributes:
+        ids: (rows, tokens) int64.
+        positions: (rows, tokens) int64.
+        forest: the trees of the one row; None for padded rows.
+        predictors: (labels,) int64, index into the flattened (rows * tokens) hidden states.
+        labels: (labels,) int64, the response tokens, list after list.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    forest: Forest | None
+    predictors: Tensor
+    labels: Tensor
+
+
+def merged(spans: Sequence[Span]) -> list[Span]:
+    """The same positions in as few spans as possible; the spans must be in order."""
+    out: list[Span] = []
+    for start, stop in spans:
+        if out and out[-1][1] == start:
+            start = out.pop()[0]
+        out.append((start, stop))
+    return out
+
+
+def tree_row(prompts: Sequence[Tokens], responses: Lists, record: Prefix | None = None) -> Rows:
+    """All lists in one row, each prompt written once; ``record`` is handed to :class:`Forest`."""
+    tokens: list[int] = []
+    trees, predictors = [], []
+    for prompt, candidates in zip(prompts, responses, strict=True):
+        trees.append(Tree.at(len(tokens), len(prompt), [len(r) for r in candidates]))
+        tokens += [*prompt, *(token for r in candidates for token in r)]
+        predictors += [p for span in trees[-1].responses for p in _predictors(trees[-1].prompt[1], span)]
+    return Rows(
+        ids=torch.tensor([tokens]),
+        positions=torch.cat([tree.positions() for tree in trees])[None],
+        forest=Forest(tuple(trees), record=record),
+        predictors=torch.tensor(predictors, dtype=torch.long),
+        labels=_labels(responses),
+    )
+
+
+def branch_row(prompt_length: int, responses: Sequence[Tokens], prefix: Prefix) -> Rows:
+    """The responses of one prompt that has been run before; predictors count its last hidden state as number 0."""
+    tree = Tree.at(0, prompt_length, [len(r) for r in responses])
+    predictors = [p for span in tree.responses for p in _predictors(prompt_length, span)]
+    return Rows(
+        ids=torch.tensor([[token for r in responses for token in r]], dtype=torch.long),
+        positions=tree.positions()[None, prompt_length:],
+        forest=Forest((tree,), prefix),
+        predictors=torch.tensor(predictors, dtype=torch.long) - (prompt_length - 1),
+        labels=_labels([responses]),
+    )
+
+
+def padded_rows(prompts: Sequence[Tokens], responses: Lists) -> Rows:
+    """Each response in a row of its own, ``[prompt | response]``, padded on the right.
+
+    A causal model cannot see what stands to the right, so the padding needs no mask.
+    """
+    rows = [(p, r) for p, candidates in zip(prompts, responses, strict=True) for r in candidates]
+    width = max(len(p) + len(r) for p, r in rows)
+    starts = [i * width + len(p) for i, (p, _) in enumerate(rows)]
+    spans = [(start, start + len(r)) for start, (_, r) in zip(starts, rows, strict=True)]
+    return Rows(
+        ids=torch.tensor([[*p, *r] + [0] * (width - len(p) - len(r)) for p, r in rows]),
+        positions=torch.arange(width).expand(len(rows), width),
+        forest=None,
+        predictors=torch.tensor([q for span in spans for q in _predictors(span[0], span)]),
+        labels=_labels(responses),
+    )
+
+
+def _predictors(prompt_end: int, response: Span) -> list[int]:
+    """Positions whose hidden states predict the tokens of a response: the label shift, here and nowhere else."""
+    start, stop = response
+    return [prompt_end - 1, *range(start, stop - 1)] if stop > start else []
+
+
+def _labels(responses: Lists) -> Tensor:
+    return torch.tensor([token for candidates in responses for r in candidates for token in r], dtype=torch.long)
