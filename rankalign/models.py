@@ -27,10 +27,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as hf_logging
 
 from rankalign import default_model, tiny, weights
 from rankalign.errors import InputError
 from rankalign.folders import cached_folder, new_folder
+
+# A bar for each loading of weights is noise between our own lines.
+hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>")
