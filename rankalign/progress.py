@@ -24,6 +24,7 @@ class Progress:
     def __init__(self, what: str, total: int, unit: str, done: int = 0) -> None:
         self.what, self.total, self.unit, self.count, self._first = what, total, unit, done, done
         self._start = self._last = time.monotonic()
+        self._shown = done
         tty = sys.stderr.isatty()
         self._bar = tqdm(desc=what, total=total, unit=unit, initial=done, file=sys.stderr) if tty else None
 
@@ -41,6 +42,7 @@ class Progress:
         left = (self.total - self.count) / rate if rate else 0.0
         text = f"{self.what}: {self.count}/{self.total} {self.unit}s, {rate:.2f} a second, {left:.0f} s left"
         print(text, file=sys.stderr, flush=True)
+        self._shown = self.count
 
     def __enter__(self) -> Progress:
         return self
@@ -48,5 +50,5 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif kind is None and self.count > self._first:
+        elif kind is None and self.count > self._shown:
             self._line()

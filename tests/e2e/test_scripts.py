@@ -43,7 +43,7 @@ def test_without_arguments(checkout: Path) -> None:
     """compare.py needs what train.sh leaves, which needs what response_gen.sh leaves: one call runs all three."""
     shown = call(checkout, sys.executable, "eval/compare.py")
     assert "Pairwise comparison" in shown
-    assert len(list(read(checkout / "runs/data/scored.jsonl"))) == 96
+    assert len(list(read(checkout / "runs/data/scored.jsonl"))) == 80
     assert (checkout / "runs/rrhf/manifest.json").is_file()
     call(checkout, "bash", "train_scripts/recover_weights.sh")
     weights = [(checkout / f"runs/{name}/model.safetensors").read_bytes() for name in ("rrhf", "recovered")]
