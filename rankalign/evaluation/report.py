@@ -70,8 +70,8 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     """Write ``report.html`` into a run folder from what is there, and return its path.
 
     Read are, each if present: ``result.json`` (keys of the demo's result; ``judge`` and ``tables`` are optional),
-    ``log.jsonl`` or ``train/log.jsonl``, ``candidates.jsonl``, ``before.jsonl`` and ``after.jsonl`` (scored records of
-    the same held-out prompts), and all ``manifest.json`` and ``*.manifest.json``.
+    ``log.jsonl`` (or that in ``train`` or ``model``), ``candidates.jsonl``, ``before.jsonl`` and ``after.jsonl`` (scored
+    records of the same held-out prompts), and all ``manifest.json`` and ``*.manifest.json``.
 
     Raises:
         InputError: the folder holds none of these, a file is broken, or Jinja2 or matplotlib is missing.

@@ -20,7 +20,7 @@ class Run:
     Attributes:
         name: the folder's.
         result: ``result.json``.
-        log: lines of ``log.jsonl`` (or ``train/log.jsonl``).
+        log: lines of ``log.jsonl`` (or of that in ``train/`` or ``model/``).
         candidates: scored training candidates.
         before: held-out records answered by the start model.
         after: the same prompts answered by the trained model.
@@ -76,7 +76,10 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _log(root: Path, run: Run) -> list[dict[str, Any]]:
-    path = next((p for p in (root / "log.jsonl", root / "train" / "log.jsonl") if p.exists()), None)
+    path = next(
+        (p for p in (root / "log.jsonl", root / "train" / "log.jsonl", root / "model" / "log.jsonl") if p.exists()),
+        None,
+    )
     if path is None or not path.stat().st_size:
         return []
     wrong: list[RecordError] = []
