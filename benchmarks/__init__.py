@@ -1,0 +1,1 @@
+"""Measurements against named baselines, taken side by side in one run."""

@@ -1,13 +1,13 @@
-"""Training steps on tree rows beside the arithmetic of RRHF and of TRL: time and step memory, taken in turns in one run.
+"""Training steps on tree rows beside RRHF's arithmetic: time and step memory, taken in turns in one run.
 
     python -m benchmarks.train                    every row
     python -m benchmarks.train --rows p128k4 two-pass --repeats 3
     python -m benchmarks.train --write            also writes benchmarks/RESULTS.md
 
 The model is a Llama of SmolLM2-135M's shape with random fp32 weights. Times are medians of interleaved repeats of
-forward and backward, without the optimiser. Step memory is the highest resident size during a step less that before it,
-gradients already allocated, in a process of its own. RRHF's arithmetic pads K rows of P + R tokens, takes log_softmax of all
-logits and lets autograd do the rest.
+forward and backward, without the optimiser. Step memory is the highest resident size during a step less that before
+it, gradients already allocated, in a process of its own. RRHF's arithmetic pads K rows of P + R tokens, takes the
+log_softmax of all logits and lets autograd do the rest.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def packed(lists: Sequence[tuple[Tokens, list[Tokens]]], budget: int) -> list[li
 
 def two_pass(model: torch.nn.Module) -> tuple[Step, Step, str]:
     prompt, responses = draw(128, 1), [draw(96, 2 + n) for n in range(6)]
-    lengths, budget = torch.full((6,), 96.0), 128 + 2 * 96
+    lengths, budget = torch.full((6,), 96.0), 128 + 96
 
     def ours() -> None:
         backward_two_pass(model, [prompt], [responses], lambda x: rrhf_loss(x[0], lengths), budget, layout="tree")
@@ -256,7 +256,7 @@ def times(model: torch.nn.Module, steps: Sequence[Step], repeats: int, clock: Ca
         step()
     for _ in range(repeats):
         for step, seconds in zip(steps, taken, strict=True):
-            model.zero_grad()
+            model.zero_grad(set_to_none=False)
             start = clock()
             step()
             seconds.append(clock() - start)

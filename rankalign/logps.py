@@ -46,11 +46,7 @@ def list_logps(model: nn.Module, prompts: Sequence[Tokens], responses: Lists, *,
     Returns:
         (P, N) in nats, fp32 (fp64 for an fp64 model), 0 where a prompt has fewer than N responses. Differentiable.
     """
-    flat = _flat_logps(model, prompts, responses, layout)
-    width = max((len(candidates) for candidates in responses), default=0)
-    slots = [p * width + n for p, candidates in enumerate(responses) for n, r in enumerate(candidates) for _ in r]
-    slot = torch.tensor(slots, dtype=torch.long, device=flat.device)
-    return flat.new_zeros(len(prompts) * width).index_add(0, slot, flat).view(len(prompts), width)
+    return sum_responses(_flat_logps(model, prompts, responses, layout), responses)
 
 
 def token_logps(
@@ -70,6 +66,14 @@ def token_logps(
     flat = _flat_logps(model, prompts, responses, layout)
     pieces = iter(torch.split(flat, [len(r) for candidates in responses for r in candidates]))
     return [[next(pieces) for _ in candidates] for candidates in responses]
+
+
+def sum_responses(flat: Tensor, responses: Lists) -> Tensor:
+    """(P, N) sums over the tokens of each response, of (all response tokens,) values list after list."""
+    width = max((len(candidates) for candidates in responses), default=0)
+    slots = [p * width + n for p, candidates in enumerate(responses) for n, r in enumerate(candidates) for _ in r]
+    slot = torch.tensor(slots, dtype=torch.long, device=flat.device)
+    return flat.new_zeros(len(responses) * width).index_add(0, slot, flat).view(len(responses), width)
 
 
 # --- layouts -----------------------------------------------------------------------------------------------------
@@ -163,21 +167,24 @@ def causal_lm(model: Any) -> Any:
 def _flat_logps(model: nn.Module, prompts: Sequence[Tokens], responses: Lists, layout: str) -> Tensor:
     """(all response tokens,) log-probs, list after list."""
     lm = causal_lm(model)
-    rows = _lay_out(lm, prompts, responses, layout)
+    rows = lay_out(lm, prompts, responses, layout)
+    note = rows.forest.note_gradient if rows and rows.forest else None
 
     def compute() -> Tensor:
         head = head_of(lm)
-        device = head.weight.device
         if rows is None:
-            return torch.zeros(0, dtype=torch.promote_types(head.weight.dtype, torch.float32), device=device)
-        hidden = hidden_states(lm, rows, device).flatten(0, 1)
-        note = rows.forest.note_gradient if rows.forest else None
-        return label_logps(head, hidden[rows.predictors.to(device)], rows.labels.to(device), note)
+            return torch.zeros(0, dtype=torch.promote_types(head.weight.dtype, torch.float32), device=lm.device)
+        return label_logps(head, label_states(lm, rows), rows.labels.to(lm.device), note)
 
     return inside(model, compute)
 
 
-def _lay_out(lm: Any, prompts: Sequence[Tokens], responses: Lists, layout: str) -> Rows | None:
+def lay_out(lm: Any, prompts: Sequence[Tokens], responses: Lists, layout: str) -> Rows | None:
+    """Rows of one of ``LAYOUTS``, or None where no response has a token.
+
+    Raises:
+        InputError: an unknown layout, or tree rows for a model that cannot.
+    """
     if layout not in LAYOUTS:
         raise InputError(f"unknown layout {layout!r} (one of: {', '.join(LAYOUTS)})")
     if not all(len(p) for p in prompts):
@@ -190,20 +197,36 @@ def _lay_out(lm: Any, prompts: Sequence[Tokens], responses: Lists, layout: str) 
     return tree_row(prompts, responses) if tree else padded_rows(prompts, responses)
 
 
-def hidden_states(lm: Any, rows: Rows, device: torch.device) -> Tensor:
-    """(rows, tokens, hidden) last hidden states of a transformers model."""
-    ids, forest = rows.ids.to(device), rows.forest
+def label_states(lm: Any, rows: Rows, embeddings: Tensor | None = None) -> Tensor:
+    """(labels, hidden) last hidden states that predict the rows' labels; arguments as in :func:`hidden_states`."""
+    prefix = rows.forest.prefix if rows.forest else None
+    states = [prefix.end] if prefix and prefix.end is not None else []
+    if rows.ids.numel():  # responses of one token add nothing to their prompt
+        states.append(hidden_states(lm, rows, embeddings).flatten(0, 1))
+    return torch.cat(states)[rows.predictors.to(lm.device)]
+
+
+def hidden_states(lm: Any, rows: Rows, embeddings: Tensor | None = None) -> Tensor:
+    """(rows, tokens, hidden) last hidden states of a transformers model.
+
+    Args:
+        lm: the model.
+        rows: its input.
+        embeddings: (rows, tokens, hidden) of the input tokens, where they have been looked up before.
+    """
+    device, forest = lm.device, rows.forest
+    tokens = {"input_ids": rows.ids.to(device)} if embeddings is None else {"inputs_embeds": embeddings}
     if forest is None:
-        return lm.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return lm.base_model(**tokens, use_cache=False).last_hidden_state
     if lm.config.model_type in MASK_FAMILIES:
         extra: dict[str, Any] = {"attention_mask": forest.bias(lm.dtype, device)}
     else:
         install(lm.config)
         # A 4-D mask is handed on as it is, so the model builds none; attention reads the forest alone.
         extra = {"attention_mask": torch.zeros(1, 1, 1, 1, device=device), "forest": forest}
+    extra |= {**tokens, "position_ids": rows.positions.to(device)}
     with active_backward(lm, forest) if torch.is_grad_enabled() and not forest.prefix else nullcontext():
-        positions = rows.positions.to(device)
-        return lm.base_model(input_ids=ids, position_ids=positions, use_cache=False, **extra).last_hidden_state
+        return lm.base_model(use_cache=False, **extra).last_hidden_state
 
 
 def _unwrapped(model: Any) -> Any:

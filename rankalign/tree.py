@@ -2,6 +2,7 @@
 
 A row is ``[prompt | r1 | ... | rN]``, several prompts one after the other. Positions of a response continue from its
 prompt, and it attends to its prompt and to itself, so its log-probs are those of ``[prompt | response]`` on its own.
+The last token of a response is predicted and predicts nothing, so it is no part of a row.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ Span = tuple[int, int]
 
 def tree_tokens(prompt_length: int, response_lengths: Sequence[int]) -> int:
     """How many tokens a prompt and its responses take in a tree row."""
-    return prompt_length + sum(response_lengths)
+    return prompt_length + sum(map(_run_length, response_lengths))
+
+
+def _run_length(response_length: int) -> int:
+    return max(response_length - 1, 0)
 
 
 @dataclass(frozen=True)
@@ -29,17 +34,25 @@ class Tree:
 
     Attributes:
         prompt: span of the prompt, never empty.
-        responses: spans of the responses, back to back from the end of the prompt; empty ones are allowed.
+        responses: spans of the responses less their last tokens, back to back from the end of the prompt.
+        labels: how many tokens of each response are predicted, the last included.
     """
 
     prompt: Span
     responses: tuple[Span, ...]
+    labels: tuple[int, ...]
 
     @classmethod
     def at(cls, start: int, prompt_length: int, response_lengths: Sequence[int]) -> Tree:
         """The tree whose prompt begins at row position ``start``."""
-        ends = list(accumulate(response_lengths, initial=start + prompt_length))
-        return cls((start, ends[0]), tuple(pairwise(ends)))
+        ends = list(accumulate(map(_run_length, response_lengths), initial=start + prompt_length))
+        return cls((start, ends[0]), tuple(pairwise(ends)), tuple(response_lengths))
+
+    def predictors(self) -> list[int]:
+        """Row positions whose hidden states predict the labels: the shift of labels is here and nowhere else."""
+        last = self.prompt[1] - 1
+        pairs = zip(self.responses, self.labels, strict=True)
+        return [position for span, count in pairs if count for position in (last, *range(*span))]
 
     @property
     def span(self) -> Span:
@@ -132,18 +145,20 @@ class Forest:
 
     def note_gradient(self, grad: Tensor) -> None:
         """Learn from the (labels,) gradient of the row's log-probs which responses are active."""
-        lengths = [b - a for tree in self.trees for a, b in tree.responses]
+        lengths = [count for tree in self.trees for count in tree.labels]
         nonzero = iter(bool(part.any()) for part in torch.split(grad.cpu(), lengths))
         self.active = [[next(nonzero) for _ in tree.responses] for tree in self.trees]
         self._rows = None
 
     def active_spans(self) -> list[tuple[Span, list[Span]]]:
         """Prompt and responses of every tree that a gradient reaches; all of them while nothing is known."""
-        if self.active is None:
-            return [(tree.prompt, [span for span in tree.responses if span[1] > span[0]]) for tree in self.trees]
-        pairs = zip(self.trees, self.active, strict=True)
-        reached = [(tree.prompt, [s for s, on in zip(tree.responses, row, strict=True) if on]) for tree, row in pairs]
-        return [(prompt, responses) for prompt, responses in reached if responses]
+        everywhere = [[True] * len(tree.responses) for tree in self.trees]
+        pairs = zip(self.trees, self.active or everywhere, strict=True)
+        return [
+            (tree.prompt, [(a, b) for (a, b), on in zip(tree.responses, row, strict=True) if on and b > a])
+            for tree, row in pairs
+            if self.active is None or any(row)
+        ]
 
     def active_rows(self, device: torch.device) -> Tensor | None:
         """(active tokens,) int64 row positions that a gradient reaches, or None for all of them."""
@@ -202,16 +217,15 @@ def merged(spans: Sequence[Span]) -> list[Span]:
 def tree_row(prompts: Sequence[Tokens], responses: Lists, record: Prefix | None = None) -> Rows:
     """All lists in one row, each prompt written once; ``record`` is handed to :class:`Forest`."""
     tokens: list[int] = []
-    trees, predictors = [], []
+    trees = []
     for prompt, candidates in zip(prompts, responses, strict=True):
         trees.append(Tree.at(len(tokens), len(prompt), [len(r) for r in candidates]))
-        tokens += [*prompt, *(token for r in candidates for token in r)]
-        predictors += [p for span in trees[-1].responses for p in _predictors(trees[-1].prompt[1], span)]
+        tokens += [*prompt, *(token for r in candidates for token in r[:-1])]
     return Rows(
         ids=torch.tensor([tokens]),
         positions=torch.cat([tree.positions() for tree in trees])[None],
         forest=Forest(tuple(trees), record=record),
-        predictors=torch.tensor(predictors, dtype=torch.long),
+        predictors=torch.tensor([p for tree in trees for p in tree.predictors()], dtype=torch.long),
         labels=_labels(responses),
     )
 
@@ -219,12 +233,11 @@ def tree_row(prompts: Sequence[Tokens], responses: Lists, record: Prefix | None 
 def branch_row(prompt_length: int, responses: Sequence[Tokens], prefix: Prefix) -> Rows:
     """The responses of one prompt that has been run before; predictors count its last hidden state as number 0."""
     tree = Tree.at(0, prompt_length, [len(r) for r in responses])
-    predictors = [p for span in tree.responses for p in _predictors(prompt_length, span)]
     return Rows(
-        ids=torch.tensor([[token for r in responses for token in r]], dtype=torch.long),
+        ids=torch.tensor([[token for r in responses for token in r[:-1]]], dtype=torch.long),
         positions=tree.positions()[None, prompt_length:],
         forest=Forest((tree,), prefix),
-        predictors=torch.tensor(predictors, dtype=torch.long) - (prompt_length - 1),
+        predictors=torch.tensor(tree.predictors(), dtype=torch.long) - (prompt_length - 1),
         labels=_labels([responses]),
     )
 
@@ -234,23 +247,17 @@ def padded_rows(prompts: Sequence[Tokens], responses: Lists) -> Rows:
 
     A causal model cannot see what stands to the right, so the padding needs no mask.
     """
-    rows = [(p, r) for p, candidates in zip(prompts, responses, strict=True) for r in candidates]
-    width = max(len(p) + len(r) for p, r in rows)
-    starts = [i * width + len(p) for i, (p, _) in enumerate(rows)]
-    spans = [(start, start + len(r)) for start, (_, r) in zip(starts, rows, strict=True)]
+    pairs = [(p, r) for p, candidates in zip(prompts, responses, strict=True) for r in candidates]
+    rows = [[*p, *r[:-1]] for p, r in pairs]
+    width = max(map(len, rows))
+    trees = [Tree.at(i * width, len(p), [len(r)]) for i, (p, r) in enumerate(pairs)]
     return Rows(
-        ids=torch.tensor([[*p, *r] + [0] * (width - len(p) - len(r)) for p, r in rows]),
+        ids=torch.tensor([row + [0] * (width - len(row)) for row in rows]),
         positions=torch.arange(width).expand(len(rows), width),
         forest=None,
-        predictors=torch.tensor([q for span in spans for q in _predictors(span[0], span)]),
+        predictors=torch.tensor([p for tree in trees for p in tree.predictors()], dtype=torch.long),
         labels=_labels(responses),
     )
-
-
-def _predictors(prompt_end: int, response: Span) -> list[int]:
-    """Positions whose hidden states predict the tokens of a response: the label shift, here and nowhere else."""
-    start, stop = response
-    return [prompt_end - 1, *range(start, stop - 1)] if stop > start else []
 
 
 def _labels(responses: Lists) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import chain, groupby
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -19,8 +20,11 @@ from rankalign.logps import (
     causal_lm,
     hidden_states,
     inside,
+    label_states,
+    lay_out,
     list_logps,
     precision,
+    sum_responses,
     supports_tree,
 )
 from rankalign.tree import Lists, Prefix, Tokens, branch_row, tree_row, tree_tokens
@@ -41,9 +45,9 @@ def backward_two_pass(
 ) -> tuple[Tensor, Tensor]:
     """Backward of a loss over whole lists with the memory of a prompt and one chunk, however long the lists are.
 
-    The first pass computes log-probs without gradients; the loss gives its slope in each of them; the second pass runs
-    every chunk again and sends the slopes back, which adds up to the gradient of the whole loss:
-    d loss / d theta = sum_n (d loss / d logp_n) (d logp_n / d theta). Responses with a slope of exactly zero are not
+    The first pass keeps the hidden states that predict response tokens, and no graph. From them the head, the loss and
+    their backward give the gradient of every such state. The second pass runs every chunk again and sends its states'
+    gradients down, which adds up to the gradient of the whole loss. Responses whose gradient is exactly zero are not
     run again. Where a list is split, its prompt runs once a pass, and its backward once, after those of its responses.
 
     Args:
@@ -53,26 +57,32 @@ def backward_two_pass(
         loss_fn: from (P, N) log-probs to a scalar.
         token_budget: tokens a chunk may hold, its prompt included; at least one response is run at a time.
         layout: as in :func:`rankalign.logps.list_logps`.
-        backward: how to run a chunk's backward, for trainers that scale losses in a way of their own.
+        backward: what to call with the loss instead of ``loss.backward()``; whatever it scales the loss by scales all.
 
     Returns:
         The loss and the (P, N) log-probs, both detached.
 
     Raises:
-        InputError: the passes disagree on a log-prob.
+        InputError: the passes disagree on hidden states.
+        ValueError: no response has a token.
     """
     task = _Task(model, prompts, responses, token_budget, layout)
-    everything = [(p, n) for p, candidates in enumerate(responses) for n in range(len(candidates))]
-    logps = task.first_pass(everything)
-    loss = loss_fn(logps.requires_grad_())
-    (slopes,) = torch.autograd.grad(loss, logps)
-    active = [(p, n) for p, n in everything if slopes[p, n] != 0]
+    everything = [(p, n) for p, candidates in enumerate(responses) for n, r in enumerate(candidates) if len(r)]
+    if not everything:
+        raise ValueError("no response has a token")
+    with torch.no_grad():
+        states = torch.cat([some for _, some in task.run(everything)]).requires_grad_()
     with getattr(model, "no_sync", nullcontext)():
-        for chunk, again in task.run(active):
-            task.check_equal(chunk, again.detach(), logps.detach()[_index(chunk)])
-            backward((again * slopes[_index(chunk)]).sum())
+        logps = task.logps(states)
+        loss = loss_fn(logps)
+        backward(loss)
+        slopes = task.by_candidate(everything, _grad(states))
+        before = task.by_candidate(everything, states.detach())
+        for chunk, again in task.run([candidate for candidate in everything if bool(slopes[candidate].any())]):
+            _check_equal(again.detach(), torch.cat([before[candidate] for candidate in chunk]), precision(model))
+            torch.autograd.backward(again, torch.cat([slopes[candidate] for candidate in chunk]))
     if hasattr(model, "no_sync"):  # ranks have different chunks; they meet once, in a backward that adds nothing
-        backward(list_logps(model, prompts[:1], [responses[0][:1]], layout=layout).sum() * 0.0)
+        torch.autograd.backward(list_logps(model, prompts[:1], [responses[0][:1]], layout=layout).sum() * 0.0)
     return loss.detach(), logps.detach()
 
 
@@ -84,17 +94,19 @@ class _Task:
     token_budget: int
     layout: str
 
-    @torch.no_grad()
-    def first_pass(self, candidates: list[Candidate]) -> Tensor:
-        """(P, N) log-probs."""
-        parts = list(self.run(candidates))
-        flat = torch.cat([values for _, values in parts])
-        logps = flat.new_zeros(len(self.prompts), max(map(len, self.responses)))
-        logps[_index(list(chain.from_iterable(chunk for chunk, _ in parts)))] = flat
-        return logps
+    def logps(self, states: Tensor) -> Tensor:
+        """(P, N) log-probs from the (all response tokens, hidden) states that predict them."""
+        labels = torch.tensor([token for row in self.responses for r in row for token in r], device=states.device)
+        head = head_of(causal_lm(self.model))
+        return sum_responses(label_logps(head, states, labels), self.responses)
+
+    def by_candidate(self, candidates: list[Candidate], values: Tensor) -> dict[Candidate, Tensor]:
+        """Rows of (all response tokens, ...) values by candidate."""
+        sizes = [len(self.responses[p][n]) for p, n in candidates]
+        return dict(zip(candidates, torch.split(values, sizes), strict=True))
 
     def run(self, candidates: list[Candidate]) -> Iterator[tuple[list[Candidate], Tensor]]:
-        """Chunks and their (candidates,) log-probs. With gradients on, run each one's backward before the next."""
+        """Chunks and the states that predict their tokens; with gradients on, backward must run before the next."""
         tree = supports_tree(self.model) if self.layout == "auto" else self.layout == "tree"
         for unit in units(self.prompts, self.responses, candidates, self.token_budget, tree):
             if len(unit) > 1 and tree and _can_keep_prefix(self.model):
@@ -103,27 +115,47 @@ class _Task:
                 yield from ((chunk, self._run_lists(chunk)) for chunk in unit)
 
     def _run_lists(self, chunk: list[Candidate]) -> Tensor:
-        lists = [(p, [n for _, n in group]) for p, group in groupby(chunk, key=_prompt_of)]
-        some = [[self.responses[p][n] for n in numbers] for p, numbers in lists]
-        logps = list_logps(self.model, [self.prompts[p] for p, _ in lists], some, layout=self.layout)
-        return logps[_index([(row, i) for row, (_, numbers) in enumerate(lists) for i in range(len(numbers))])]
+        lists = [(p, [self.responses[p][n] for _, n in group]) for p, group in groupby(chunk, key=_prompt_of)]
+        lm = causal_lm(self.model)
+        rows = lay_out(lm, [self.prompts[p] for p, _ in lists], [some for _, some in lists], self.layout)
+        assert rows is not None  # candidates without tokens are no candidates
+        return inside(self.model, lambda: label_states(lm, rows))
 
     def _run_branches(self, unit: Unit) -> Iterator[tuple[list[Candidate], Tensor]]:
-        """Chunks of one prompt, which is run once; its own backward follows those of all chunks."""
-        prompt = self.prompts[unit[0][0][0]]
-        prefix = _run_prompt(self.model, prompt)
-        leaf = prefix.leaf() if torch.is_grad_enabled() else prefix
-        for chunk in unit:
-            yield chunk, _branch_logps(self.model, leaf, len(prompt), [self.responses[p][n] for p, n in chunk])
-        ends = [(t, end.grad) for t, end in zip(prefix.tensors(), leaf.tensors(), strict=True) if end.grad is not None]
+        """Chunks of one prompt, which is run once; its own backward follows those of all chunks.
+
+        Tokens are embedded once as well: the gradient of the embedding matrix is the largest there is.
+        """
+        lm, prompt, prefix = causal_lm(self.model), self.prompts[unit[0][0][0]], Prefix()
+        parts = [[self.responses[p][n] for p, n in chunk] for chunk in unit]
+        row = tree_row([prompt], [[]], record=prefix)
+        embed = lm.get_input_embeddings()
+        tokens = torch.tensor([[*prompt, *(t for part in parts for r in part for t in r[:-1])]], device=lm.device)
+        embeddings = inside(self.model, lambda: embed(tokens))
+        own, rest = embeddings[:, : len(prompt)], embeddings[:, len(prompt) :]
+        prefix.end = inside(self.model, lambda: hidden_states(lm, row, own))[0, -1:]
+        kept = [*prefix.tensors(), rest]
+        leaf, leaf_rest = (prefix.leaf(), rest.detach().requires_grad_()) if torch.is_grad_enabled() else (prefix, rest)
+        start = 0
+        for chunk, part in zip(unit, parts, strict=True):
+            rows = branch_row(len(prompt), part, leaf)
+            some = leaf_rest[:, start : start + rows.ids.numel()]
+            start += rows.ids.numel()
+            yield chunk, inside(self.model, partial(label_states, lm, rows, some))
+        grads = [t.grad for t in (*leaf.tensors(), leaf_rest)]
+        ends = [(t, grad) for t, grad in zip(kept, grads, strict=True) if t.requires_grad and grad is not None]
         if ends:
             torch.autograd.backward([t for t, _ in ends], [grad for _, grad in ends])
 
-    def check_equal(self, chunk: list[Candidate], again: Tensor, before: Tensor) -> None:
-        """Refuse to go on with gradients of another model than the loss has seen."""
-        tokens = torch.tensor([len(self.responses[p][n]) for p, n in chunk], device=again.device)
-        if not bool(((again - before).abs() <= TOLERANCE[precision(self.model)] * (tokens + 1)).all()):
-            raise InputError("the two passes of the backward disagree on log-probs; is dropout still on?")
+
+def _grad(states: Tensor) -> Tensor:
+    return torch.zeros_like(states) if states.grad is None else states.grad
+
+
+def _check_equal(again: Tensor, before: Tensor, dtype: torch.dtype) -> None:
+    """Refuse to go on with gradients of another model than the loss has seen."""
+    if not bool((again - before).norm() <= 10 * TOLERANCE[dtype] * before.norm()):
+        raise InputError("the two passes of the backward disagree on hidden states; is dropout still on?")
 
 
 def units(
@@ -173,43 +205,10 @@ def _tree_cost(prompts: Sequence[Tokens], responses: Lists, chunk: list[Candidat
 
 
 def _padded_cost(prompts: Sequence[Tokens], responses: Lists, chunk: list[Candidate]) -> int:
-    return len(chunk) * max(len(prompts[p]) + len(responses[p][n]) for p, n in chunk)
-
-
-def _index(candidates: list[Candidate]) -> tuple[Tensor, Tensor]:
-    rows, columns = torch.tensor(candidates).unbind(1)
-    return rows, columns
-
-
-# --- a prompt on its own, and responses after it -----------------------------------------------------------------
+    return len(chunk) * max(len(prompts[p]) + len(responses[p][n]) - 1 for p, n in chunk)
 
 
 def _can_keep_prefix(model: nn.Module) -> bool:
     """Whether attention can store a prompt's keys: not with a mask for trees, nor where backward runs layers again."""
     again = any(m.training and getattr(m, "gradient_checkpointing", False) for m in model.modules())
     return not again and causal_lm(model).config.model_type in ATTENTION_FAMILIES
-
-
-def _run_prompt(model: nn.Module, prompt: Tokens) -> Prefix:
-    """Run a prompt alone and keep what its responses need."""
-    lm, prefix = causal_lm(model), Prefix()
-    rows = tree_row([prompt], [[]], record=prefix)
-    prefix.end = inside(model, lambda: hidden_states(lm, rows, lm.device))[0, -1:]
-    return prefix
-
-
-def _branch_logps(model: nn.Module, prefix: Prefix, prompt_length: int, responses: Sequence[Tokens]) -> Tensor:
-    """(responses,) log-probs of responses to a prompt that has been run."""
-    lm = causal_lm(model)
-    rows = branch_row(prompt_length, responses, prefix)
-    sizes = torch.tensor([len(r) for r in responses], device=lm.device)
-
-    def compute() -> Tensor:
-        states = [prefix.end] if prefix.end is not None else []
-        if rows.ids.numel():
-            states.append(hidden_states(lm, rows, lm.device)[0])
-        flat = label_logps(head_of(lm), torch.cat(states)[rows.predictors.to(lm.device)], rows.labels.to(lm.device))
-        owner = torch.repeat_interleave(torch.arange(len(responses), device=lm.device), sizes)
-        return flat.new_zeros(len(responses)).index_add(0, owner, flat)
-
-    return inside(model, compute)

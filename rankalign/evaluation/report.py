@@ -70,7 +70,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     """Write ``report.html`` into a run folder from what is there, and return its path.
 
     Read are, each if present: ``result.json`` (keys of the demo's result; ``judge`` and ``tables`` are optional),
-    ``log.jsonl`` (or that in ``train`` or ``model``), ``candidates.jsonl``, ``before.jsonl`` and ``after.jsonl`` (scored
+    ``log.jsonl`` (or that in ``train`` or ``model``), ``candidates.jsonl``, ``before.jsonl``, ``after.jsonl`` (scored
     records of the same held-out prompts), and all ``manifest.json`` and ``*.manifest.json``.
 
     Raises:

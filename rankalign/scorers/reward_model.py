@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rankalign import batching, models, templates
+from rankalign import batching, models, rewards, templates
 from rankalign.errors import InputError
+from rankalign.logps import supports_tree
 from rankalign.records import CandidateSet, Response
 
 
 class RewardModelScorer:
     """Grades template(prompt) + response, and an end-of-sequence (or separator) token behind a finished response.
 
-    The model reads it with its own tokenizer and template, whatever wrote the response. Texts are sorted by length and
-    padded on the right, where a causal model cannot look back on it and the mask hides it from any other; so a score
-    depends on its own text alone (but for rounding).
+    The model reads it with its own tokenizer and template, whatever wrote the response. Texts are sorted by length, and
+    where they share a prompt a decoder reads it once (:func:`rankalign.rewards.list_rewards`); else they are padded on
+    the right, behind a mask. So a score depends on its own text alone (but for rounding).
 
-    A decoder's reward is read where its config says: ``rankalign_pooling: last`` is the last token of the text. Without
-    that key it is the rule of transformers, the last token that is not the padding id: the token before the end where a
-    model pads with its end-of-sequence token. Encoders pool as their class does.
+    A decoder's reward is read where its config says: ``rankalign_pooling: last`` is the last token of the text.
+    ``last_non_pad``, or no such key, is the rule of transformers, the last token that is not the padding id: the token
+    before the end where a model pads with its end-of-sequence token. Encoders pool as their class does.
 
     Args:
         name: key of the scores.
@@ -62,15 +64,40 @@ class RewardModelScorer:
 
     def score(self, sets: Sequence[CandidateSet]) -> list[list[float | None]]:
         """One score a response."""
-        texts = [self._encode(record, response) for record in sets for response in record.responses]
+        lists = [[self._encode(record, response) for response in record.responses] for record in sets]
+        found = iter(self._in_trees(lists) if supports_tree(self.model) else self._padded(list(chain(*lists))))
+        return [[next(found) for _ in texts] for texts in lists]
+
+    def _in_trees(self, lists: Sequence[list[list[int]]]) -> Iterator[float]:
+        """Scores of all texts in order; what the texts of a list have in common at their beginning is read once."""
+        chunks = [texts[i : i + self.batch_size] for texts in lists for i in range(0, len(texts), self.batch_size)]
+        batch: list[list[list[int]]] = []
+        for chunk in chunks:
+            if batch and sum(map(len, batch)) + len(chunk) > self.batch_size:
+                yield from self._tree_rewards(batch)
+                batch = []
+            batch.append(chunk)
+        if batch:
+            yield from self._tree_rewards(batch)
+
+    @torch.inference_mode()
+    def _tree_rewards(self, batch: Sequence[list[list[int]]]) -> list[float]:
+        prompts = [_common_beginning(texts) for texts in batch]
+        if not all(prompts):  # some lost their beginnings to max_length, and with it what they shared
+            return self._rewards(list(chain(*batch)))
+        responses = [[text[len(prompt) :] for text in texts] for prompt, texts in zip(prompts, batch, strict=True)]
+        found = rewards.list_rewards(self.model, prompts, responses, layout="tree").double().tolist()
+        return [score for row, texts in zip(found, batch, strict=True) for score in row[: len(texts)]]
+
+    def _padded(self, texts: Sequence[list[int]]) -> list[float]:
+        """Scores of all texts in order, computed by length."""
         scores = [0.0] * len(texts)
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
             for index, score in zip(batch, self._rewards([texts[i] for i in batch]), strict=True):
                 scores[index] = score
-        found = iter(scores)
-        return [[next(found) for _ in record.responses] for record in sets]
+        return scores
 
     def fingerprint(self) -> dict[str, Any]:
         """Model, settings that matter, and hashes of weights and tokenizer; a folder is hashed, not loaded."""
@@ -136,6 +163,11 @@ class RewardModelScorer:
         return _values(self.model, ids, mask).double().tolist()
 
 
+def _common_beginning(texts: Sequence[list[int]]) -> list[int]:
+    same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*texts, strict=False))
+    return [tokens[0] for tokens in same]
+
+
 def _values(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
     """(B,) rewards of right-padded (B, T) texts."""
     if isinstance(getattr(model, "score", None), torch.nn.Module):
@@ -149,8 +181,6 @@ def _values(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
 
 def _last(ids: Tensor, mask: Tensor, config: Any) -> Tensor:
     """(B,) where each text's reward is read."""
-    rule, pad = getattr(config, "rankalign_pooling", None), config.get_text_config().pad_token_id
-    if rule not in (None, "last"):
-        raise InputError(f"the reward model pools by {rule!r}, which this version does not know (known: last)")
-    counted = mask.bool() if rule or pad is None else mask.bool() & (ids != pad)
+    pad = rewards.pad_of(config)
+    counted = mask.bool() if pad is None else mask.bool() & (ids != pad)
     return (torch.arange(ids.shape[1], device=ids.device) * counted).argmax(dim=-1)

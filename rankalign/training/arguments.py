@@ -12,11 +12,12 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from rankalign.config import read_yaml
 from rankalign.errors import InputError
-from rankalign.losses import LOSSES
+from rankalign.losses import LOSSES, Loss
+from rankalign.losses.reward import REWARD_LOSSES
 from rankalign.records import dumps, loads
 from rankalign.registry import did_you_mean
 
-METHODS = ("rank", "sft")
+METHODS = ("rank", "sft", "reward")
 
 
 def _flag(default: Any, text: str) -> Any:
@@ -31,8 +32,8 @@ class TrainConfig(TrainingArguments):
     data: str = _flag("", "scored candidates: our records, or RRHF, TRL or Alpaca files")
     format: str = _flag("auto", "format of the data: auto or a name of `rankalign ls formats`")
     eval_data: str = _flag("", "held-out candidates; with --eval_strategy steps|epoch they are measured while training")
-    method: str = _flag("rank", "rank (any ranking loss) or sft (the best response alone)")
-    loss: str = _flag("rrhf", "a name of `rankalign ls losses`")
+    method: str = _flag("rank", "rank (any ranking loss), sft (the best response alone) or reward (a reward model)")
+    loss: str = _flag("rrhf", "a name of `rankalign ls losses`; for reward bradley_terry, plackett_luce, per_token")
     loss_options: str = _flag("{}", "more keywords of the loss: a JSON object, or a mapping in YAML")
     rrhf_weight: float | None = _flag(None, "weight of RRHF's rank term beside its SFT term (paper: 1)")
     length_penalty: float | None = _flag(None, "RRHF: log-probabilities are divided by length to this power (1)")
@@ -54,6 +55,8 @@ class TrainConfig(TrainingArguments):
     lora_target_modules: str = _flag(
         "auto", "modules to adapt, comma-separated; auto takes all linear ones but the head"
     )
+    freeze_layers: float = _flag(0.0, "reward: share of the lower layers, and the embeddings, that stay as they are")
+    early_stopping: int = _flag(0, "stop after so many measurements without a better one; 0 does not")
     disable_dropout: bool = _flag(True, "switch the model's own dropout off, so that log-probabilities are exact")
     resume: bool = _flag(True, "go on from the newest checkpoint in output_dir where there is one")
     overwrite: bool = _flag(False, "start over even where output_dir holds a finished or begun run")
@@ -72,17 +75,38 @@ class TrainConfig(TrainingArguments):
     logging_nan_inf_filter: bool = _flag(False, "off: a loss that is not finite is an error here, not a gap in the log")
 
     def __post_init__(self) -> None:
+        if self.method == "reward":
+            self._set_reward_defaults()
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         if self.method not in METHODS:
             raise InputError(f"unknown method {self.method!r}{did_you_mean(self.method, METHODS)}")
         if self.method == "sft":
             self.loss = "sft"
-        if self.loss not in LOSSES:
-            raise InputError(f"unknown loss {self.loss!r}{did_you_mean(self.loss, LOSSES)}")
+        if self.loss not in self._losses:
+            raise InputError(f"unknown loss {self.loss!r}{did_you_mean(self.loss, self._losses)}")
+        if self.early_stopping and not self.load_best_model_at_end:
+            raise InputError("--early_stopping needs --load_best_model_at_end True (and --eval_data, --eval_strategy)")
+        if not 0 <= self.freeze_layers <= 1 or (self.freeze_layers and self.method != "reward"):
+            raise InputError("--freeze_layers is a share from 0 to 1, for --method reward")
         if self.only_use_provide and self.only_use_sample:
             raise InputError("--only_use_provide and --only_use_sample leave no response between them; choose one")
         self.loss_keywords()
+
+    def _set_reward_defaults(self) -> None:
+        if self.loss == TrainConfig.loss:
+            self.loss = "bradley_terry"
+        if self.load_best_model_at_end and not self.metric_for_best_model:
+            self.metric_for_best_model = "ranking_accuracy"
+
+    @property
+    def _losses(self) -> dict[str, Loss]:
+        return REWARD_LOSSES if self.method == "reward" else LOSSES
+
+    @property
+    def loss_entry(self) -> Loss:
+        """The loss by its name, among those of the method."""
+        return self._losses[self.loss]
 
     def loss_keywords(self) -> dict[str, Any]:
         """Keywords the loss is called with.
@@ -95,7 +119,7 @@ class TrainConfig(TrainingArguments):
             **_json_object(self.loss_options),
             **{name: value for name, value in named.items() if value is not None},
         }
-        known = LOSSES[self.loss].defaults
+        known = self.loss_entry.defaults
         for name in given:
             if name not in known:
                 raise InputError(f"loss {self.loss!r} has no option {name!r}{did_you_mean(name, known)}")
@@ -114,6 +138,7 @@ _DECISIVE = {
     "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "weight_decay", "optim",
     "per_device_train_batch_size", "gradient_accumulation_steps", "adam_beta1", "adam_beta2", "adam_epsilon",
     "max_grad_norm", "seed", "data_seed", "bf16", "fp16", "tf32", "train_sampling_strategy",
+    "load_best_model_at_end", "metric_for_best_model",
 }  # fmt: skip
 
 # --- the ancestors' command lines --------------------------------------------------------------------------------

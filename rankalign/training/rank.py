@@ -19,7 +19,7 @@ from transformers import Trainer
 from rankalign.batching import TokenList
 from rankalign.errors import InputError
 from rankalign.logps import list_logps
-from rankalign.losses import LOSSES, PARTS
+from rankalign.losses import PARTS
 from rankalign.ranked import Ranked
 from rankalign.training.arguments import TrainConfig
 
@@ -80,11 +80,12 @@ class Meter:
         self.sums: Counter[str] = Counter()
 
     @torch.no_grad()
-    def add(self, ranked: Ranked, losses: Tensor, parts: dict[str, Tensor]) -> None:
-        """Take in one batch: ``losses`` (P,) and the named parts they are made of, (P,) each."""
+    def add(self, ranked: Ranked, losses: Tensor, parts: dict[str, Tensor], compared: Tensor | None = None) -> None:
+        """Take in one batch: ``losses`` (P,), the named parts they are made of, (P,) each, and the (P, N) values by
+        which accuracy and margin go, log-probabilities a token where none are given."""
         pairs = ranked.pairs
-        mean_logp = ranked.logps / ranked.lengths.clamp(min=1)
-        margin = mean_logp.unsqueeze(2) - mean_logp.unsqueeze(1)
+        values = ranked.logps / ranked.lengths.clamp(min=1) if compared is None else compared
+        margin = values.unsqueeze(2) - values.unsqueeze(1)
         self._add(prompts=len(losses), candidates=ranked.mask.sum(), tokens=(ranked.lengths * ranked.mask).sum())
         self._add(pairs=pairs.sum(), right=(pairs & (margin > 0)).sum(), margin=margin[pairs].sum())
         self._add(tied=_tied(ranked), loss=losses.sum(), **{name: part.sum() for name, part in parts.items()})
@@ -161,10 +162,14 @@ class RankTrainer(Trainer):
         """(P,) loss of each prompt, metered."""
         ranked = to_ranked(examples, self.values(model, examples))
         name = self.config.loss
-        losses = LOSSES[name].function(ranked, **self.keywords)
+        losses = self.config.loss_entry.function(ranked, **self.keywords)
         parts = PARTS[name](ranked, **self.keywords) if name in PARTS else {}
         meter.add(ranked, losses, parts)
         return losses
+
+    def compute_loss_context_manager(self) -> Any:
+        """Mixed precision as asked for. accelerate wraps the model's forward in it, which our rows do not pass."""
+        return self.accelerator.autocast()
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -199,11 +204,12 @@ class RankTrainer(Trainer):
         """Loss, its parts and accuracies on the held-out examples, each a mean over all of them."""
         meter, size = Meter(), self.args.per_device_eval_batch_size
         model: Any = self.model
-        with _eval_mode(model):
+        with _eval_mode(model), self.compute_loss_context_manager():
             for start in range(0, len(self.held_out), size):
                 self.losses(model, self.held_out[start : start + size], meter)
         metrics = meter.read("eval_")
         self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

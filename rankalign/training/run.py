@@ -13,20 +13,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from rankalign import data, logps, manifest, models
+from rankalign import data, logps, manifest, models, rewards
 from rankalign.batching import EncodeOptions, TokenList, encode_all
 from rankalign.convert import Intake
 from rankalign.errors import InputError
 from rankalign.files import sha256_file, write_text
-from rankalign.losses import LOSSES
 from rankalign.records import CandidateSet, choose_judge, judges
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.rank import Example, RankTrainer
 from rankalign.training.reference import ReferenceCache
+from rankalign.training.reward import RewardTrainer, freeze_lower
+from rankalign.training.reward import load as load_reward
 
 UNSCORED = "only"  # judge of single responses that nobody scored, which SFT may still learn from
 
@@ -55,19 +56,19 @@ def train(config: TrainConfig) -> dict[str, Any]:
     set_seed(config.seed)
     tokenizer = models.load_tokenizer(config.model)
     lists, held_out, counts = _load_data(config, tokenizer)
-    model = _load_model(config)
+    model = _load_model(config, tokenizer)
     layout, why = _layout(config, model, lists)
     print(f"layout: {layout} ({why})", file=sys.stderr)
     references = _references(config, model, layout, [*lists, *held_out])
     examples = [Example(tokens, references.get(tokens.id)) for tokens in lists]
-    trainer = RankTrainer(
+    trainer = (RewardTrainer if config.method == "reward" else RankTrainer)(
         model,
         config,
         examples,
         [Example(tokens, references.get(tokens.id)) for tokens in held_out],
         layout,
         processing_class=tokenizer,
-        callbacks=[JsonlLog(output / "log.jsonl")],
+        callbacks=_callbacks(config, output),
     )
     _run(trainer, config)
     _save(trainer, tokenizer, output)
@@ -108,11 +109,13 @@ def _load_data(
 ) -> tuple[list[TokenList], list[TokenList], dict[str, int]]:
     """Training lists, held-out lists and counts; everything left out is counted and said on stderr."""
     lists, counts = _encode(config, tokenizer, config.data)
-    if LOSSES[config.loss].pairwise and not counts.get("pairs"):
+    if (config.loss_entry.pairwise or config.method == "reward") and not counts.get("pairs"):
         raise InputError(f"{config.data}: no two responses of a prompt differ in score, so there is nothing to rank")
     if not lists:
         raise InputError(f"{config.data}: no usable prompt ({counts})")
-    held_out = _encode(config, tokenizer, config.eval_data)[0] if config.eval_data else []
+    held_out, found = _encode(config, tokenizer, config.eval_data) if config.eval_data else ([], {})
+    if config.metric_for_best_model and "accuracy" in config.metric_for_best_model and not found.get("pairs"):
+        raise InputError("the best checkpoint by accuracy needs --eval_data in which responses differ in score")
     if config.eval_strategy != "no" and not held_out:
         raise InputError("--eval_strategy needs --eval_data")
     print("data: " + ", ".join(f"{value} {name}" for name, value in counts.items() if value), file=sys.stderr)
@@ -151,15 +154,18 @@ def _judge(config: TrainConfig, sets: Sequence[CandidateSet]) -> str:
 # --- model -------------------------------------------------------------------------------------------------------
 
 
-def _load_model(config: TrainConfig) -> Any:
-    """The policy in float32 (bf16 and fp16 come by autocast), its dropout off, with a fresh adapter where asked."""
-    model: Any = models.load_policy(config.model, dtype="float32")
+def _load_model(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The model in float32 (bf16 and fp16 come by autocast), its dropout off, with a fresh adapter where asked."""
+    reward = config.method == "reward"
+    model: Any = load_reward(config.model, tokenizer) if reward else models.load_policy(config.model, dtype="float32")
     if config.disable_dropout:
         _disable_dropout(model)
     if config.use_lora:
         targets: Any = config.lora_target_modules
         targets = targets if targets == "auto" else targets.split(",")
         model = models.add_lora(model, config.lora_r, config.lora_alpha, config.lora_dropout, targets)
+    if config.freeze_layers:
+        freeze_lower(model, config.freeze_layers)
     return model
 
 
@@ -178,12 +184,13 @@ def _layout(config: TrainConfig, model: Any, lists: list[TokenList]) -> tuple[st
         return config.layout, "as asked"
     first = lists[: max(config.per_device_train_batch_size, 2)]
     model.eval()
-    return logps.choose_layout(model, [t.prompt for t in first], [t.responses for t in first])
+    choose = rewards.choose_layout if config.method == "reward" else logps.choose_layout
+    return choose(model, [t.prompt for t in first], [t.responses for t in first])
 
 
 def _references(config: TrainConfig, model: Any, layout: str, lists: list[TokenList]) -> dict[str, Tensor]:
     """Log-probabilities under the start model by prompt id, from the cache where they are known."""
-    if not LOSSES[config.loss].needs_reference:
+    if not config.loss_entry.needs_reference:
         return {}
     weights = models.weights_fingerprint(models.resolve(config.model)) if _is_local(config) else _start_hash(config)
     numerics = f"{'bf16' if config.bf16 else 'fp16' if config.fp16 else 'float32'}-{models.device().type}"
@@ -252,6 +259,11 @@ class StopOnSignal(TrainerCallback):
         """Put the former handlers back."""
         for number, handler in self._old.items():
             signal.signal(number, handler)
+
+
+def _callbacks(config: TrainConfig, output: Path) -> list[TrainerCallback]:
+    stop = [EarlyStoppingCallback(config.early_stopping)] if config.early_stopping else []
+    return [JsonlLog(output / "log.jsonl"), *stop]
 
 
 def _run(trainer: RankTrainer, config: TrainConfig) -> None:

@@ -334,3 +334,33 @@ def test_policy_ranks_held_out_pairs_better_after_training(tmp_path: Path) -> No
     before, after = accuracy
     assert before.ci95["accuracy"][0] < 0.5 < before.ci95["accuracy"][1]
     assert after.ci95["accuracy"][0] > max(0.5, before.metrics["accuracy"])
+
+
+def test_bf16_follows_float32(tmp_path: Path, data: Path) -> None:
+    """Row 58: autocast to bfloat16 ends near the float32 run, and is not the same run."""
+    final = {}
+    for name in ("float32", "bf16"):
+        more = {"bf16": name == "bf16", "learning_rate": 5e-3, "num_train_epochs": 4, "save_strategy": "no"}
+        train(run_settings(data, tmp_path / name, **more))
+        lines = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        losses = [line["loss"] for line in lines if "rank_loss" in line]
+        assert sum(losses[-3:]) < sum(losses[:3])  # three updates an epoch
+        final[name] = sum(losses[-3:])
+    assert final["bf16"] == pytest.approx(final["float32"], rel=0.02)
+    assert final["bf16"] != final["float32"]
+
+
+def test_lora_leaves_the_base_alone_and_comes_back(tmp_path: Path, data: Path) -> None:
+    more = {"use_lora": True, "learning_rate": 1e-2, "save_strategy": "no"}
+    train(run_settings(data, tmp_path / "run", **more))
+    adapter = tmp_path / "run" / "adapter_model.safetensors"
+    assert adapter.stat().st_size > 4096
+    adapted = models.load_policy(str(tmp_path / "run"))
+    ids = torch.tensor([[1, 50, 60, 70]])
+    base = tiny.build_model()(ids).logits
+    assert (adapted(ids).logits - base).abs().max() > 1e-3
+    with adapted.disable_adapter():
+        assert torch.equal(adapted(ids).logits, models.load_policy("tiny")(ids).logits)
+    models.merge_lora(str(tmp_path / "run"), str(tmp_path / "merged"))
+    merged = models.load_policy(str(tmp_path / "merged"))
+    torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-5, rtol=0)

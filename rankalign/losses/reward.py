@@ -1,0 +1,95 @@
+"""Losses of reward models: pure functions over ``Ranked`` whose ``logps`` are rewards, one value a prompt.
+
+They differ from the losses over log-probabilities in that lengths play no part and that rewards are free up to a
+constant, which centring pins down.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from rankalign.losses.core import Loss, margins, over_pairs, present, sides
+from rankalign.losses.listwise import listmle
+from rankalign.ranked import Ranked
+
+
+def bradley_terry(ranked: Ranked, *, margin: float = 0.0, center_rewards_coefficient: float = 0.0) -> Tensor:
+    """Bradley-Terry: every better response wins against every worse one, mean over the strict pairs of the list.
+
+    loss = mean of -log sigmoid(r_w - r_l - margin * (s_w - s_l)) + center_rewards_coefficient * (r_w + r_l)^2.
+    Ouyang et al. 2022, InstructGPT (arXiv:2203.02155), eq. 1; the margin is that of Touvron et al. 2023, Llama 2
+    (arXiv:2307.09288), eq. 2; centring is that of Eisenstein et al. 2023 (arXiv:2312.09244), as TRL has it.
+
+    Args:
+        ranked: the lists; ``logps`` are rewards r, ``scores`` s.
+        margin: by how much rewards should differ for each unit of score.
+        center_rewards_coefficient: weight of the pull of rewards to mean 0.
+    """
+    logits = margins(present(ranked, ranked.logps), ranked.pairs) - margin * _score_gaps(ranked)
+    return over_pairs(-logsigmoid(logits), ranked.pairs, "mean") + center_rewards_coefficient * _off_centre(ranked)
+
+
+def plackett_luce(ranked: Ranked, *, center_rewards_coefficient: float = 0.0) -> Tensor:
+    """Plackett-Luce: likelihood of the whole ranking; Bradley-Terry on lists of two.
+
+    loss = sum_k log(1 + sum_{j: s_j < s_k} e^(r_j - r_k)) + center_rewards_coefficient * mean of (r_w + r_l)^2.
+    Plackett 1975, Luce 1959. Ties are not compared, see :mod:`rankalign.losses.listwise`.
+
+    Args:
+        ranked: the lists; ``logps`` are rewards r, ``scores`` s.
+        center_rewards_coefficient: weight of the pull of rewards to mean 0.
+    """
+    rank = listmle(replace(ranked, lengths=torch.ones_like(ranked.lengths)))
+    return rank + center_rewards_coefficient * _off_centre(ranked)
+
+
+def per_token(
+    ranked: Ranked,
+    traces: Tensor,
+    first: Tensor,
+    stop: Tensor,
+    *,
+    margin: float = 0.0,
+    center_rewards_coefficient: float = 0.0,
+) -> Tensor:
+    """Bradley-Terry at every token from the first that differs to the longer response's end, mean over them.
+
+    loss of a pair = mean over first <= t < stop of -log sigmoid(v_w,t - v_l,t - margin * (s_w - s_l)); mean over the
+    strict pairs; centring as in :func:`bradley_terry`, on the rewards at the ends. It is the loss of the summarisation
+    example of trlX, by a log-sigmoid that cannot overflow.
+
+    Args:
+        ranked: the lists; ``logps`` are the rewards at the ends, ``scores`` s.
+        traces: (P, N, T) value v at each token of each response.
+        first: (P, N, N) first token in which two responses differ.
+        stop: (P, N, N) tokens of the longer of the two. A pair with ``first >= stop`` is of equals and gives 0.
+        margin: as in :func:`bradley_terry`.
+        center_rewards_coefficient: as in :func:`bradley_terry`.
+    """
+    place = torch.arange(traces.shape[2], device=traces.device)
+    within = ranked.pairs[..., None] & (place >= first[..., None]) & (place < stop[..., None])
+    gaps = traces.unsqueeze(2) - traces.unsqueeze(1) - margin * _score_gaps(ranked)[..., None]
+    terms = -logsigmoid(torch.where(within, gaps, torch.zeros_like(gaps)))
+    means = torch.where(within, terms, torch.zeros_like(terms)).sum(3) / within.sum(3).clamp(min=1)
+    return over_pairs(means, ranked.pairs, "mean") + center_rewards_coefficient * _off_centre(ranked)
+
+
+def _score_gaps(ranked: Ranked) -> Tensor:
+    return margins(present(ranked, ranked.scores), ranked.pairs)
+
+
+def _off_centre(ranked: Ranked) -> Tensor:
+    """(P,) mean over the strict pairs of (r_w + r_l)^2."""
+    winners, losers = sides(present(ranked, ranked.logps), ranked.pairs)
+    return over_pairs((winners + losers) ** 2, ranked.pairs, "mean")
+
+
+REWARD_LOSSES: dict[str, Loss] = {
+    "bradley_terry": Loss(bradley_terry, pairwise=True),
+    "plackett_luce": Loss(plackett_luce),
+    "per_token": Loss(per_token, pairwise=True),
+}

@@ -1,0 +1,152 @@
+"""Rewards of responses: a linear head named ``score`` on the hidden state at each text's last token, as transformers'
+decoders for sequence classification read it, with prompts shared in tree rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankalign.errors import InputError
+from rankalign.logps import TOLERANCE, causal_lm, inside, label_states, lay_out, precision, supports_tree
+from rankalign.tree import Lists, Tokens
+
+# How a config may say where the reward is read: at the last token, or at the last one whose id is not the padding id.
+# The second is what transformers does, and what a config that says nothing means.
+LAST, LAST_NON_PAD = "last", "last_non_pad"
+
+
+def list_rewards(model: nn.Module, prompts: Sequence[Tokens], responses: Lists, *, layout: str = "auto") -> Tensor:
+    """Reward of each response to its prompt.
+
+    Args:
+        model: a decoder with a linear head ``score`` of one output, bare, in PEFT or wrapped for distributed training.
+        prompts: P prompts as token ids, at least one token each.
+        responses: for each prompt its responses as token ids; lists may differ in length.
+        layout: as in :func:`rankalign.logps.list_logps`.
+
+    Returns:
+        (P, N), fp32 (fp64 for an fp64 model), 0 where a prompt has fewer than N responses. Differentiable.
+    """
+    pieces = token_rewards(model, prompts, responses, layout=layout)
+    ends = torch.stack([values[-1] for row in pieces for values in row])
+    where = torch.tensor([(p, n) for p, row in enumerate(pieces) for n in range(len(row))], device=ends.device)
+    return ends.new_zeros(len(pieces), max(map(len, pieces))).index_put(where.unbind(1), ends)
+
+
+def token_rewards(
+    model: nn.Module, prompts: Sequence[Tokens], responses: Lists, *, layout: str = "auto"
+) -> list[list[Tensor]]:
+    """What the head says at the end of the prompt and at each token of a response, up to where its reward is read.
+
+    Args:
+        model: as in :func:`list_rewards`.
+        prompts: as in :func:`list_rewards`.
+        responses: as in :func:`list_rewards`.
+        layout: as in :func:`list_rewards`.
+
+    Returns:
+        ``[p][n]`` is a tensor of shape (1 + read tokens of response n of prompt p,); the last entry is its reward.
+    """
+    lm = reward_lm(model)
+    texts = [read_part(p, candidates, lm.config) for p, candidates in zip(prompts, responses, strict=True)]
+    # Rows leave the last token of a response out, which predicts nothing; with one more token, they hold all we read.
+    longer = [[[*r, 0] for r in candidates] for _, candidates in texts]
+    rows = lay_out(lm, [p for p, _ in texts], longer, layout)
+
+    def compute() -> Tensor:
+        weight: Tensor = next(lm.score.parameters())
+        if rows is None:
+            return torch.zeros(0, dtype=weight.dtype, device=weight.device)
+        states = label_states(lm, rows)
+        with torch.autocast(states.device.type, enabled=False):  # differences of rewards need every digit
+            values: Tensor = lm.score(states.to(weight.dtype))[:, 0]
+        return values.to(torch.promote_types(values.dtype, torch.float32))
+
+    pieces = iter(torch.split(inside(model, compute), [len(r) for candidates in longer for r in candidates]))
+    return [[next(pieces) for _ in candidates] for candidates in longer]
+
+
+def reward_lm(model: nn.Module) -> Any:
+    """The transformers model inside wrappers.
+
+    Raises:
+        InputError: it has no linear head ``score`` over every token (encoders pool in ways of their own).
+    """
+    lm = causal_lm(model)
+    if not isinstance(getattr(lm, "score", None), nn.Module):
+        raise InputError(f"{lm.config.model_type} models have no reward head that reads a text's last token")
+    return lm
+
+
+def read_part(prompt: Tokens, responses: Sequence[Tokens], config: Any) -> tuple[list[int], list[list[int]]]:
+    """A list cut behind the token at which each reward is read: what comes later has no bearing on it.
+
+    A prompt that ends in padding ids hands them to its responses, so that it too ends where a reward may be read.
+
+    Args:
+        prompt: token ids.
+        responses: token ids of each response.
+        config: the model's.
+
+    Raises:
+        InputError: the config names a rule that is not known.
+    """
+    pad = pad_of(config)
+    split = max(_read_length(prompt, pad), 1)
+    whole = [[*prompt[split:], *r] for r in responses]
+    return list(prompt[:split]), [r[: _read_length(r, pad)] for r in whole]
+
+
+def pad_of(config: Any) -> int | None:
+    """The id that never counts as the last token, or None where any may.
+
+    Raises:
+        InputError: the config names a rule that is not known.
+    """
+    rule, pad = getattr(config, "rankalign_pooling", None), config.get_text_config().pad_token_id
+    if rule not in (None, LAST, LAST_NON_PAD):
+        known = f"{LAST}, {LAST_NON_PAD}"
+        raise InputError(f"the reward model pools by {rule!r}, which this version does not know (known: {known})")
+    return None if rule == LAST else pad
+
+
+def _read_length(ids: Tokens, pad: int | None) -> int:
+    return next((i for i in range(len(ids), 0, -1) if ids[i - 1] != pad), 0)
+
+
+@torch.no_grad()
+def choose_layout(model: nn.Module, prompts: Sequence[Tokens], responses: Lists) -> tuple[str, str]:
+    """Decide how to lay out rows by computing these lists both ways; the model must be in eval mode.
+
+    Args:
+        model: as in :func:`list_rewards`.
+        prompts: a first batch.
+        responses: its responses.
+
+    Returns:
+        ``"tree"`` or ``"padded"``, and the reason in words.
+
+    Raises:
+        InputError: the model's own forward gives another reward.
+    """
+    lm = reward_lm(model)
+    padded = list_rewards(model, prompts, responses, layout="padded")
+    tolerance = TOLERANCE[precision(lm)] * (1 + float(padded.abs().max()))
+    ids = torch.tensor([[*prompts[0], *responses[0][0]]], device=lm.device)
+    if getattr(lm.config, "rankalign_pooling", None) != LAST and not _close(
+        padded[0, 0], lm(input_ids=ids, use_cache=False).logits[0, 0], tolerance
+    ):
+        raise InputError(f"{lm.config.model_type} models compute their score in a way that rankalign does not know")
+    if not supports_tree(model):
+        return "padded", f"tree rows are not known to be exact for {lm.config.model_type} models"
+    if _close(list_rewards(model, prompts, responses, layout="tree"), padded, tolerance):
+        return "tree", "the first batch's packed and padded rewards agree"
+    return "padded", "the first batch's packed and padded rewards differ by more than rounding"
+
+
+def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    return bool((a - b).abs().max() <= tolerance)

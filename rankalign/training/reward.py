@@ -1,0 +1,193 @@
+"""Reward models: the rank trainer with rewards in the place of log-probabilities, from any policy or classifier.
+
+A reward is read where plain transformers reads it, at the last token that is not the padding id. So that this is the
+end of sequence, a tokenizer that pads with it is given another special token of its vocabulary to pad with.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rankalign import models, rewards
+from rankalign.batching import TokenList
+from rankalign.errors import InputError
+from rankalign.logps import causal_lm
+from rankalign.losses.reward import per_token
+from rankalign.training.rank import Example, Meter, RankTrainer, pad, to_ranked
+
+# --- the model ---------------------------------------------------------------------------------------------------
+
+
+def load(model: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A float32 decoder with a score head, which starts at random unless the model has one already.
+
+    Args:
+        model: as in :func:`rankalign.models.load_reward_model`.
+        tokenizer: its tokenizer, to be saved with it; its padding token may change.
+
+    Raises:
+        InputError: an adapter, or a model that does not read its score at the last token.
+    """
+    reward, _ = models.load_reward_model(model, dtype="float32")
+    if hasattr(reward, "get_base_model"):
+        raise InputError(f"model {model}: is an adapter, which does not train on; name its base")
+    lm = rewards.reward_lm(reward)
+    graded_before = any(name.endswith("ForSequenceClassification") for name in lm.config.architectures or [])
+    if not graded_before:
+        pad_apart_from_end(tokenizer)
+    lm.config.pad_token_id = tokenizer.pad_token_id
+    if rewards.pad_of(lm.config) is not None:
+        lm.config.rankalign_pooling = rewards.LAST_NON_PAD
+    lm.get_input_embeddings().padding_idx = None  # the padding token may stand in texts too, and is to learn there
+    return reward
+
+
+def pad_apart_from_end(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Pad with a special token of the vocabulary that is not the end of sequence, where there is one."""
+    end = tokenizer.eos_token
+    if tokenizer.pad_token != end:
+        return
+    known = tokenizer.get_vocab()
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    free = [t for t in (*models.PAD_NAMES, tokenizer.unk_token, *special) if t in known and t != end]
+    if free:
+        tokenizer.pad_token = free[0]
+        print(f"padding: {free[0]!r} in the place of the end of sequence, where rewards are read", file=sys.stderr)
+    else:
+        print(f"padding: {end!r}, for want of another; rewards are read at the token before it", file=sys.stderr)
+
+
+def freeze_lower(model: nn.Module, share: float) -> list[str]:
+    """Freeze the embeddings and the lower layers, adapters included, and say so on stderr.
+
+    Args:
+        model: a reward model, bare or inside PEFT.
+        share: of the layers; all but ``int((1 - share) * layers)`` of them freeze.
+
+    Returns:
+        Names of the frozen modules.
+    """
+    lm = causal_lm(model)
+    count, base = lm.config.num_hidden_layers, lm.base_model
+    frozen = count - int((1 - share) * count + 1e-9)
+    stacks = [m for m in base.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    if not stacks:
+        raise InputError(f"--freeze_layers: {lm.config.model_type} models have no plain stack of layers")
+    lower = {*stacks[0][:frozen], *(m for m in base.modules() if isinstance(m, nn.Embedding))}
+    names = [name for name, module in lm.named_modules() if module in lower]
+    for module in lower:
+        module.requires_grad_(False)
+    print(f"frozen: {', '.join(names)}", file=sys.stderr)
+    return names
+
+
+# --- the trainer -------------------------------------------------------------------------------------------------
+
+
+class RewardTrainer(RankTrainer):
+    """Trains a reward model on lists of candidates with a loss of :data:`rankalign.losses.reward.REWARD_LOSSES`.
+
+    Responses of a prompt that read the same share the mean of their scores, so that they are tied and not compared.
+
+    Args:
+        model: a reward model of :func:`load`.
+        config: settings.
+        train: examples to train on.
+        evaluation: examples to measure while training.
+        layout: how rows are laid out, see :func:`rankalign.rewards.list_rewards`.
+        **more: passed to transformers' Trainer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: Any,
+        train: Sequence[Example],
+        evaluation: Sequence[Example] = (),
+        layout: str = "auto",
+        **more: Any,
+    ) -> None:
+        self.lm_config = rewards.reward_lm(model).config
+        super().__init__(model, config, self._prepared(train), self._prepared(evaluation), layout, **more)
+
+    def _prepared(self, examples: Sequence[Example]) -> list[Example]:
+        prepared = [replace(e, tokens=one_score_a_text(e.tokens, self.lm_config)) for e in examples]
+        changed = sum(a.tokens.scores != b.tokens.scores for a, b in zip(examples, prepared, strict=True))
+        if changed:
+            print(f"reward: in {changed} prompts, equal responses share the mean of their scores", file=sys.stderr)
+        return prepared
+
+    def values(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
+        """(P, N) rewards of the candidates."""
+        return rewards.list_rewards(model, *_texts(examples), layout=self.layout)
+
+    def losses(self, model: nn.Module, examples: Sequence[Example], meter: Meter) -> Tensor:
+        """(P,) loss of each prompt, metered by reward."""
+        if self.config.loss == "per_token":
+            pieces = rewards.token_rewards(model, *_texts(examples), layout=self.layout)
+            traces, first, stop = compare(examples, pieces, self.lm_config)
+            ranked = to_ranked(examples, traces[:, :, -1])
+            losses = per_token(ranked, traces, first, stop, **self.keywords)
+        else:
+            ranked = to_ranked(examples, self.values(model, examples))
+            losses = self.config.loss_entry.function(ranked, **self.keywords)
+        mean = (ranked.logps * ranked.mask).sum(1) / ranked.mask.sum(1)
+        meter.add(ranked, losses, {"mean_reward": mean}, compared=ranked.logps)
+        return losses
+
+
+def one_score_a_text(tokens: TokenList, config: Any) -> TokenList:
+    """The list with the scores of responses that read the same replaced by their mean."""
+    read = rewards.read_part(tokens.prompt, tokens.responses, config)[1]
+    groups = [[s for other, s in zip(read, tokens.scores, strict=True) if other == r] for r in read]
+    return replace(tokens, scores=[sum(group) / len(group) for group in groups])
+
+
+def compare(
+    examples: Sequence[Example], pieces: Sequence[Sequence[Tensor]], config: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What :func:`rankalign.losses.reward.per_token` reads.
+
+    Args:
+        examples: P lists.
+        pieces: of :func:`rankalign.rewards.token_rewards`.
+        config: the model's.
+
+    Returns:
+        ``traces`` (P, N, T): the value at each token of a response, its reward behind its end (trlX reads there what
+        the model says of padding); ``first`` and ``stop`` (P, N, N): the first token in which two responses differ, and
+        the length of the longer.
+    """
+    read = [rewards.read_part(e.tokens.prompt, e.tokens.responses, config)[1] for e in examples]
+    width, longest = max(map(len, read)), max(1, *(len(r) for lists in read for r in lists))
+    rows = [torch.stack([_held(values, longest) for values in row]) for row in pieces]
+    traces = torch.stack([nn.functional.pad(row, (0, 0, 0, width - len(row))) for row in rows])
+    first = torch.stack([_square(lists, width, _first_difference) for lists in read])
+    stop = torch.stack([_square(lists, width, lambda a, b: max(len(a), len(b))) for lists in read])
+    return traces, first.to(traces.device), stop.to(traces.device)
+
+
+def _held(values: Tensor, length: int) -> Tensor:
+    """(length,) values at the tokens of a response, without that of its prompt, the last one repeated to the end."""
+    return torch.cat([values[1:], values[-1:].expand(length + 1 - len(values))])
+
+
+def _square(lists: list[list[int]], width: int, measure: Callable[[list[int], list[int]], int]) -> Tensor:
+    """(width, width) ``measure`` of each pair of responses, 0 where there is none."""
+    return pad([[measure(a, b) for b in lists] for a in lists] + [[]] * (width - len(lists)), width).long()
+
+
+def _first_difference(a: list[int], b: list[int]) -> int:
+    shorter = min(len(a), len(b))
+    return next((i for i in range(shorter) if a[i] != b[i]), shorter)
+
+
+def _texts(examples: Sequence[Example]) -> tuple[list[list[int]], list[list[list[int]]]]:
+    return [e.tokens.prompt for e in examples], [e.tokens.responses for e in examples]
