@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -34,7 +35,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class AnswerFormat:
+class AnswerFormat(ABC):
     """Reads rows in stages (questions, answers, verdicts), from several files where they are apart."""
 
     name: ClassVar[str]
@@ -91,17 +92,17 @@ class AnswerFormat:
             if key != self.name and (value or key not in FORMATS):
                 losses.add(f"meta.{key}")
 
+    @abstractmethod
     def stage(self, row: dict[str, Any], check: Checker) -> int:
         """When a row is taken: 0 questions, 1 answers, 2 verdicts."""
-        raise NotImplementedError
 
+    @abstractmethod
     def take(self, row: dict[str, Any], check: Checker, table: Table) -> None:
         """Put a row's content into the table."""
-        raise NotImplementedError
 
+    @abstractmethod
     def row(self, record: CandidateSet, response: Response, losses: Losses) -> dict[str, Any]:
         """One answer's row."""
-        raise NotImplementedError
 
 
 def key_of(row: dict[str, Any], column: str, check: Checker) -> str:

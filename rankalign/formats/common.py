@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -28,7 +29,7 @@ class Dropped(RecordError):
 
 
 @dataclass(frozen=True)
-class RowFormat:
+class RowFormat(ABC):
     """A format whose every row is one record: subclasses say how with :meth:`record` and :meth:`rows`.
 
     Columns without a place in the record wait in ``meta`` under their own names, and what is needed to lay the row out
@@ -61,13 +62,13 @@ class RowFormat:
         for record in records:
             yield from self.rows(record, losses)
 
+    @abstractmethod
     def record(self, row: dict[str, Any], check: Checker) -> CandidateSet:
         """One row as a record whose id is still to be given."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rows(self, record: CandidateSet, losses: Losses) -> Iterator[dict[str, Any]]:
         """The rows of one record."""
-        raise NotImplementedError
 
     def is_pair(self, record: CandidateSet, better: str = "chosen", worse: str = "rejected") -> bool:
         """Whether the record is a pair of policies named so, with the verdict it came with, and that verdict ranks."""
