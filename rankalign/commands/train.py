@@ -19,6 +19,7 @@ from rankalign.training.run import Interrupted, train
 
 EXAMPLE = "rankalign train --config train_scripts/configs/rrhf.yaml --data runs/scored.jsonl --learning_rate 1e-5"
 TAKES_MORE = True
+show = show_facts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,10 +39,3 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return train(config)
     except Interrupted as stop:
         raise KeyboardInterrupt(str(stop)) from None
-
-
-def show(result: dict[str, Any]) -> None:
-    """Print where the model is and how the run ended."""
-    if result["already_finished"]:
-        print(f"{result['output']} is finished already with these settings: nothing to do", file=sys.stderr)
-    show_facts(result)

@@ -51,6 +51,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if config.overwrite:
         shutil.rmtree(output, ignore_errors=True)
     elif manifest.is_finished(output, settings):
+        print(f"{output} is finished already with these settings: nothing to do", file=sys.stderr)
         return {**_summary(output, manifest.read(output) or {}), "already_finished": True}
     started = time.time()
     set_seed(config.seed)
@@ -192,16 +193,12 @@ def _references(config: TrainConfig, model: Any, layout: str, lists: list[TokenL
     """Log-probabilities under the start model by prompt id, from the cache where they are known."""
     if not config.loss_entry.needs_reference:
         return {}
-    weights = models.weights_fingerprint(models.resolve(config.model)) if _is_local(config) else _start_hash(config)
+    weights = _start_hash(config)
     numerics = f"{'bf16' if config.bf16 else 'fp16' if config.fp16 else 'float32'}-{models.device().type}"
     cache = ReferenceCache(models.cache_dir() / "reference", weights.replace("/", "--"), numerics)
     rows = cache.logps(lists, lambda some: _start_logps(config, model, layout, some))
     print(f"reference: {cache.computed} responses computed, the rest from {cache.path}", file=sys.stderr)
     return {tokens.id: row for tokens, row in zip(lists, rows, strict=True)}
-
-
-def _is_local(config: TrainConfig) -> bool:
-    return Path(models.resolve(config.model)).is_dir()
 
 
 @torch.no_grad()
