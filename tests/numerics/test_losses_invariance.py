@@ -39,9 +39,9 @@ def rank_term(name: str, keywords: dict[str, Any]) -> Function:
 ALL = [pytest.param(name, k, id=f"{name}-{k}") for name in LOSSES for k in VARIANTS[name]]
 RANKING = [
     pytest.param(name, k, id=f"{name}-{k}")
-    for name in LOSSES.keys() - LIKELIHOODS
+    for name in LOSSES
     for k in VARIANTS[name]
-    if "threshold" not in k
+    if name not in LIKELIHOODS and "threshold" not in k
 ]
 
 
