@@ -14,6 +14,10 @@ from rankalign.evaluation import EvalResult
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
+FEW = 6
+"""Columns that fit side by side in a terminal of 80 characters."""
+
+
 @dataclass
 class Table:
     """A small table.
@@ -65,12 +69,20 @@ def from_dict(row: Mapping[str, Any]) -> Table:
     return Table(str(row["title"]), [str(c) for c in row["columns"]], list(row["rows"]), str(row.get("note", "")))
 
 
+def turned(table: Table) -> Table:
+    """A table of one row as one of two columns: side by side, many values would be cut to fit a terminal."""
+    pairs = zip(table.columns, table.rows[0], strict=True)
+    return Table(table.title, ["", ""], [[name, cell(value)] for name, value in pairs], table.note)
+
+
 def render(table: Table, stderr: bool = False) -> None:
     """Print a table to standard output, or to standard error beside ``--json``; plain where it is no terminal."""
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
 
+    if len(table.rows) == 1 and len(table.columns) > FEW:
+        table = turned(table)
     grid = RichTable(title=Text(printable(table.title)), caption=Text(printable(table.note)), title_justify="left")
     for index, name in enumerate(table.columns):
         numeric = index > 0 and all(isinstance(row[index], int | float | None) for row in table.rows)

@@ -196,3 +196,12 @@ def test_correlation_is_none_where_it_is_not_defined() -> None:
     assert hack.correlation([]) is None
     assert hack.correlation([(0.1, 1.0), (0.1, 2.0), (0.1, 3.0), (0.1, 7.0)]) is None
     assert hack.length_correlation([CandidateSet("p", "q", [])], "rm") is None
+
+
+def test_a_wide_row_is_shown_upright_and_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    from rankalign.evaluation.tables import Table, render
+
+    columns = [f"quite a long name {i}" for i in range(9)]
+    render(Table("wide", columns, [[f"value-{i}" for i in range(9)]]))
+    shown = capsys.readouterr().out
+    assert all(f"quite a long name {i}" in shown and f"value-{i} " in shown for i in range(9))
