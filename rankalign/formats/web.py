@@ -6,6 +6,7 @@ Each row holds a question and two answers in two columns. The columns that carry
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -62,13 +63,13 @@ class QuestionFormat(RowFormat):
         """What stands in the question's column."""
         return prompt_text(record.prompt, Losses() if _is_question(record) else losses)
 
+    @abstractmethod
     def scores(self, row: dict[str, Any], check: Checker) -> tuple[Scores, Scores]:
         """Scores of the two answers, by judge."""
-        raise NotImplementedError
 
+    @abstractmethod
     def verdict(self, better: float | None, worse: float | None) -> dict[str, Any]:
         """The columns that say so."""
-        raise NotImplementedError
 
 
 def _is_question(record: CandidateSet) -> bool:
