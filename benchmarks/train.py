@@ -7,7 +7,8 @@
 The model is a Llama of SmolLM2-135M's shape with random fp32 weights. Times are medians of interleaved repeats of
 forward and backward, without the optimiser. Step memory is the highest resident size during a step less that before
 it, gradients already allocated, in a process of its own. RRHF's arithmetic pads K rows of P + R tokens, takes the
-log_softmax of all logits and lets autograd do the rest.
+log_softmax of all logits and lets autograd do the rest; "on our matrix kernel" gives it the products of
+rankalign.gemm as well, which leaves the difference that tree rows and the head make.
 """
 
 from __future__ import annotations
@@ -23,16 +24,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
+from torch.autograd import backward
 from torch.nn.functional import log_softmax, relu
-from torch.utils.flop_counter import FlopCounterMode
 
-from rankalign import models
+from rankalign import gemm, models
+from rankalign.linears import fast_linears
 from rankalign.logps import list_logps
 from rankalign.tree import tree_tokens
 from rankalign.two_pass import backward_two_pass
@@ -42,7 +46,25 @@ DATA = Path(os.environ.get("RANKALIGN_DATA", ROOT.parent / "shared" / "data"))
 VOCABULARY = 49152
 
 Tokens = list[int]
+TokenLists = list[tuple[Tokens, list[Tokens]]]
 Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a row runs.
+
+    Attributes:
+        ours: our step.
+        baseline: what it is compared with.
+        note: printed behind the figures.
+        reach: least ratio of times to reach, where it depends on the data.
+    """
+
+    ours: Step
+    baseline: Step
+    note: str
+    reach: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,19 +74,19 @@ class Row:
     Attributes:
         title: what is measured.
         baseline: what it is measured against.
-        reach: least ratio of times, baseline over ours.
+        reach: least ratio of times to reach, baseline over ours; None where none is set.
         reach_memory: greatest ratio of step memories, ours over the baseline, or None where memory is not compared.
-        build: makes the two steps, ours and the baseline's, and the note to print behind them.
+        build: makes the steps for a model.
     """
 
     title: str
     baseline: str
-    reach: float
+    reach: float | None
     reach_memory: float | None
-    build: Callable[[torch.nn.Module], tuple[Step, Step, str]]
+    build: Callable[[Any], Steps]
 
 
-def smollm_shape() -> torch.nn.Module:
+def smollm_shape() -> Any:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY,
@@ -89,11 +111,11 @@ def rrhf_loss(sums: Tensor, lengths: Tensor) -> Tensor:
     """Hinge over all pairs of (N,) length-normalised log-probs, scored so that every pair is violated, and SFT."""
     means = sums / lengths
     order = means.detach().argsort(descending=True)
-    ranked = means[order]  # scores rise along it while log-probs fall, so no candidate is free of gradient
+    ranked = means[order]  # scores rise along it while log-probs fall, so hardly a candidate is free of gradient
     return relu(ranked[:, None] - ranked[None, :]).sum() - sums[order[-1]]
 
 
-def padded_logps(model: torch.nn.Module, prompt: Tokens, responses: Sequence[Tokens]) -> Tensor:
+def padded_logps(model: Any, prompt: Tokens, responses: Sequence[Tokens]) -> Tensor:
     """(N,) sums of log-probs as RRHF computes them."""
     rows = [prompt + r for r in responses]
     width = max(map(len, rows))
@@ -105,33 +127,42 @@ def padded_logps(model: torch.nn.Module, prompt: Tokens, responses: Sequence[Tok
     return (logps.gather(-1, labels.unsqueeze(-1)).squeeze(-1) * counted).sum(-1)
 
 
+def flops(model: Any, tokens: int, head_rows: int, head_products: int) -> int:
+    """Operations of the linear layers in a step: forward and two products of backward, and those of the head."""
+    body = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name)
+    return 2 * (3 * body * tokens + head_products * model.lm_head.weight.numel() * head_rows)
+
+
 # --- rows --------------------------------------------------------------------------------------------------------
 
 
-def rank_step(
-    prompt_length: int, candidates: int, checkpointing: bool = False
-) -> Callable[..., tuple[Step, Step, str]]:
-    def build(model: torch.nn.Module) -> tuple[Step, Step, str]:
-        prompt, responses = draw(prompt_length, 1), [draw(96, 2 + n) for n in range(candidates)]
-        lengths = torch.full((candidates,), 96.0)
+def rank_step(size: tuple[int, int], *, checkpoint: bool = False, same_kernel: bool = False) -> Callable[[Any], Steps]:
+    """Forward and backward over one list: prompt tokens and candidates of 96 tokens."""
+
+    def build(model: Any) -> Steps:
+        prompt, responses = draw(size[0], 1), [draw(96, 2 + n) for n in range(size[1])]
+        lengths = torch.full((size[1],), 96.0)
 
         def ours() -> None:
-            if checkpointing:
+            if checkpoint:
                 model.gradient_checkpointing_enable()
-            rrhf_loss(list_logps(model, [prompt], [responses], layout="tree")[0], lengths).backward()
-            if checkpointing:
-                model.gradient_checkpointing_disable()
+            backward(rrhf_loss(list_logps(model, [prompt], [responses], layout="tree")[0], lengths))
+            model.gradient_checkpointing_disable()
 
         def baseline() -> None:
-            rrhf_loss(padded_logps(model, prompt, responses), lengths).backward()
+            with fast_linears(model, None) if same_kernel else nullcontext():
+                logps = padded_logps(model, prompt, responses)
+            backward(rrhf_loss(logps, lengths))
 
-        flops = [count_flops(model, step) for step in (ours, baseline)]
-        return ours, baseline, f"matrix products {flops[0] / 1e9:.0f} and {flops[1] / 1e9:.0f} GFLOP"
+        labels, whole = size[1] * 96, size[1] * (size[0] + 96)
+        least = flops(model, tree_tokens(size[0], [96] * size[1]), labels, head_products=4) / 1e9
+        most = flops(model, whole, whole, head_products=3) / 1e9
+        return Steps(ours, baseline, f"{most:.0f} -> {least:.0f} GFLOP in linear layers")
 
     return build
 
 
-def ragged(model: torch.nn.Module) -> tuple[Step, Step, str]:
+def ragged(model: Any) -> Steps:
     """Lists of six with lengths of a real best-of-n file, cut to 512 tokens a row."""
     lists = bon_lists(count=8, candidates=6, budget=512)
 
@@ -139,22 +170,22 @@ def ragged(model: torch.nn.Module) -> tuple[Step, Step, str]:
         for batch in packed(lists, 4096):
             sums = list_logps(model, [p for p, _ in batch], [r for _, r in batch], layout="tree")
             losses = [rrhf_loss(s, lengths_of(r)) for s, (_, r) in zip(sums, batch, strict=True)]
-            torch.stack(losses).sum().backward()
+            backward(torch.stack(losses).sum())
 
     def baseline() -> None:
         for prompt, responses in lists:
-            rrhf_loss(padded_logps(model, prompt, responses), lengths_of(responses)).backward()
+            backward(rrhf_loss(padded_logps(model, prompt, responses), lengths_of(responses)))
 
-    ours_tokens = sum(tree_tokens(len(p), [len(r) for r in rs]) for p, rs in lists)
+    tokens = sum(tree_tokens(len(p), [len(r) for r in rs]) for p, rs in lists)
     padded = sum(len(rs) * (len(p) + max(map(len, rs))) for p, rs in lists)
-    return ours, baseline, f"{len(lists)} prompts a step, {ours_tokens} and {padded} tokens"
+    return Steps(ours, baseline, f"{len(lists)} prompts a step, {padded} -> {tokens} tokens")
 
 
 def lengths_of(responses: Sequence[Tokens]) -> Tensor:
     return torch.tensor([float(len(r)) for r in responses])
 
 
-def bon_lists(count: int, candidates: int, budget: int) -> list[tuple[Tokens, list[Tokens]]]:
+def bon_lists(count: int, candidates: int, budget: int) -> TokenLists:
     tokenizer = models.load_tokenizer("default")
     lists = []
     with gzip.open(DATA / "bon" / "tulu2_13b_bon.rrhf.jsonl.gz", "rt", encoding="utf-8") as file:
@@ -166,8 +197,8 @@ def bon_lists(count: int, candidates: int, budget: int) -> list[tuple[Tokens, li
     return lists
 
 
-def packed(lists: Sequence[tuple[Tokens, list[Tokens]]], budget: int) -> list[list[tuple[Tokens, list[Tokens]]]]:
-    batches: list[list[tuple[Tokens, list[Tokens]]]] = []
+def packed(lists: TokenLists, budget: int) -> list[TokenLists]:
+    batches: list[TokenLists] = []
     room = 0
     for prompt, responses in lists:
         need = tree_tokens(len(prompt), [len(r) for r in responses])
@@ -179,77 +210,79 @@ def packed(lists: Sequence[tuple[Tokens, list[Tokens]]], budget: int) -> list[li
     return batches
 
 
-def two_pass(model: torch.nn.Module) -> tuple[Step, Step, str]:
+def two_pass(model: Any) -> Steps:
     prompt, responses = draw(128, 1), [draw(96, 2 + n) for n in range(6)]
-    lengths, budget = torch.full((6,), 96.0), 128 + 96
+    lengths, budget = torch.full((6,), 96.0), 128 + 2 * 96
 
     def ours() -> None:
         backward_two_pass(model, [prompt], [responses], lambda x: rrhf_loss(x[0], lengths), budget, layout="tree")
 
     def baseline() -> None:
-        rrhf_loss(list_logps(model, [prompt], [responses], layout="tree")[0], lengths).backward()
+        backward(rrhf_loss(list_logps(model, [prompt], [responses], layout="tree")[0], lengths))
 
-    return ours, baseline, f"chunks of {budget} tokens"
+    return Steps(ours, baseline, f"chunks of {budget} tokens")
 
 
-def active_set(accuracy: float) -> Callable[[torch.nn.Module], tuple[Step, Step, str]]:
-    """Four lists of six in which a share of the pairs is in order; the baseline gives every candidate some gradient."""
+def active_set(accuracy: float, lists: int, candidates: int) -> Callable[[Any], Steps]:
+    """Lists in which a share of the pairs is in order; the baseline gives every candidate some gradient."""
 
-    def build(model: torch.nn.Module) -> tuple[Step, Step, str]:
-        prompts = [draw(64, 10 * p) for p in range(4)]
-        responses = [[draw(64, 10 * p + n + 1) for n in range(6)] for p in range(4)]
-        rng = random.Random(0)
-        touched = [violated(6, round(15 * (1 - accuracy)), rng) for _ in prompts]
-        slopes = torch.tensor([[float(n in some) for n in range(6)] for some in touched])
+    def build(model: Any) -> Steps:
+        prompts = [draw(64, 10 * p) for p in range(lists)]
+        responses = [[draw(64, 10 * p + n + 1) for n in range(candidates)] for p in range(lists)]
+        touched = violations(lists, candidates, accuracy)
+        slopes = torch.tensor([[float(n in some) for n in range(candidates)] for some in touched])
         live = sum(tree_tokens(64, [64] * len(some)) for some in touched if some)
-        share = live / sum(tree_tokens(64, [64] * 6) for _ in prompts)
+        share = live / (lists * tree_tokens(64, [64] * candidates))
+        bound = 3 / (1 + 2 * share)
 
         def run(slopes: Tensor) -> None:
-            (list_logps(model, prompts, responses, layout="tree") * slopes).sum().backward()
+            backward((list_logps(model, prompts, responses, layout="tree") * slopes).sum())
 
-        note = f"{share:.2f} of the tokens have a gradient, the bound is {3 / (1 + 2 * share):.2f}"
-        return lambda: run(slopes), lambda: run(slopes + 1e-30), note
+        note = f"{share:.2f} of the tokens have a gradient, the bound is {bound:.2f}x"
+        return Steps(lambda: run(slopes), lambda: run(slopes + 1e-30), note, 0.9 * bound)
 
     return build
 
 
-def violated(n: int, inversions: int, rng: random.Random) -> set[int]:
-    """Members of violated pairs in a random order of ``n`` that has this many inversions."""
-    order, seen = list(range(n)), 0
-    while seen < inversions:
-        i = rng.randrange(n - 1)
-        if order[i] < order[i + 1]:
+def violations(lists: int, candidates: int, accuracy: float) -> list[set[int]]:
+    """Members of violated pairs, where a share of all lists' pairs is in order and the rest is strewn at random."""
+    rng, orders = random.Random(0), [list(range(candidates)) for _ in range(lists)]
+    wanted = round(lists * candidates * (candidates - 1) / 2 * (1 - accuracy))
+    while wanted:
+        order, i = rng.choice(orders), rng.randrange(candidates - 1)
+        if order[i] < order[i + 1]:  # swapping neighbours that are in order violates exactly one pair more
             order[i], order[i + 1] = order[i + 1], order[i]
-            seen += 1
-    return {x for i, a in enumerate(order) for b in order[i + 1 :] if a > b for x in (a, b)}
+            wanted -= 1
+    return [{x for i, a in enumerate(order) for b in order[i + 1 :] if a > b for x in (a, b)} for order in orders]
 
 
 RRHF = "RRHF's arithmetic"
+SAME = RRHF + " on our matrix kernel"
 SINGLE = "single pass of ours"
+K4, K6, LONG = (128, 4), (128, 6), (512, 6)
 ROWS = {
-    "p128k4": Row("rank-loss step, P=128 K=4 R=96", RRHF, 1.9, 0.65, rank_step(128, 4)),
-    "p128k6": Row("rank-loss step, P=128 K=6 R=96", RRHF, 2.1, 0.45, rank_step(128, 6)),
-    "p512k6": Row("rank-loss step, P=512 K=6 R=96", RRHF, 3.7, 0.30, rank_step(512, 6)),
-    "p512k6-checkpointing": Row("the same, ours with checkpointing", RRHF, 1.0, 0.16, rank_step(512, 6, True)),
+    "p128k4": Row("rank-loss step, P=128 K=4 R=96", RRHF, 1.9, 0.65, rank_step(K4)),
+    "p128k6": Row("rank-loss step, P=128 K=6 R=96", RRHF, 2.1, 0.45, rank_step(K6)),
+    "p512k6": Row("rank-loss step, P=512 K=6 R=96", RRHF, 3.7, 0.30, rank_step(LONG)),
+    "p512k6-checkpointing": Row(
+        "the same, ours with checkpointing", RRHF, None, 0.16, rank_step(LONG, checkpoint=True)
+    ),
+    "p128k4-kernel": Row("rank-loss step, P=128 K=4 R=96", SAME, None, None, rank_step(K4, same_kernel=True)),
+    "p128k6-kernel": Row("rank-loss step, P=128 K=6 R=96", SAME, None, None, rank_step(K6, same_kernel=True)),
+    "p512k6-kernel": Row("rank-loss step, P=512 K=6 R=96", SAME, None, None, rank_step(LONG, same_kernel=True)),
     "ragged": Row("real ragged lists of 6, 512-token budget", RRHF + ", one prompt a batch", 3.0, None, ragged),
     "two-pass": Row("two-pass backward, P=128 K=6 R=96", SINGLE, 1 / 1.4, 0.5, two_pass),
-    "active-50": Row("active set, lists of 6, 50 % of pairs in order", SINGLE, 1.0, None, active_set(0.50)),
-    "active-70": Row("active set, lists of 6, 70 % of pairs in order", SINGLE, 1.0, None, active_set(0.70)),
-    "active-85": Row("active set, lists of 6, 85 % of pairs in order", SINGLE, 1.0, None, active_set(0.85)),
+    "active-50": Row("active set, lists of 6, 50 % of pairs in order", SINGLE, None, None, active_set(0.5, 4, 6)),
+    "active-70": Row("active set, lists of 6, 70 % of pairs in order", SINGLE, None, None, active_set(0.7, 4, 6)),
+    "active-85": Row("active set, lists of 6, 85 % of pairs in order", SINGLE, None, None, active_set(0.85, 4, 6)),
+    "active-pairs-85": Row("active set, pairs, 85 % in order", SINGLE, None, None, active_set(0.85, 13, 2)),
 }
 
 
 # --- measuring ---------------------------------------------------------------------------------------------------
 
 
-def count_flops(model: torch.nn.Module, step: Step) -> int:
-    with FlopCounterMode(display=False) as counter:
-        step()
-    model.zero_grad()
-    return int(counter.get_total_flops())
-
-
-def times(model: torch.nn.Module, steps: Sequence[Step], repeats: int, clock: Callable[[], float]) -> list[float]:
+def times(model: Any, steps: Sequence[Step], repeats: int, clock: Callable[[], float]) -> list[float]:
     """Median seconds of each step, the steps taking turns."""
     taken: list[list[float]] = [[] for _ in steps]
     for step in steps:
@@ -275,14 +308,11 @@ def measure_memory(name: str, side: int) -> int:
     model = smollm_shape()
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    list_logps(model, [[1, 2]], [[[3], [4]]]).sum().backward()  # loads libraries, starts threads
-    count = globals()["count_flops"]
-    globals()["count_flops"] = lambda *_: 0  # it would run the steps beforehand
-    steps = ROWS[name].build(model)[:2]
-    globals()["count_flops"] = count
+    backward(list_logps(model, [[1, 2]], [[[3], [4]]]).sum())  # loads libraries, starts threads
+    steps = ROWS[name].build(model)
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to the present size
     before = resident("VmRSS")
-    steps[side]()
+    (steps.baseline if side else steps.ours)()
     return resident("VmHWM") - before
 
 
@@ -291,41 +321,39 @@ def resident(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
 
 
-def line_of(name: str, repeats: int, clock: Callable[[], float]) -> str:
-    row = ROWS[name]
-    model = smollm_shape()
-    ours, baseline, note = row.build(model)
-    seconds = times(model, (ours, baseline), repeats, clock)
-    time_cell = f"{seconds[1]:.2f} s -> {seconds[0]:.2f} s | **{seconds[1] / seconds[0]:.2f}x** | >= {row.reach:.2f}x"
-    memory_cell = "- | - | -"
-    if row.reach_memory is not None:
-        used, base = (step_memory(name, side) for side in (0, 1))
-        ratio = used / base
-        memory_cell = (
-            f"{base / 2**20:.0f} MiB -> {used / 2**20:.0f} MiB | **{ratio:.2f}x** | <= {row.reach_memory:.2f}x"
-        )
-    return f"| {row.title} | {row.baseline} | {time_cell} | {memory_cell} | {note} |"
-
-
 HEADER = """| what | baseline | time | ratio | reach | step memory | ratio | reach | |
 |---|---|---|---|---|---|---|---|---|"""
 
 
+def line_of(name: str, repeats: int, clock: Callable[[], float]) -> str:
+    row, model = ROWS[name], smollm_shape()
+    steps = row.build(model)
+    ours, base = times(model, (steps.ours, steps.baseline), repeats, clock)
+    reach = row.reach or steps.reach
+    cells = [row.title, row.baseline, f"{base:.2f} s -> {ours:.2f} s", f"**{base / ours:.2f}x**"]
+    cells.append("-" if reach is None else f">= {reach:.2f}x")
+    if row.reach_memory is None:
+        cells += ["-"] * 3
+    else:
+        used, before = (step_memory(name, side) / 2**20 for side in (0, 1))
+        cells += [f"{before:.0f} MiB -> {used:.0f} MiB", f"**{used / before:.2f}x**", f"<= {row.reach_memory:.2f}x"]
+    return "| " + " | ".join([*cells, steps.note]) + " |"
+
+
 def environment() -> str:
-    threads = torch.get_num_threads()
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
-    return f"{versions}; {threads} threads, fp32"
+    kernel = "oneDNN" if gemm.faster() else "torch's own"
+    return f"{versions}; {torch.get_num_threads()} threads, fp32; matrix kernel: {kernel}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a machine that is busy")
     parser.add_argument("--write", action="store_true", help="write benchmarks/RESULTS.md")
     parser.add_argument("--memory-of", nargs=2, metavar=("ROW", "SIDE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    transformers.utils.logging.set_verbosity_error()
     if arguments.memory_of:
         print(measure_memory(arguments.memory_of[0], int(arguments.memory_of[1])))
         return

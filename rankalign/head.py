@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from rankalign import gemm
 from rankalign.errors import InputError
 
 TILE = 4096  # vocabulary entries of a block
@@ -148,12 +149,13 @@ class _Grads:
     """Gradients of hidden states, weight and bias, those that are needed.
 
     With s = exp(z - top) - total * 1[label], pulled back through soft-cap and scale, and f = -g / total, they are
-    f * (s W), s^T (f * h) and s^T f.
+    f * (s W), s^T (f * h) and s^T f. In half precision, whose range s may leave, s is divided by total and f is -g.
     """
 
     def __init__(self, hidden: Tensor, head: Head, grad: Tensor, total: Tensor, needed: tuple[bool, ...]) -> None:
         self.narrow, self.wide = _types(hidden, head.weight)
-        self.x, self.total, self.factor = hidden.to(self.narrow), total, (-grad / total)[:, None]
+        self.x, self.total, self.half = hidden.to(self.narrow), total[:, None], self.narrow != self.wide
+        self.factor = -grad[:, None] if self.half else -grad[:, None] / self.total
         self.hidden = torch.zeros_like(hidden, dtype=self.wide) if needed[0] else None
         self.weight = torch.zeros_like(head.weight) if needed[1] else None
         self.bias = torch.zeros_like(head.bias, dtype=self.wide) if needed[2] and head.bias is not None else None
@@ -170,9 +172,9 @@ class _Grads:
                     self.bias[at] += (surplus.t() @ self.factor[part]).squeeze(1)
                 surplus = surplus.to(self.narrow)
                 if total is not None:
-                    _add_matmul(total, surplus.t(), scaled[part])
+                    total += _matmul(surplus.t(), scaled[part])
                 if self.hidden is not None:
-                    _add_matmul(self.hidden[part], surplus, tile)
+                    self.hidden[part] += _matmul(surplus, tile)
             if self.weight is not None and total is not None and self.weight.dtype != self.wide:
                 self.weight[at] = total
         if self.hidden is not None:
@@ -184,8 +186,8 @@ class _Grads:
         surplus = logits.sub_(top[:, None]) if head.cap is None else logits - top[:, None]
         surplus.exp_()
         rows, columns = _labels_in(labels, at)
-        surplus[rows, columns] -= self.total[part][rows]
-        return head.pull_back(surplus, logits)
+        surplus[rows, columns] -= self.total[part][rows].squeeze(1)
+        return head.pull_back(surplus.div_(self.total[part]) if self.half else surplus, logits)
 
 
 def _labels_in(labels: Tensor, at: slice) -> tuple[Tensor, Tensor]:
@@ -202,12 +204,4 @@ def _types(hidden: Tensor, weight: Tensor) -> tuple[torch.dtype, torch.dtype]:
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:
-    return torch.mm(a, b, out_dtype=torch.float32) if a.element_size() == 2 else a @ b
-
-
-def _add_matmul(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """``total += a @ b``, summed in the type of ``total``."""
-    if a.element_size() == 2:
-        total += _matmul(a, b)
-    else:
-        total.addmm_(a, b)
+    return torch.mm(a, b, out_dtype=torch.float32) if a.element_size() == 2 else gemm.linear(a, b.t())

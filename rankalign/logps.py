@@ -6,16 +6,16 @@ Prompts and responses go in as token lists; only the positions that predict a re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from rankalign.active import active_backward
 from rankalign.attention import install
 from rankalign.errors import InputError
 from rankalign.head import head_of, label_logps
+from rankalign.linears import fast_linears
 from rankalign.tree import Lists, Rows, Tokens, padded_rows, tree_row
 
 LAYOUTS = ("auto", "tree", "padded")
@@ -179,20 +179,26 @@ def _flat_logps(model: nn.Module, prompts: Sequence[Tokens], responses: Lists, l
     return inside(model, compute)
 
 
-def lay_out(lm: Any, prompts: Sequence[Tokens], responses: Lists, layout: str) -> Rows | None:
-    """Rows of one of ``LAYOUTS``, or None where no response has a token.
+def check_request(lm: Any, prompts: Sequence[Tokens], layout: str) -> None:
+    """Refuse what no rows can be made of.
 
     Raises:
         InputError: an unknown layout, or tree rows for a model that cannot.
+        ValueError: an empty prompt.
     """
     if layout not in LAYOUTS:
         raise InputError(f"unknown layout {layout!r} (one of: {', '.join(LAYOUTS)})")
-    if not all(len(p) for p in prompts):
-        raise ValueError("every prompt needs at least one token to predict the first token of a response")
-    if not any(len(r) for candidates in responses for r in candidates):
-        return None
     if layout == "tree" and not supports_tree(lm):
         raise InputError(f"tree rows are not known to be exact for {lm.config.model_type} models; use layout 'padded'")
+    if not all(len(p) for p in prompts):
+        raise ValueError("every prompt needs at least one token to predict the first token of a response")
+
+
+def lay_out(lm: Any, prompts: Sequence[Tokens], responses: Lists, layout: str) -> Rows | None:
+    """Rows of one of ``LAYOUTS``, or None where no response has a token."""
+    check_request(lm, prompts, layout)
+    if not any(len(r) for candidates in responses for r in candidates):
+        return None
     tree = layout == "tree" or (layout == "auto" and supports_tree(lm))
     return tree_row(prompts, responses) if tree else padded_rows(prompts, responses)
 
@@ -217,7 +223,8 @@ def hidden_states(lm: Any, rows: Rows, embeddings: Tensor | None = None) -> Tens
     device, forest = lm.device, rows.forest
     tokens = {"input_ids": rows.ids.to(device)} if embeddings is None else {"inputs_embeds": embeddings}
     if forest is None:
-        return lm.base_model(**tokens, use_cache=False).last_hidden_state
+        with fast_linears(lm, None):
+            return lm.base_model(**tokens, use_cache=False).last_hidden_state
     if lm.config.model_type in MASK_FAMILIES:
         extra: dict[str, Any] = {"attention_mask": forest.bias(lm.dtype, device)}
     else:
@@ -225,7 +232,7 @@ def hidden_states(lm: Any, rows: Rows, embeddings: Tensor | None = None) -> Tens
         # A 4-D mask is handed on as it is, so the model builds none; attention reads the forest alone.
         extra = {"attention_mask": torch.zeros(1, 1, 1, 1, device=device), "forest": forest}
     extra |= {**tokens, "position_ids": rows.positions.to(device)}
-    with active_backward(lm, forest) if torch.is_grad_enabled() and not forest.prefix else nullcontext():
+    with fast_linears(lm, forest if torch.is_grad_enabled() and not forest.prefix else None):
         return lm.base_model(use_cache=False, **extra).last_hidden_state
 
 

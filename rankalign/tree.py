@@ -94,21 +94,26 @@ class Prefix:
     Attributes:
         cache: keys and values of every attention layer, (1, key heads, tokens, dim) each.
         end: (1, hidden) last hidden state of the last token, which predicts the first token of every response.
+        embeddings: (1, tokens, hidden) of the responses' tokens, where they are looked up together.
     """
 
     cache: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
     end: Tensor | None = None
+    embeddings: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
         """Everything it holds."""
-        return [t for pair in self.cache.values() for t in pair] + ([] if self.end is None else [self.end])
+        pairs = [t for pair in self.cache.values() for t in pair]
+        return [*pairs, *(t for t in (self.end, self.embeddings) if t is not None)]
 
     def leaf(self) -> Prefix:
         """The same values cut off from the graph that made them, collecting gradients of their own."""
-        cache = {
-            layer: (k.detach().requires_grad_(), v.detach().requires_grad_()) for layer, (k, v) in self.cache.items()
-        }
-        return Prefix(cache, None if self.end is None else self.end.detach().requires_grad_())
+        cache = {layer: (_cut(key), _cut(value)) for layer, (key, value) in self.cache.items()}
+        return Prefix(cache, *(None if t is None else _cut(t) for t in (self.end, self.embeddings)))
+
+
+def _cut(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_()
 
 
 @dataclass(eq=False)

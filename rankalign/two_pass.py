@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from rankalign.logps import (
     ATTENTION_FAMILIES,
     TOLERANCE,
     causal_lm,
+    check_request,
     hidden_states,
     inside,
     label_states,
@@ -66,6 +69,7 @@ def backward_two_pass(
         InputError: the passes disagree on hidden states.
         ValueError: no response has a token.
     """
+    check_request(causal_lm(model), prompts, layout)
     task = _Task(model, prompts, responses, token_budget, layout)
     everything = [(p, n) for p, candidates in enumerate(responses) for n, r in enumerate(candidates) if len(r)]
     if not everything:
@@ -76,11 +80,12 @@ def backward_two_pass(
         logps = task.logps(states)
         loss = loss_fn(logps)
         backward(loss)
-        slopes = task.by_candidate(everything, _grad(states))
+        slopes = task.by_candidate(everything, _or_zero(states.grad, states))
         before = task.by_candidate(everything, states.detach())
         for chunk, again in task.run([candidate for candidate in everything if bool(slopes[candidate].any())]):
             _check_equal(again.detach(), torch.cat([before[candidate] for candidate in chunk]), precision(model))
             torch.autograd.backward(again, torch.cat([slopes[candidate] for candidate in chunk]))
+            _trim_heap()
     if hasattr(model, "no_sync"):  # ranks have different chunks; they meet once, in a backward that adds nothing
         torch.autograd.backward(list_logps(model, prompts[:1], [responses[0][:1]], layout=layout).sum() * 0.0)
     return loss.detach(), logps.detach()
@@ -126,30 +131,44 @@ class _Task:
 
         Tokens are embedded once as well: the gradient of the embedding matrix is the largest there is.
         """
-        lm, prompt, prefix = causal_lm(self.model), self.prompts[unit[0][0][0]], Prefix()
+        lm, prompt = causal_lm(self.model), self.prompts[unit[0][0][0]]
         parts = [[self.responses[p][n] for p, n in chunk] for chunk in unit]
-        row = tree_row([prompt], [[]], record=prefix)
-        embed = lm.get_input_embeddings()
-        tokens = torch.tensor([[*prompt, *(t for part in parts for r in part for t in r[:-1])]], device=lm.device)
-        embeddings = inside(self.model, lambda: embed(tokens))
-        own, rest = embeddings[:, : len(prompt)], embeddings[:, len(prompt) :]
-        prefix.end = inside(self.model, lambda: hidden_states(lm, row, own))[0, -1:]
-        kept = [*prefix.tensors(), rest]
-        leaf, leaf_rest = (prefix.leaf(), rest.detach().requires_grad_()) if torch.is_grad_enabled() else (prefix, rest)
+        prefix = self._run_prompt(prompt, [token for part in parts for r in part for token in r[:-1]])
+        leaf = prefix.leaf() if torch.is_grad_enabled() else prefix
         start = 0
         for chunk, part in zip(unit, parts, strict=True):
             rows = branch_row(len(prompt), part, leaf)
-            some = leaf_rest[:, start : start + rows.ids.numel()]
-            start += rows.ids.numel()
-            yield chunk, inside(self.model, partial(label_states, lm, rows, some))
-        grads = [t.grad for t in (*leaf.tensors(), leaf_rest)]
-        ends = [(t, grad) for t, grad in zip(kept, grads, strict=True) if t.requires_grad and grad is not None]
+            stop = start + rows.ids.numel()
+            embeddings = None if leaf.embeddings is None else leaf.embeddings[:, start:stop]
+            yield chunk, inside(self.model, partial(label_states, lm, rows, embeddings))
+            start = stop
+        ends = [(end, cut.grad) for end, cut in zip(prefix.tensors(), leaf.tensors(), strict=True) if end.requires_grad]
         if ends:
-            torch.autograd.backward([t for t, _ in ends], [grad for _, grad in ends])
+            torch.autograd.backward([end for end, _ in ends], [_or_zero(grad, end) for end, grad in ends])
+
+    def _run_prompt(self, prompt: Tokens, rest: list[int]) -> Prefix:
+        """Run a prompt and look up the tokens that follow it."""
+        lm, prefix = causal_lm(self.model), Prefix()
+        row = tree_row([prompt], [[]], record=prefix)
+        tokens = torch.tensor([[*prompt, *rest]], device=lm.device)
+
+        def compute() -> tuple[Tensor, Tensor]:
+            embeddings = lm.get_input_embeddings()(tokens)
+            return hidden_states(lm, row, embeddings[:, : len(prompt)])[0, -1:], embeddings[:, len(prompt) :]
+
+        prefix.end, prefix.embeddings = inside(self.model, compute)
+        return prefix
 
 
-def _grad(states: Tensor) -> Tensor:
-    return torch.zeros_like(states) if states.grad is None else states.grad
+def _trim_heap() -> None:
+    """Hand freed memory back: glibc keeps blocks of up to 32 MB, and the next chunk does not fit into their holes."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+def _or_zero(grad: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if grad is None else grad
 
 
 def _check_equal(again: Tensor, before: Tensor, dtype: torch.dtype) -> None:

@@ -12,9 +12,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM
 
-from rankalign import attention
+from rankalign import attention, gemm
 from rankalign.errors import InputError
-from rankalign.head import Head, head_of, label_logps
+from rankalign.head import Head, label_logps
 from rankalign.logps import choose_layout, list_logps, supports_tree, token_logps
 from rankalign.two_pass import backward_two_pass, units
 
@@ -180,17 +180,54 @@ def test_the_backward_of_a_flat_loss_is_zero():
 
 
 def test_the_backward_multiplies_active_rows_alone(monkeypatch):
-    from rankalign import active
-
     model, (prompts, responses) = build("llama"), lists((4,), ((5, 6, 7),))
-    seen = []
-    scatter = active._scatter
-    monkeypatch.setattr(
-        active, "_scatter", lambda values, rows, like: seen.append(len(values)) or scatter(values, rows, like)
-    )
-    list_logps(model, prompts, responses)[0, 1].backward()
-    assert set(seen) == {4 + 5}
-    assert len(seen) == 2 * 7  # the seven linear layers of each block
+    products = []
+    product = gemm.linear
+    monkeypatch.setattr(gemm, "linear", lambda x, w, b=None: products.append((*x.shape, len(w))) or product(x, w, b))
+    sums = list_logps(model, prompts, responses)
+    products.clear()
+    sums[0, 1].backward()
+    linear_layers = [m.weight.shape for m in model.model.layers.modules() if isinstance(m, nn.Linear)]
+    wanted = [(4 + 5, out, into) for out, into in linear_layers] + [(out, 4 + 5, into) for out, into in linear_layers]
+    assert sorted(products) == sorted([*wanted, (6, 16, VOCABULARY), (6, VOCABULARY, 16), (VOCABULARY, 6, 16)])
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("layout", ["tree", "padded"])
+def test_the_other_matrix_kernel_gives_the_same(monkeypatch, layout, checkpointing):
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this torch has no oneDNN")
+    prompts, responses = lists()
+    exact = build("gpt2")
+    expected = gradients(exact, weigh(list_logps(exact, prompts, responses)))
+    model, kernel, calls = build("gpt2").float(), torch.ops.mkldnn._linear_pointwise, []
+    monkeypatch.setattr(gemm, "faster", lambda: True)
+    monkeypatch.setattr(gemm, "SMALLEST", 1)
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *a: calls.append(1) or kernel(*a))
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    ours = gradients(model, weigh(list_logps(model, prompts, responses, layout=layout)))
+    assert len(calls) > 3 * 8
+    assert largest_error({n: g.double() for n, g in ours.items()}, expected) < 1e-4
+
+
+def test_layers_under_torchs_own_checkpoint_wrapper_are_left_alone():
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+
+    model, (prompts, responses) = build("gpt2"), lists()
+    expected = list(gradients(model, weigh(list_logps(model, prompts, responses))).values())
+    apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, type(model.transformer.h[0])))
+    ours = list(gradients(model, weigh(list_logps(model, prompts, responses))).values())
+    assert largest_error(dict(enumerate(ours)), dict(enumerate(expected))) < 1e-10
+
+
+def test_frozen_layers_keep_no_inputs():
+    model, (prompts, responses) = adapted(["query_key_value"]), lists()
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.shape) or t, lambda t: t):
+        list_logps(model, prompts, responses, layout="tree")
+    wide = [s for s in sizes if s[-1] == 24]  # the inner width of an MLP, whose second layer has no adapter
+    assert len(wide) == 2  # what its activation keeps, in each of two layers
 
 
 def test_token_logps_are_per_token_and_in_order():
@@ -396,9 +433,8 @@ def test_lora_runs_on_trees_with_and_without_its_adapter():
 
 def test_a_head_trained_whole_beside_lora_is_the_one_that_counts():
     model, (prompts, responses) = adapted(["query_key_value"], modules_to_save=["lm_head"]), lists()
-    copy_of_head = head_of(model.get_base_model()).weight
     with torch.no_grad():
-        copy_of_head += 0.1
+        model.get_base_model().lm_head.modules_to_save["default"].weight *= 1.5
     ours = list_logps(model, prompts, responses)
     torch.testing.assert_close(ours, padded_sum(one_by_one(model, prompts, responses)), rtol=1e-11, atol=0)
     with model.disable_adapter():
@@ -429,6 +465,7 @@ def one_process():
 def test_data_parallel_gradients_are_synchronised_once(one_process):
     model, (prompts, responses) = build("gpt2"), lists()
     expected = gradients(model, weigh(list_logps(model, prompts, responses)))
+    wrapped = model.forward = model.forward  # as accelerate leaves it
     parallel = nn.parallel.DistributedDataParallel(model)
     buckets = []
 
@@ -445,7 +482,7 @@ def test_data_parallel_gradients_are_synchronised_once(one_process):
     backward_two_pass(parallel, prompts, responses, weigh, 20)
     assert sum(buckets) == 2
     assert largest_error({n: p.grad for n, p in model.named_parameters()}, expected) < 1e-10
-    assert "forward" not in vars(model)
+    assert vars(model)["forward"] == wrapped
 
 
 # --- two passes --------------------------------------------------------------------------------------------------
@@ -465,6 +502,22 @@ def test_two_passes_give_the_gradient_of_one(name, layout, budget):
     torch.testing.assert_close(result[0], loss.detach(), rtol=1e-11, atol=0)
     torch.testing.assert_close(result[1], sums.detach(), rtol=1e-11, atol=0)
     assert largest_error({n: p.grad for n, p in model.named_parameters()}, expected) < 1e-10
+
+
+def test_two_passes_train_adapters():
+    model, (prompts, responses) = adapted(["query_key_value"]), lists()
+    expected = gradients(model, weigh(list_logps(model, prompts, responses)))
+    model.zero_grad()
+    backward_two_pass(model, prompts, responses, weigh, 16)
+    trained = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+    assert largest_error(trained, {n: expected[n] for n in trained}) < 1e-10
+
+
+def test_two_passes_refuse_what_they_cannot_run():
+    with pytest.raises(ValueError, match="no response"):
+        backward_two_pass(build("gpt2"), [[3]], [[[]]], weigh, 10)
+    with pytest.raises(ValueError, match="at least one token"):
+        backward_two_pass(build("gpt2"), [[]], [[[3, 4], [5, 6]]], weigh, 1)
 
 
 def test_two_passes_under_checkpointing():

@@ -23,7 +23,7 @@ L0 = {
 }
 L1 = {
     "config", "formats", "convert", "data", "lint", "lint_rules", "models", "default_model", "tiny", "weights",
-    "batching", "tree", "attention", "head", "active", "two_pass", "logps", "rewards", "engines", "scorers",
+    "batching", "tree", "attention", "gemm", "head", "linears", "two_pass", "logps", "rewards", "engines", "scorers",
 }  # fmt: skip
 L2 = {"generation", "training", "evaluation", "delta", "delta_legacy"}
 TOP = {"experiment", "cli", "commands", "__main__", "__init__"}
