@@ -13,96 +13,23 @@ rankalign.gemm as well, which leaves the difference that tree rows and the head 
 
 from __future__ import annotations
 
-import argparse
-import gzip
-import json
-import os
-import platform
 import random
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from torch.autograd import backward
 from torch.nn.functional import log_softmax, relu
 
-from rankalign import gemm, models
+from benchmarks import scoring, trl
+from benchmarks.data import bon_lists, packed
+from benchmarks.measure import Row, Steps, Tokens, draw, main
 from rankalign.linears import fast_linears
 from rankalign.logps import list_logps
 from rankalign.tree import tree_tokens
 from rankalign.two_pass import backward_two_pass
-
-ROOT = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("RANKALIGN_DATA", ROOT.parent / "shared" / "data"))
-VOCABULARY = 49152
-
-Tokens = list[int]
-TokenLists = list[tuple[Tokens, list[Tokens]]]
-Step = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Steps:
-    """What a row runs.
-
-    Attributes:
-        ours: our step.
-        baseline: what it is compared with.
-        note: printed behind the figures.
-        reach: least ratio of times to reach, where it depends on the data.
-    """
-
-    ours: Step
-    baseline: Step
-    note: str
-    reach: float | None = None
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table.
-
-    Attributes:
-        title: what is measured.
-        baseline: what it is measured against.
-        reach: least ratio of times to reach, baseline over ours; None where none is set.
-        reach_memory: greatest ratio of step memories, ours over the baseline, or None where memory is not compared.
-        build: makes the steps for a model.
-    """
-
-    title: str
-    baseline: str
-    reach: float | None
-    reach_memory: float | None
-    build: Callable[[Any], Steps]
-
-
-def smollm_shape() -> Any:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=576,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        intermediate_size=1536,
-        tie_word_embeddings=True,
-    )
-    return transformers.LlamaForCausalLM(config).train()
-
-
-def draw(length: int, seed: int) -> Tokens:
-    return torch.randint(VOCABULARY, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
-
 
 # --- losses and RRHF's arithmetic --------------------------------------------------------------------------------
 
@@ -164,10 +91,12 @@ def rank_step(size: tuple[int, int], *, checkpoint: bool = False, same_kernel: b
 
 def ragged(model: Any) -> Steps:
     """Lists of six with lengths of a real best-of-n file, cut to 512 tokens a row."""
-    lists = bon_lists(count=8, candidates=6, budget=512)
+    found = bon_lists(8, 512)
+    lists, rows = [(p, rs) for p, rs, _ in found], packed(found, 4096)
 
     def ours() -> None:
-        for batch in packed(lists, 4096):
+        for row in rows:
+            batch = [lists[i] for i in row]
             sums = list_logps(model, [p for p, _ in batch], [r for _, r in batch], layout="tree")
             losses = [rrhf_loss(s, lengths_of(r)) for s, (_, r) in zip(sums, batch, strict=True)]
             backward(torch.stack(losses).sum())
@@ -185,42 +114,29 @@ def lengths_of(responses: Sequence[Tokens]) -> Tensor:
     return torch.tensor([float(len(r)) for r in responses])
 
 
-def bon_lists(count: int, candidates: int, budget: int) -> TokenLists:
-    tokenizer = models.load_tokenizer("default")
-    lists = []
-    with gzip.open(DATA / "bon" / "tulu2_13b_bon.rrhf.jsonl.gz", "rt", encoding="utf-8") as file:
-        for line in list(file)[:count]:
-            record = json.loads(line)
-            prompt = tokenizer(record["query"])["input_ids"][: budget // 2]
-            encoded = tokenizer(record["responses"][:candidates])["input_ids"]
-            lists.append((prompt, [ids[: budget - len(prompt)] for ids in encoded]))
-    return lists
+BUDGET = 128 + 2 * 96
 
 
-def packed(lists: TokenLists, budget: int) -> list[TokenLists]:
-    batches: list[TokenLists] = []
-    room = 0
-    for prompt, responses in lists:
-        need = tree_tokens(len(prompt), [len(r) for r in responses])
-        if need > room:
-            batches.append([])
-            room = budget
-        batches[-1].append((prompt, responses))
-        room -= need
-    return batches
+def two_pass_step(model: Any, candidates: int) -> Callable[[], object]:
+    prompt, responses = draw(128, 1), [draw(96, 2 + n) for n in range(candidates)]
+    lengths = torch.full((candidates,), 96.0)
+    return lambda: backward_two_pass(
+        model, [prompt], [responses], lambda x: rrhf_loss(x[0], lengths), BUDGET, layout="tree"
+    )
 
 
 def two_pass(model: Any) -> Steps:
     prompt, responses = draw(128, 1), [draw(96, 2 + n) for n in range(6)]
-    lengths, budget = torch.full((6,), 96.0), 128 + 2 * 96
-
-    def ours() -> None:
-        backward_two_pass(model, [prompt], [responses], lambda x: rrhf_loss(x[0], lengths), budget, layout="tree")
+    lengths = torch.full((6,), 96.0)
 
     def baseline() -> None:
         backward(rrhf_loss(list_logps(model, [prompt], [responses], layout="tree")[0], lengths))
 
-    return Steps(ours, baseline, f"chunks of {budget} tokens")
+    return Steps(two_pass_step(model, 6), baseline, f"chunks of {BUDGET} tokens")
+
+
+def flat(model: Any) -> Steps:
+    return Steps(two_pass_step(model, 16), two_pass_step(model, 4), f"chunks of {BUDGET} tokens")
 
 
 def active_set(accuracy: float, lists: int, candidates: int) -> Callable[[Any], Steps]:
@@ -272,100 +188,15 @@ ROWS = {
     "p512k6-kernel": Row("rank-loss step, P=512 K=6 R=96", SAME, None, None, rank_step(LONG, same_kernel=True)),
     "ragged": Row("real ragged lists of 6, 512-token budget", RRHF + ", one prompt a batch", 3.0, None, ragged),
     "two-pass": Row("two-pass backward, P=128 K=6 R=96", SINGLE, 1 / 1.4, 0.5, two_pass),
+    "two-pass-16": Row("two-pass backward, P=128 K=16 R=96", "the same with K=4", None, 1.15, flat, timed=False),
     "active-50": Row("active set, lists of 6, 50 % of pairs in order", SINGLE, None, None, active_set(0.5, 4, 6)),
     "active-70": Row("active set, lists of 6, 70 % of pairs in order", SINGLE, None, None, active_set(0.7, 4, 6)),
     "active-85": Row("active set, lists of 6, 85 % of pairs in order", SINGLE, None, None, active_set(0.85, 4, 6)),
     "active-pairs-85": Row("active set, pairs, 85 % in order", SINGLE, None, None, active_set(0.85, 13, 2)),
+    **trl.ROWS,
+    **scoring.ROWS,
 }
 
 
-# --- measuring ---------------------------------------------------------------------------------------------------
-
-
-def times(model: Any, steps: Sequence[Step], repeats: int, clock: Callable[[], float]) -> list[float]:
-    """Median seconds of each step, the steps taking turns."""
-    taken: list[list[float]] = [[] for _ in steps]
-    for step in steps:
-        step()
-    for _ in range(repeats):
-        for step, seconds in zip(steps, taken, strict=True):
-            model.zero_grad(set_to_none=False)
-            start = clock()
-            step()
-            seconds.append(clock() - start)
-    return [statistics.median(seconds) for seconds in taken]
-
-
-def step_memory(name: str, side: int) -> int:
-    """Bytes that a step adds to the resident size at its highest, in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.train", "--memory-of", name, str(side)]
-    printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    return int(printed.splitlines()[-1])
-
-
-def measure_memory(name: str, side: int) -> int:
-    """The work of the process that :func:`step_memory` starts."""
-    model = smollm_shape()
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    backward(list_logps(model, [[1, 2]], [[[3], [4]]]).sum())  # loads libraries, starts threads
-    steps = ROWS[name].build(model)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to the present size
-    before = resident("VmRSS")
-    (steps.baseline if side else steps.ours)()
-    return resident("VmHWM") - before
-
-
-def resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
-
-
-HEADER = """| what | baseline | time | ratio | reach | step memory | ratio | reach | |
-|---|---|---|---|---|---|---|---|---|"""
-
-
-def line_of(name: str, repeats: int, clock: Callable[[], float]) -> str:
-    row, model = ROWS[name], smollm_shape()
-    steps = row.build(model)
-    ours, base = times(model, (steps.ours, steps.baseline), repeats, clock)
-    reach = row.reach or steps.reach
-    cells = [row.title, row.baseline, f"{base:.2f} s -> {ours:.2f} s", f"**{base / ours:.2f}x**"]
-    cells.append("-" if reach is None else f">= {reach:.2f}x")
-    if row.reach_memory is None:
-        cells += ["-"] * 3
-    else:
-        used, before = (step_memory(name, side) / 2**20 for side in (0, 1))
-        cells += [f"{before:.0f} MiB -> {used:.0f} MiB", f"**{used / before:.2f}x**", f"<= {row.reach_memory:.2f}x"]
-    return "| " + " | ".join([*cells, steps.note]) + " |"
-
-
-def environment() -> str:
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
-    kernel = "oneDNN" if gemm.faster() else "torch's own"
-    return f"{versions}; {torch.get_num_threads()} threads, fp32; matrix kernel: {kernel}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a machine that is busy")
-    parser.add_argument("--write", action="store_true", help="write benchmarks/RESULTS.md")
-    parser.add_argument("--memory-of", nargs=2, metavar=("ROW", "SIDE"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.memory_of:
-        print(measure_memory(arguments.memory_of[0], int(arguments.memory_of[1])))
-        return
-    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
-    lines = [f"{environment()}; medians of {arguments.repeats} ({arguments.clock} clock)", "", *HEADER.splitlines()]
-    print("\n".join(lines), flush=True)
-    for name in arguments.rows:
-        lines.append(line_of(name, arguments.repeats, clock))
-        print(lines[-1], flush=True)
-    if arguments.write:
-        Path(__file__).with_name("RESULTS.md").write_text("# Benchmarks\n\n" + "\n".join(lines) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    main("benchmarks.train", ROWS, __doc__)

@@ -1,4 +1,4 @@
-"""Measure answers: perplexity under a model, reward by a scorer, text statistics, agreement of judges."""
+"""Measure answers: perplexity under a model, reward by a scorer, text statistics, agreement of judges, numerics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rankalign.evaluation.tables import from_result, render
 from rankalign.records import CandidateSet, choose_judge, judges
 
 EXAMPLE = "rankalign eval reward runs/demo/after.jsonl --judge vader"
-KINDS = ("perplexity", "reward", "lexical", "agreement")
+KINDS = ("perplexity", "reward", "lexical", "agreement", "numerics")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,10 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reward_model", help="reward: score now with this model")
     parser.add_argument("--stop", nargs="*", default=(), help="reward: strings that end an answer before it is scored")
     parser.add_argument("--best_of", type=int, nargs="*", help="reward: expected best of so many draws")
-    parser.add_argument("--model", default="default", help="perplexity: the model that reads the answers")
+    parser.add_argument("--model", default="default", help="perplexity, numerics: the model that reads the answers")
     parser.add_argument("--template", default="auto", help="perplexity: prompt format")
     parser.add_argument("--alone", action="store_true", help="perplexity: of the answers without their prompts")
     parser.add_argument("--compat", default="", help="perplexity: 'rrhf' for the arithmetic of RRHF's tables")
+    parser.add_argument("--modes", nargs="+", default=(), help="numerics: precisions to compare with float64")
+    parser.add_argument("--max_prompts", type=int, default=32, help="numerics: prompts to read, 0 for all")
     parser.add_argument("--reference", default="", help="lexical: policy whose answers are references for ROUGE")
     parser.add_argument("--policy", default="", help="only the answers of this policy")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
@@ -48,7 +50,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.policy:
         sets = by_policy(sets).get(args.policy) or _no_policy(args, sets)
     result = _MEASURE[args.kind](args, sets)
-    return {"kind": args.kind, "file": Path(args.file).name, **result.as_dict(), "skipped": len(intake.errors)}
+    rows = {"unstable": result.rows} if args.kind == "numerics" else {}
+    return {"kind": args.kind, "file": Path(args.file).name, **result.as_dict(), **rows, "skipped": len(intake.errors)}
 
 
 def _no_policy(args: argparse.Namespace, sets: list[CandidateSet]) -> list[CandidateSet]:
@@ -102,7 +105,22 @@ def _agreement(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult
     return evaluate_agreement(sets, args.judge, args.truth, args.seed)
 
 
-_MEASURE = {"perplexity": _perplexity, "reward": _reward, "lexical": _lexical, "agreement": _agreement}
+def _numerics(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
+    from rankalign import models
+    from rankalign.evaluation.numerics import DEFAULT_MODES, evaluate_numerics
+
+    model, tokenizer = models.load_policy(args.model, dtype="float32"), models.load_tokenizer(args.model)
+    sets = sets[: args.max_prompts] if args.max_prompts else sets
+    return evaluate_numerics(model, tokenizer, sets, args.modes or DEFAULT_MODES, args.template)
+
+
+_MEASURE = {
+    "perplexity": _perplexity,
+    "reward": _reward,
+    "lexical": _lexical,
+    "agreement": _agreement,
+    "numerics": _numerics,
+}
 
 
 def show(result: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""List what there is to choose from: losses, engines, scorers, formats, templates."""
+"""List what there is to choose from: losses, losses of reward models, engines, scorers, formats, templates."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 EXAMPLE = "rankalign ls losses"
-KINDS = ("losses", "engines", "scorers", "formats", "templates")
+KINDS = ("losses", "reward-losses", "engines", "scorers", "formats", "templates")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +24,10 @@ def _entries(kind: str) -> dict[str, Any]:
         from rankalign.losses import LOSSES
 
         return dict(LOSSES)
+    if kind == "reward-losses":
+        from rankalign.losses.reward import REWARD_LOSSES
+
+        return dict(REWARD_LOSSES)
     if kind == "engines":
         from rankalign.engines import ENGINES
 
@@ -34,8 +38,9 @@ def _entries(kind: str) -> dict[str, Any]:
         return dict(SCORERS)
     if kind == "formats":
         from rankalign.formats import FORMATS
+        from rankalign.formats.named import DATASETS
 
-        return dict(FORMATS)
+        return {**FORMATS, **DATASETS}
     from rankalign.templates import CHAT, TEMPLATES
 
     return {"chat": CHAT, **TEMPLATES}

@@ -18,6 +18,7 @@ from rankalign.records import dumps, loads
 from rankalign.registry import did_you_mean
 
 METHODS = ("rank", "sft", "reward")
+TWO_PASS = ("auto", "always", "never")
 
 
 def _flag(default: Any, text: str) -> Any:
@@ -48,6 +49,11 @@ class TrainConfig(TrainingArguments):
     stop_response: bool = _flag(False, "cut responses at the marks of HH dialogues")
     skip_invalid: bool = _flag(False, "leave bad lines of the data out, with their count, instead of stopping")
     layout: str = _flag("auto", "tree (prompts shared, nothing padded), padded, or auto")
+    token_budget: int = _flag(4096, "most tokens run at once; longer micro-batches run in parts, with the same result")
+    two_pass: str = _flag(
+        "auto",
+        "two backward passes, memory flat in the candidates: always, never, or auto where a list exceeds the budget",
+    )
     use_lora: bool = _flag(False, "train a LoRA adapter instead of all weights")
     lora_r: int = _flag(16, "rank of the adapter")
     lora_alpha: int = _flag(32, "scale of the adapter")
@@ -89,6 +95,12 @@ class TrainConfig(TrainingArguments):
             raise InputError("--early_stopping needs --load_best_model_at_end True (and --eval_data, --eval_strategy)")
         if not 0 <= self.freeze_layers <= 1 or (self.freeze_layers and self.method != "reward"):
             raise InputError("--freeze_layers is a share from 0 to 1, for --method reward")
+        if self.two_pass not in TWO_PASS:
+            raise InputError(f"unknown --two_pass {self.two_pass!r} (one of: {', '.join(TWO_PASS)})")
+        if self.two_pass == "always" and not self.can_two_pass:
+            raise InputError("--two_pass always needs log-probabilities (not --method reward) and no dropout")
+        if self.token_budget < 1:
+            raise InputError("--token_budget must be at least 1")
         if self.only_use_provide and self.only_use_sample:
             raise InputError("--only_use_provide and --only_use_sample leave no response between them; choose one")
         self.loss_keywords()
@@ -98,6 +110,11 @@ class TrainConfig(TrainingArguments):
             self.loss = "bradley_terry"
         if self.load_best_model_at_end and not self.metric_for_best_model:
             self.metric_for_best_model = "ranking_accuracy"
+
+    @property
+    def can_two_pass(self) -> bool:
+        """Whether two passes give one gradient: dropout would draw another mask in each."""
+        return self.method != "reward" and self.disable_dropout and not self.lora_dropout
 
     @property
     def _losses(self) -> dict[str, Loss]:

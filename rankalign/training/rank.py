@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer
@@ -22,6 +24,8 @@ from rankalign.logps import list_logps
 from rankalign.losses import PARTS
 from rankalign.ranked import Ranked
 from rankalign.training.arguments import TrainConfig
+from rankalign.tree import tree_tokens
+from rankalign.two_pass import backward_two_pass
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,11 @@ class ExampleSet(Dataset[Example]):
 def collate(examples: list[Example]) -> dict[str, list[Example]]:
     """A batch is the list of its examples: ragged lists stay ragged until their log-probabilities are known."""
     return {"examples": examples}
+
+
+def token_ids(examples: Sequence[Example]) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """Prompts, and the responses of each."""
+    return [e.tokens.prompt for e in examples], [e.tokens.responses for e in examples]
 
 
 def pad(rows: Sequence[Sequence[float] | Tensor], width: int, fill: float = 0.0) -> Tensor:
@@ -155,12 +164,15 @@ class RankTrainer(Trainer):
 
     def values(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
         """(P, N) values of the candidates that the loss compares: log-probabilities here, rewards in a subclass."""
-        prompts = [e.tokens.prompt for e in examples]
-        return list_logps(model, prompts, [e.tokens.responses for e in examples], layout=self.layout)
+        return list_logps(model, *token_ids(examples), layout=self.layout)
 
     def losses(self, model: nn.Module, examples: Sequence[Example], meter: Meter) -> Tensor:
         """(P,) loss of each prompt, metered."""
-        ranked = to_ranked(examples, self.values(model, examples))
+        return self.losses_of(self.values(model, examples), examples, meter)
+
+    def losses_of(self, logps: Tensor, examples: Sequence[Example], meter: Meter) -> Tensor:
+        """(P,) loss of each prompt from the candidates' log-probabilities (P, N), metered."""
+        ranked = to_ranked(examples, logps)
         name = self.config.loss
         losses = self.config.loss_entry.function(ranked, **self.keywords)
         parts = PARTS[name](ranked, **self.keywords) if name in PARTS else {}
@@ -179,6 +191,59 @@ class RankTrainer(Trainer):
         prompts = torch.tensor(sum(len(batch["examples"]) for batch in batches), device=device)
         return batches, self.accelerator.gather(prompts).sum()
 
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward of a micro-batch, in parts that fit in the token budget.
+
+        The loss is a sum over prompts, so parts of whole lists add up to it; a list that exceeds the budget on its own
+        runs in two passes. Ranks of data-parallel training meet in the last part.
+        """
+        parts = self._parts(inputs["examples"])
+        total: Tensor | float = 0.0
+        for i, part in enumerate(parts):
+            with self.accelerator.no_sync(model) if i < len(parts) - 1 else nullcontext():
+                step = self._two_pass_step if self._in_two_passes(part) else super().training_step
+                total = total + step(model, {"examples": part}, num_items_in_batch)
+        return torch.as_tensor(total)
+
+    def _parts(self, examples: list[Example]) -> list[list[Example]]:
+        """The examples, in order, in groups within the budget; all in one where shards of the weights must meet."""
+        parts = [examples[:1]]
+        sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        for example in examples[1:]:
+            if sharded or self._size([*parts[-1], example]) <= self.config.token_budget:
+                parts[-1].append(example)
+            else:
+                parts.append([example])
+        return parts
+
+    def _size(self, examples: Sequence[Example]) -> int:
+        """Tokens of the rows that these lists fill."""
+        lists = [e.tokens for e in examples]
+        if self.layout != "padded":
+            return sum(tree_tokens(len(t.prompt), [len(r) for r in t.responses]) for t in lists)
+        return sum(len(t.responses) for t in lists) * max(len(t.prompt) + max(map(len, t.responses)) for t in lists)
+
+    def _in_two_passes(self, part: list[Example]) -> bool:
+        if self.config.two_pass != "auto":
+            return self.config.two_pass == "always"
+        return self.config.can_two_pass and self._size(part) > self.config.token_budget
+
+    def _two_pass_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
+    ) -> Tensor:
+        model.train()
+        examples = inputs["examples"]
+
+        def loss_of(logps: Tensor) -> Tensor:
+            return self._share(self.losses_of(logps, examples, self.meter), examples, num_items_in_batch)
+
+        prompts, responses = token_ids(examples)
+        run = partial(backward_two_pass, layout=self.layout, backward=self.accelerator.backward)
+        with self.compute_loss_context_manager():
+            return run(model, prompts, responses, loss_of, self.config.token_budget)[0]
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -191,13 +256,16 @@ class RankTrainer(Trainer):
         Raises:
             InputError: the loss is not finite.
         """
-        losses = self.losses(model, inputs["examples"], self.meter)
-        if not torch.isfinite(losses).all():
-            names = [e.tokens.id for e, ok in zip(inputs["examples"], torch.isfinite(losses), strict=True) if not ok]
-            raise InputError(f"the loss is not finite for prompts {', '.join(names)}; lower --learning_rate or --beta")
-        prompts = num_items_in_batch if num_items_in_batch is not None else len(losses)
-        loss = losses.sum() * (self.accelerator.num_processes / prompts)  # ranks are averaged afterwards
+        examples = inputs["examples"]
+        loss = self._share(self.losses(model, examples, self.meter), examples, num_items_in_batch)
         return (loss, {}) if return_outputs else loss
+
+    def _share(self, losses: Tensor, examples: Sequence[Example], prompts: Tensor | int | None) -> Tensor:
+        if not torch.isfinite(losses).all():
+            names = [e.tokens.id for e, ok in zip(examples, torch.isfinite(losses), strict=True) if not ok]
+            raise InputError(f"the loss is not finite for prompts {', '.join(names)}; lower --learning_rate or --beta")
+        prompts = prompts if prompts is not None else len(losses)
+        return losses.sum() * (self.accelerator.num_processes / prompts)  # ranks are averaged afterwards
 
     @torch.no_grad()
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:

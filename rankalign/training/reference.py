@@ -18,6 +18,7 @@ from rankalign.files import atomic_writer
 
 Compute = Callable[[Sequence[TokenList]], list[Tensor]]
 SPOT_CHECKS = 4
+STORED_AT_ONCE = 256  # lists computed between two writes, and lost at most when a run is killed
 
 
 def content_key(prompt: Sequence[int], response: Sequence[int]) -> bytes:
@@ -51,12 +52,16 @@ class ReferenceCache:
         Raises:
             InputError: they do not: the file belongs to something else.
         """
-        missing = [tokens for tokens in lists if any(key not in self._known for key in _keys(tokens))]
-        self._verify([tokens for tokens in lists if tokens not in missing], compute)
-        for tokens, sums in zip(missing, compute(missing) if missing else [], strict=True):
-            self._known.update(zip(_keys(tokens), sums.double().tolist(), strict=True))
-            self.computed += len(tokens.responses)
-        if missing:
+        known: list[TokenList] = []
+        missing: list[TokenList] = []
+        for tokens in lists:
+            (known if all(key in self._known for key in _keys(tokens)) else missing).append(tokens)
+        self._verify(known, compute)
+        for start in range(0, len(missing), STORED_AT_ONCE):
+            some = missing[start : start + STORED_AT_ONCE]
+            for tokens, sums in zip(some, compute(some), strict=True):
+                self._known.update(zip(_keys(tokens), sums.double().tolist(), strict=True))
+                self.computed += len(tokens.responses)
             self._write()
         return [torch.tensor([self._known[key] for key in _keys(tokens)], dtype=torch.float64) for tokens in lists]
 

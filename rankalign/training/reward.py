@@ -20,7 +20,7 @@ from rankalign.batching import TokenList
 from rankalign.errors import InputError
 from rankalign.logps import causal_lm
 from rankalign.losses.reward import per_token
-from rankalign.training.rank import Example, Meter, RankTrainer, pad, to_ranked
+from rankalign.training.rank import Example, Meter, RankTrainer, pad, to_ranked, token_ids
 
 # --- the model ---------------------------------------------------------------------------------------------------
 
@@ -126,12 +126,12 @@ class RewardTrainer(RankTrainer):
 
     def values(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
         """(P, N) rewards of the candidates."""
-        return rewards.list_rewards(model, *_texts(examples), layout=self.layout)
+        return rewards.list_rewards(model, *token_ids(examples), layout=self.layout)
 
     def losses(self, model: nn.Module, examples: Sequence[Example], meter: Meter) -> Tensor:
         """(P,) loss of each prompt, metered by reward."""
         if self.config.loss == "per_token":
-            pieces = rewards.token_rewards(model, *_texts(examples), layout=self.layout)
+            pieces = rewards.token_rewards(model, *token_ids(examples), layout=self.layout)
             traces, first, stop = compare(examples, pieces, self.lm_config)
             ranked = to_ranked(examples, traces[:, :, -1])
             losses = per_token(ranked, traces, first, stop, **self.keywords)
@@ -187,7 +187,3 @@ def _square(lists: list[list[int]], width: int, measure: Callable[[list[int], li
 def _first_difference(a: list[int], b: list[int]) -> int:
     shorter = min(len(a), len(b))
     return next((i for i in range(shorter) if a[i] != b[i]), shorter)
-
-
-def _texts(examples: Sequence[Example]) -> tuple[list[list[int]], list[list[list[int]]]]:
-    return [e.tokens.prompt for e in examples], [e.tokens.responses for e in examples]

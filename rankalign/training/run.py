@@ -183,7 +183,7 @@ def _layout(config: TrainConfig, model: Any, lists: list[TokenList]) -> tuple[st
     """How rows are laid out; with ``auto``, decided by comparing both ways on the first lists of this very run."""
     if config.layout != "auto":
         return config.layout, "as asked"
-    first = lists[: max(config.per_device_train_batch_size, 2)]
+    first = lists[: min(config.per_device_train_batch_size, 8)]
     model.eval()
     choose = rewards.choose_layout if config.method == "reward" else logps.choose_layout
     return choose(model, [t.prompt for t in first], [t.responses for t in first])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from rankalign import models, tiny
 from rankalign.batching import EncodeOptions, TokenList, encode_all
 from rankalign.errors import InputError
-from rankalign.records import CandidateSet, Response, write
+from rankalign.records import CandidateSet, Response, read, write
+from rankalign.training import reference
 from rankalign.training.arguments import TrainConfig, parse_settings
 from rankalign.training.rank import Example, RankTrainer, to_ranked
 from rankalign.training.reference import ReferenceCache
@@ -108,6 +110,55 @@ def test_accumulation_and_batches_do_not_change_the_step(tmp_path: Path, loss: s
         assert name.endswith("norm.weight") or not torch.equal(whole, start[name])
 
 
+@pytest.mark.parametrize(("layout", "budget"), [("tree", 45), ("padded", 120)])
+@pytest.mark.parametrize("loss", ["rrhf", "dpo"])
+def test_the_token_budget_does_not_change_the_step(
+    tmp_path: Path, loss: str, layout: str, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = [Example(t, torch.randn(len(t.responses), dtype=torch.float64)) for t in toy_lists(6)]
+    passes: list[str] = []
+    for name, label in (("_two_pass_step", "two"), ("compute_loss", "one")):
+        real = getattr(RankTrainer, name)
+        monkeypatch.setattr(
+            RankTrainer, name, lambda *a, real=real, label=label, **kw: passes.append(label) or real(*a, **kw)
+        )
+    results, used = [], []
+    for size, two_pass in ((10_000, "auto"), (budget, "auto"), (budget, "never"), (budget, "always"), (1, "auto")):
+        passes.clear()
+        model = tiny.build_model().double()
+        flags: dict[str, Any] = {"loss": loss, "token_budget": size, "two_pass": two_pass, "learning_rate": 0.1}
+        flags |= {"num_train_epochs": 1, "per_device_train_batch_size": 6, "gradient_accumulation_steps": 1}
+        trainer = RankTrainer(model, settings(tmp_path, **flags), examples, layout=layout)
+        trainer.train()
+        used.append(dict(Counter(passes)))
+        results.append((dict(model.named_parameters()), trainer.state.log_history[0]))
+    assert used[0] == {"one": 1}
+    assert set(used[1]) == {"one", "two"}
+    assert used[2]["one"] > 1
+    assert "two" not in used[2]
+    assert used[4] == {"two": 6}
+    assert set(used[3]) == {"two"}
+    whole, log = results[0]
+    for parameters, other in results[1:]:
+        assert other == pytest.approx(log, rel=1e-9)
+        for name, value in whole.items():
+            torch.testing.assert_close(parameters[name], value, rtol=1e-7, atol=1e-9)  # norms run in float32
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"two_pass": "yes"}, "unknown --two_pass"),
+        ({"two_pass": "always", "method": "reward"}, "two_pass always"),
+        ({"two_pass": "always", "lora_dropout": 0.1}, "two_pass always"),
+        ({"token_budget": 0}, "token_budget"),
+    ],
+)
+def test_two_pass_flags_are_checked(tmp_path: Path, flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        settings(tmp_path, **flags)
+
+
 def test_the_step_is_the_gradient_of_the_mean_over_prompts(tmp_path: Path) -> None:
     lists = toy_lists(4, seed=3)
     model = tiny.build_model().double()
@@ -180,6 +231,36 @@ def test_reference_cache_computes_once_and_equals_on_the_fly(tmp_path: Path) -> 
     other = ReferenceCache(tmp_path, "v" * 64, "float64-cpu")
     other.logps(lists[:2], compute)
     assert other.computed == sum(len(t.responses) for t in lists[:2])
+
+
+def test_a_sweep_computes_the_reference_once(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(models, "cache_dir", lambda: tmp_path / "cache")
+    responses = sum(len(record.responses) for record in read(data))
+    for i, more in enumerate(({"learning_rate": 1e-4}, {"beta": 0.3}, {"num_train_epochs": 2})):
+        train(run_settings(data, tmp_path / f"run{i}", loss="dpo", **more))
+        computed = responses if i == 0 else 0
+        assert f"reference: {computed} responses computed" in capsys.readouterr().err
+
+
+def test_reference_cache_stores_as_it_goes(tmp_path: Path) -> None:
+    lists = toy_lists(5)
+    calls: list[int] = []
+
+    def compute(some: Any) -> list[torch.Tensor]:
+        calls.append(len(some))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return [torch.full((len(t.responses),), -5.0) for t in some]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "STORED_AT_ONCE", 2)
+        with pytest.raises(KeyboardInterrupt):
+            ReferenceCache(tmp_path, "w" * 64, "float64-cpu").logps(lists, compute)
+    again = ReferenceCache(tmp_path, "w" * 64, "float64-cpu")
+    again.logps(lists, compute)
+    assert again.computed == len(lists[4].responses)
 
 
 def test_reference_cache_notices_foreign_values(tmp_path: Path) -> None:
