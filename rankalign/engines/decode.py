@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer
 from rankalign.engines import SamplingParams
 from rankalign.engines.sampling import next_tokens
 from rankalign.errors import InputError
+from rankalign.linears import fast_linears
 
 SPARE = 64
 """Positions by which the room of a cached layer grows; the library's own layer copies itself at every token."""
@@ -96,13 +97,14 @@ class Rows:
     @torch.inference_mode()
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         extra = {"position_ids": positions, "logits_to_keep": 1}
-        logits: Tensor = self._model(
-            input_ids=ids,
-            attention_mask=self._mask,
-            past_key_values=self._cache,
-            use_cache=True,
-            **{name: value for name, value in extra.items() if name in self._accepted},
-        ).logits[:, -1]
+        with fast_linears(self._model, None):
+            logits: Tensor = self._model(
+                input_ids=ids,
+                attention_mask=self._mask,
+                past_key_values=self._cache,
+                use_cache=True,
+                **{name: value for name, value in extra.items() if name in self._accepted},
+            ).logits[:, -1]
         if not bool(logits.amax(dim=-1).isfinite().all()):
             raise InputError("the model's logits are not finite: its weights are damaged or need a wider dtype")
         return logits
