@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEV := $(VENV)/.dev
+VLLM := .venv-vllm
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 PYTEST := $(BIN)/python -m pytest
 WORKERS ?= 2
 
-.PHONY: env dev demo test test-slow parity lint clean
+.PHONY: env dev demo test test-slow test-vllm parity lint clean
 
 env: $(READY)
 dev: $(DEV)
@@ -34,6 +35,15 @@ test: $(DEV)
 test-slow: $(DEV)
 	$(PYTEST) -m slow
 
+# vLLM pins another transformers than ours, so it gets an environment of its own (3 GB, a few minutes).
+test-vllm: $(VLLM)/.ready
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/vllm
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/unit/test_contracts.py -k "engine and vllm"
+
+$(VLLM)/.ready: tests/vllm/environment.sh setup.cfg constraints.txt
+	PYTHON=$(PYTHON) tests/vllm/environment.sh $(VLLM)
+	touch $@
+
 parity: $(DEV)
 	$(BIN)/python -m tests.numerics.parity
 
@@ -43,4 +53,4 @@ lint: $(DEV)
 	$(BIN)/mypy rankalign
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VLLM) build *.egg-info

@@ -15,4 +15,6 @@ def enter() -> None:
         return
     subprocess.run(["make", "-s", "-C", str(ROOT), "env"], check=True, stdout=sys.stderr)
     python = str(ROOT / ".venv" / "bin" / "python")
+    if sys.executable == python:
+        sys.exit(f"{python} has no rankalign although `make env` has run; remove .venv and run it again")
     os.execv(python, [python, *sys.argv])

@@ -22,9 +22,11 @@ from rankalign.registry import did_you_mean
 COMMANDS: dict[str, tuple[str, str]] = {
     "sample": ("sample", "several policies answer each prompt"),
     "score": ("score", "scorers grade the answers"),
+    "merge": ("merge", "join what several `sample` or `score --shard` processes wrote"),
     "train": ("train", "learn from the order of the answers"),
     "eval": ("evaluate", "perplexity, reward and text statistics of answers"),
     "compare": ("compare", "two systems on the same prompts: wins, sums, intervals"),
+    "sheet": ("sheet", "blinded sheets for human raters: make, read"),
     "convert": ("convert", "between our records and every other tool's format"),
     "lint": ("lint", "find what is wrong in a file of candidates"),
     "run": ("run", "all of the above as one experiment, with a report"),

@@ -29,6 +29,9 @@ class SampleConfig:
         seed: base seed of all policies.
         max_prompts: take the first so many prompts; 0 takes all.
         overwrite: replace a finished or half-finished output.
+        shard: ``i/n`` does every n-th batch from the i-th (from 0) into a file of its own; empty does all.
+        runner: a name in :data:`rankalign.stages.RUNNERS`.
+        workers: how many the runner may use; 0 leaves it to the runner.
     """
 
     prompts: str
@@ -37,6 +40,9 @@ class SampleConfig:
     seed: int = 0
     max_prompts: int = 0
     overwrite: bool = False
+    shard: str = ""
+    runner: str = "local"
+    workers: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +63,18 @@ class ScoreConfig:
         output: where the scored records go.
         scorers: who grades.
         overwrite: replace a finished or half-finished output.
+        shard: ``i/n`` does every n-th batch from the i-th (from 0) into a file of its own; empty does all.
+        runner: a name in :data:`rankalign.stages.RUNNERS`.
+        workers: how many the runner may use; 0 leaves it to the runner.
     """
 
     input: str
     output: str
     scorers: list[ScorerConfig]
     overwrite: bool = False
+    shard: str = ""
+    runner: str = "local"
+    workers: int = 0
 
 
 def read_yaml(path: str) -> dict[str, Any]:

@@ -5,14 +5,23 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from rankalign.errors import InputError, RecordError
 from rankalign.files import atomic_writer
 from rankalign.formats import FORMATS, Format, Losses
 from rankalign.formats.answers import AnswerFormat
+from rankalign.formats.arrow import parts, rows_of, write_folder, write_parquet
 from rankalign.formats.common import Dropped, RowFormat
-from rankalign.records import CandidateSet, Row, dumps, read_rows, write_rows
+from rankalign.formats.detect import detect
+from rankalign.formats.named import DATASETS
+from rankalign.mixing import Mixture, with_own_ids
+from rankalign.records import CandidateSet, Row, dumps, write_rows
+from rankalign.registry import did_you_mean
+
+Source = str | os.PathLike[str]
+EVERYTHING = Mixture()
 
 
 class Intake:
@@ -49,14 +58,27 @@ def find_format(name: str, judge: str = "", pairs: str = "all") -> Format:
     return dataclasses.replace(found, judge=judge, pairs=pairs) if isinstance(found, RowFormat) else found
 
 
-def load(sources: Sequence[str | os.PathLike[str]], from_format: str, intake: Intake) -> Iterator[CandidateSet]:
+def find_reader(name: str) -> Format:
+    """The format ``name``, or what reads the published data set of that name.
+
+    Raises:
+        InputError: neither is known.
+    """
+    if name in DATASETS:
+        return DATASETS[name].open()
+    if name not in FORMATS:
+        raise InputError(f"unknown format {name!r}{did_you_mean(name, [*FORMATS, *DATASETS])}")
+    return find_format(name)
+
+
+def load(sources: Sequence[Source], from_format: str, intake: Intake) -> Iterator[CandidateSet]:
     """Records of a file in any format, or of several for the formats that keep prompts, answers and verdicts apart.
 
     Raises:
         InputError: the format reads one file at a time.
     """
-    form = find_format(from_format)
-    files = [(str(path), intake.count(read_rows(path, intake.unreadable))) for path in sources]
+    form = find_reader(from_format)
+    files = [(str(path), intake.count(rows_of(path, intake.unreadable))) for path in sources]
     if len(files) == 1:
         return form.read(files[0][1], files[0][0], intake)
     if not isinstance(form, AnswerFormat):
@@ -64,54 +86,114 @@ def load(sources: Sequence[str | os.PathLike[str]], from_format: str, intake: In
     return form.read_files(files, intake)
 
 
+def load_each(
+    sources: Sequence[Source], from_format: str, intake: Intake, extra: Sequence[Source] = ()
+) -> list[Iterator[CandidateSet]]:
+    """Records by source, no id twice; the splits of a saved ``DatasetDict`` are sources of their own.
+
+    Files of one format that keeps prompts, answers and verdicts apart are one source together.
+
+    Args:
+        sources: files and folders.
+        from_format: a name in ``rankalign ls formats``, or ``auto`` to tell it for each source.
+        intake: takes bad rows and counts.
+        extra: further files of the first source.
+    """
+    paths = [part for source in sources for part in parts(source)]
+    names = [detect(path) if from_format == "auto" else from_format for path in paths]
+    if extra or (len(set(names)) == 1 and isinstance(find_reader(names[0]), AnswerFormat)):
+        return [load([*paths, *extra], names[0], intake)]
+    return with_own_ids([(path, load([path], name, intake)) for path, name in zip(paths, names, strict=True)])
+
+
 def convert(
-    source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
-    from_format: str,
-    to_format: str,
+    source: Source | Sequence[Source],
+    target: Source,
+    from_format: str = "auto",
+    to_format: str = "rankalign",
     skip_invalid: bool = False,
     judge: str = "",
     pairs: str = "all",
-    extra: Sequence[str | os.PathLike[str]] = (),
+    extra: Sequence[Source] = (),
+    mixture: Mixture = EVERYTHING,
 ) -> dict[str, Any]:
-    """Rewrite ``source`` as ``target``; nothing is written where it fails.
+    """Rewrite one source or several as ``target``; nothing is written where it fails.
 
     Args:
-        source: JSON Lines or one JSON list, gzip or not.
-        target: JSON Lines; one JSON list where the name ends in ``.json`` (for ``rrhf`` lines in any case).
-        from_format: a name in ``FORMATS``.
+        source: JSON Lines or one JSON list, gzip or not; Parquet; a folder of Hugging Face ``datasets``. Or several.
+        target: JSON Lines; one JSON list where the name ends in ``.json`` (for ``rrhf`` lines in any case); Parquet
+            where it ends in ``.parquet``; a ``datasets`` folder where it has no ending or ends with a slash.
+        from_format: a name in ``rankalign ls formats``, or ``auto`` to tell it by the keys of the first row.
         to_format: a name in ``FORMATS``.
         skip_invalid: leave bad rows out and report them, instead of stopping at the first.
         judge: whose scores rank, where the target ranks and the records have several judges.
         pairs: ``all`` strict pairs of a ranked list, or ``best-worst``.
         extra: further files that belong to ``source``, such as the questions to FastChat's answers or the preferences
             to AlpacaEval's outputs.
+        mixture: what to take of each source, and what to hold out: into ``NAME.test.ENDING`` beside the target, or as
+            the split ``test`` of a folder.
 
     Returns:
-        ``read`` and ``written`` (rows), ``skipped`` (bad rows), ``errors`` (one entry a bad row), and ``lost``: what
-        sound rows held and the target does not, by field or reason.
+        ``read`` and ``written`` (rows; with a test part its rows are counted as ``written_test``), ``skipped`` (bad
+        rows), ``errors`` (one entry a bad row), and ``lost``: what sound rows held and the target does not, by field
+        or reason.
 
     Raises:
         RecordError: a bad row, unless ``skip_invalid``.
         InputError: unknown format or judge, unreadable file.
     """
     intake, writer = Intake(skip_invalid), find_format(to_format, judge, pairs)
-    rows = writer.write(load((source, *extra), from_format, intake), intake.losses)
-    written = _write_list(target, rows) if _wants_list(target, to_format) else write_rows(target, rows)
+    sources = [source] if isinstance(source, str | os.PathLike) else source
+    records = mixture.take(load_each(sources, from_format, intake, extra), intake.losses)
+    sides = [records] if not mixture.test_size else list(mixture.split(records))
+    rows = [writer.write(side, intake.losses) for side in sides]
+    counts = write_any(target, rows, lines=to_format == "rrhf")
     return {
         "read": intake.read,
-        "written": written,
+        **dict(zip(("written", "written_test"), counts, strict=False)),
         "skipped": len(intake.errors),
         "errors": [error.as_dict() for error in intake.errors],
         "lost": intake.losses.counts,
     }
 
 
-def _wants_list(target: str | os.PathLike[str], to_format: str) -> bool:
-    return to_format != "rrhf" and str(target).removesuffix(".gz").endswith(".json")
+def write_any(target: Source, sides: Sequence[Iterable[dict[str, Any]]], lines: bool = False) -> list[int]:
+    """Write rows, or the rows of a training and a test part, in the way that the target's name asks for.
+
+    Args:
+        target: see :func:`convert`.
+        sides: the rows, by part.
+        lines: whether ``.json`` means lines, too.
+
+    Returns:
+        How many rows, by part.
+    """
+    if _is_folder(target):
+        names = [""] if len(sides) == 1 else ["train", "test"]
+        return list(write_folder(target, dict(zip(names, sides, strict=True))).values())
+    path = Path(target)
+    head, dot, ending = path.name.partition(".")
+    paths = [path, path.with_name(f"{head}.test{dot}{ending}")]
+    return [_write(path, rows, lines) for path, rows in zip(paths, sides, strict=False)]
 
 
-def _write_list(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) -> int:
+def _is_folder(target: Source) -> bool:
+    """A name with a slash at its end or without an ending; what is there and no folder (a pipe) is none."""
+    path = Path(target)
+    return str(target).endswith(os.sep) or path.is_dir() or (not path.suffix and not path.exists())
+
+
+def _write(path: Path, rows: Iterable[dict[str, Any]], lines: bool) -> int:
+    if path.suffix == ".parquet":
+        return write_parquet(path, rows)
+    return (
+        _write_list(path, rows)
+        if path.name.removesuffix(".gz").endswith(".json") and not lines
+        else write_rows(path, rows)
+    )
+
+
+def _write_list(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     """Write one JSON list, an element a line; return how many."""
     count = 0
     with atomic_writer(path) as out:

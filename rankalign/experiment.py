@@ -26,6 +26,7 @@ from rankalign.evaluation.tables import Table, interval
 from rankalign.files import write_text
 from rankalign.generation import sample, score
 from rankalign.records import CandidateSet, dumps, read
+from rankalign.rollouts import watch_of
 from rankalign.training.arguments import parse_settings
 from rankalign.training.run import train
 
@@ -82,19 +83,18 @@ def run(config: ExperimentConfig) -> dict[str, Any]:
     before = _held_out(config, folder / "before.jsonl", "before", config.model)
     _announce("3/4 training")
     model_folder = folder / "model"
-    training = train(
-        parse_settings(
-            {
-                "model": config.model,
-                "data": str(folder / "candidates.jsonl"),
-                "judge": config.judge,
-                "seed": config.seed,
-                **config.train,
-                "output_dir": str(model_folder),
-                "overwrite": config.overwrite,
-            }
-        )
+    training_config = parse_settings(
+        {
+            "model": config.model,
+            "data": str(folder / "candidates.jsonl"),
+            "judge": config.judge,
+            "seed": config.seed,
+            **config.train,
+            "output_dir": str(model_folder),
+            "overwrite": config.overwrite,
+        }
     )
+    training = train(training_config, watch_of(training_config))
     _announce("4/4 after: the trained model answers the held-out prompts")
     after = _held_out(config, folder / "after.jsonl", "after", str(model_folder))
     result = measure(config, candidates, before, after)

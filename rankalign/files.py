@@ -20,11 +20,35 @@ GZIP_MAGIC = b"\x1f\x8b"
 def atomic_writer(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Write ``path`` through ``path.part``, synced and renamed into place; on any error the old file stays.
 
-    A ``.gz`` name is compressed, without a time stamp, so equal content gives equal bytes.
+    A ``.gz`` name is compressed, without a time stamp, so equal content gives equal bytes. What is no regular file (a
+    pipe, ``/dev/stdout``) cannot be renamed onto and is written as it stands.
+
+    Raises:
+        InputError: the file cannot be written: no permission, no such place, a full disk.
     """
     target = Path(path)
+    try:
+        if target.exists() and not target.is_file() and not target.is_dir():
+            with open(target, "wb") as stream:
+                yield stream
+        else:
+            with _renamed_into_place(target) as out:
+                yield out
+    except OSError as error:
+        if error.filename and Path(error.filename) not in (target, _part_of(target), *target.parents):
+            raise  # it is about another file, which the block reads
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _part_of(target: Path) -> Path:
+    """Where a file is written until it is whole."""
+    return target.with_name(target.name + ".part")
+
+
+@contextlib.contextmanager
+def _renamed_into_place(target: Path) -> Iterator[IO[bytes]]:
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
+    part = _part_of(target)
     try:
         with open(part, "wb") as raw:
             if target.suffix == ".gz":
@@ -36,7 +60,8 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             os.fsync(raw.fileno())
         os.replace(part, target)
     except BaseException:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise
     sync_directory(target.parent)
 
@@ -57,8 +82,12 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Hex SHA-256 of a file's bytes; of a folder that of its files' digests and names, in the order of the names."""
     digest = hashlib.sha256()
+    if os.path.isdir(path):
+        for inner in sorted(inner for inner in Path(path).rglob("*") if inner.is_file()):
+            digest.update(f"{sha256_file(inner)}  {inner.relative_to(path).as_posix()}\n".encode())
+        return digest.hexdigest()
     with open(path, "rb") as source:
         while block := source.read(1 << 20):
             digest.update(block)

@@ -32,7 +32,7 @@ def new_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.part-", dir=target.parent))
     try:
         yield fresh
-        for path in fresh.iterdir():
+        for path in (path for path in fresh.rglob("*") if path.is_file()):
             with open(path, "rb") as handle:
                 os.fsync(handle.fileno())
         fresh.chmod(0o777 & ~_umask())

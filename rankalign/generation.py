@@ -3,70 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rankalign import manifest, models
 from rankalign.config import SampleConfig, ScoreConfig, ScorerConfig
 from rankalign.engines import ENGINES, Engine, Policy
+from rankalign.engines.settings import policy_settings
 from rankalign.errors import InputError
-from rankalign.files import sha256_file, sync_directory
-from rankalign.journal import Journal, Key
-from rankalign.progress import Progress
-from rankalign.records import CandidateSet, Checker, Response, parse_response, read, response_to_dict, write
-from rankalign.scorers import SCORERS, Scorer
+from rankalign.files import sha256_file
+from rankalign.journal import Journal
+from rankalign.records import CandidateSet, Checker, Response, parse_response, read, response_to_dict
+from rankalign.scorers import SCORERS, Scorer, attach, grade
+from rankalign.shards import Collected, collect
+from rankalign.stages import Batch, Items, Scale, Stage, run_plans
 
 SCORE_BATCH = 32  # records handed to a scorer at once, and lost at most when a run is killed
-
-
-@dataclasses.dataclass(frozen=True)
-class _Stage:
-    """A pass over one input that leaves one output."""
-
-    name: str
-    source: Path
-    output: Path
-    settings: dict[str, Any]
-    overwrite: bool
-
-    def run(self, work: Callable[[Journal], Sequence[CandidateSet]]) -> dict[str, Any]:
-        """Do the work unless it is finished; returns counts for the caller to show."""
-        journal_path = self.output.with_name(self.output.name + ".journal")
-        if self.overwrite:
-            for path in (journal_path, manifest.path_for(self.output), self.output):
-                path.unlink(missing_ok=True)
-        elif manifest.is_finished(self.output, self.settings):
-            print(f"{self.output} is finished already with these settings: nothing to do", file=sys.stderr)
-            return {"output": str(self.output), "already_finished": True}
-        started = time.time()
-        with Journal(journal_path, self.settings) as journal:
-            sets = work(journal)
-            write(self.output, sets)
-            counts = _counts(sets)
-            seconds = round(time.time() - started, 1)
-            manifest.write(
-                self.output, self.name, self.settings, [self.source], [self.output], counts=counts, seconds=seconds
-            )
-            journal_path.unlink()
-            sync_directory(self.output.parent)
-        return {"output": str(self.output), "already_finished": False, **counts, "seconds": seconds}
-
-
-def _counts(sets: Sequence[CandidateSet]) -> dict[str, int]:
-    responses = [response for record in sets for response in record.responses]
-    scores = [value for response in responses for value in response.scores.values()]
-    return {
-        "prompts": len(sets),
-        "responses": sum(response.count for response in responses),
-        "distinct": len(responses),
-        "unfinished": sum(not response.finished for response in responses),
-        "empty": sum(not response.text.strip() for response in responses),
-        "scores": sum(value is not None for value in scores),
-        "missing_scores": sum(value is None for value in scores),
-    }
 
 
 # --- sampling ----------------------------------------------------------------------------------------------------
@@ -89,16 +41,23 @@ def sample(config: SampleConfig) -> dict[str, Any]:
     names = [policy.name for policy in config.policies]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"policies: the name {', '.join(sorted(twice))} stands twice; responses are told apart by it")
-    prompts = list(read(config.prompts))
-    prompts = prompts[: config.max_prompts] if config.max_prompts else prompts
+    prompts = _prompts(config.prompts, config.max_prompts)
     policies = [_seeded(policy, config.seed) for policy in config.policies]
     settings = {
         "prompts": sha256_file(config.prompts),
         "max_prompts": config.max_prompts,
-        "policies": [_policy_settings(policy) for policy in policies],
+        "policies": [policy_settings(policy) for policy in policies],
     }
-    stage = _Stage("sample", Path(config.prompts), Path(config.output), settings, config.overwrite)
-    return stage.run(lambda journal: _sample(prompts, policies, journal))
+    stage = Stage("sample", Path(config.prompts), Path(config.output), settings, config.shard, config.overwrite)
+    scale = Scale(config.shard, config.runner, config.workers)
+    return stage.run(
+        lambda journal: _sample(prompts, policies, scale, journal), lambda items: _answered(prompts, names, items)
+    )
+
+
+def _prompts(path: str | Path, most: int) -> list[CandidateSet]:
+    prompts = list(read(path))
+    return prompts[:most] if most else prompts
 
 
 def _seeded(policy: Policy, seed: int) -> Policy:
@@ -106,51 +65,40 @@ def _seeded(policy: Policy, seed: int) -> Policy:
     return dataclasses.replace(policy, sampling=dataclasses.replace(policy.sampling, seed=policy.sampling.seed or seed))
 
 
-def _policy_settings(policy: Policy) -> dict[str, Any]:
-    """Everything a policy's answers depend on, weights and replayed files by content."""
-    settings = dataclasses.asdict(policy)
-    if policy.engine == "hf":
-        for key in ("model", "adapter"):
-            where = models.resolve(settings[key]) if settings[key] else ""
-            settings[f"{key}_sha256"] = models.weights_fingerprint(where) if where and Path(where).is_dir() else where
-    if policy.file:
-        settings["file_sha256"] = sha256_file(policy.file)
-    return settings
+class Answerer:
+    """Lets one policy answer batches of prompts. To another process it travels as its settings, and loads there."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.name = policy, policy.name
+        self.engine: Engine = ENGINES.load(policy.engine)(policy)
+
+    def __reduce__(self) -> tuple[type[Answerer], tuple[Policy]]:
+        return Answerer, (self.policy,)
+
+    def __call__(self, batch: Batch) -> list[Any]:
+        """The responses to each prompt, as JSON."""
+        answers = self.engine.generate(batch)
+        return [[response_to_dict(response) for response in responses] for responses in answers]
 
 
-def _sample(prompts: list[CandidateSet], policies: list[Policy], journal: Journal) -> list[CandidateSet]:
-    total = len(prompts) * len(policies)
-    with Progress("sampling", total, "prompt", done=len(journal.done)) as progress:
-        for policy in policies:
-            if all((policy.name, prompt.id) in journal.done for prompt in prompts):
-                continue
-            engine: Engine = ENGINES.load(policy.engine)(policy)
-            for batch in engine.batches(prompts):
-                _answer(engine, policy, [prompts[i] for i in batch], journal, progress)
-    return [_assemble(prompt, policies, journal) for prompt in prompts]
+def _sample(prompts: list[CandidateSet], policies: list[Policy], scale: Scale, journal: Journal) -> None:
+    workers = [Answerer(policy) for policy in policies]
+    plans = [scale.plan(w, [[prompts[i] for i in batch] for batch in w.engine.batches(prompts)]) for w in workers]
+    workers.clear()  # each goes, with its model, when its plan is done
+    run_plans("sampling", plans, journal)
 
 
-def _answer(engine: Engine, policy: Policy, batch: list[CandidateSet], journal: Journal, progress: Progress) -> None:
-    """Answer a batch of which anything is missing. It is computed whole even so: batch mates change the last bits of
-    a matrix product, and a resumed run must repeat the first one's bytes."""
-    missing = [prompt for prompt in batch if (policy.name, prompt.id) not in journal.done]
-    if not missing:
-        return
-    answers = engine.generate(batch)
-    items: list[tuple[Key, Any]] = [
-        ((policy.name, prompt.id), [response_to_dict(response) for response in responses])
-        for prompt, responses in zip(batch, answers, strict=True)
-    ]
-    journal.append(items)
-    progress.add(len(missing))
+def _answered(prompts: list[CandidateSet], names: list[str], items: Items) -> list[CandidateSet]:
+    """The prompts with their responses in the order of the policies."""
+    return [_assemble(prompt, names, items) for prompt in prompts]
 
 
-def _assemble(prompt: CandidateSet, policies: list[Policy], journal: Journal) -> CandidateSet:
+def _assemble(prompt: CandidateSet, names: list[str], items: Items) -> CandidateSet:
     responses: list[Response] = []
-    for policy in policies:
-        check = Checker(str(journal.path), 0)
-        rows = journal.done[policy.name, prompt.id]
-        responses += merge([parse_response(check, row, f"{policy.name}[{i}]") for i, row in enumerate(rows)])
+    for name in names:
+        rows = items[name, prompt.id]
+        check = Checker(f"answers of {name} to {prompt.id}", 0)
+        responses += merge([parse_response(check, row, f"[{i}]") for i, row in enumerate(rows)])
     return CandidateSet(prompt.id, prompt.prompt, responses, prompt.meta)
 
 
@@ -197,36 +145,75 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     if Path(config.input).resolve() == Path(config.output).resolve():
         raise InputError(f"input and output are the same file, {config.input}; name another output")
     sets = list(read(config.input))
-    scorers = [build_scorer(scorer) for scorer in config.scorers]
+    graders = [Grader(scorer) for scorer in config.scorers]
     settings = {
         "input": sha256_file(config.input),
-        "scorers": [{"name": scorer.name, **scorer.fingerprint()} for scorer in scorers],
+        "scorers": [{"name": grader.name, **grader.scorer.fingerprint()} for grader in graders],
     }
-    stage = _Stage("score", Path(config.input), Path(config.output), settings, config.overwrite)
-    return stage.run(lambda journal: _score(sets, scorers, journal))
+    stage = Stage("score", Path(config.input), Path(config.output), settings, config.shard, config.overwrite)
+    scale, names = Scale(config.shard, config.runner, config.workers), [grader.name for grader in graders]
+    return stage.run(lambda journal: _score(sets, graders, scale, journal), lambda items: _graded(sets, names, items))
 
 
-def _score(sets: list[CandidateSet], scorers: list[Scorer], journal: Journal) -> list[CandidateSet]:
-    total = len(sets) * len(scorers)
-    with Progress("scoring", total, "prompt", done=len(journal.done)) as progress:
-        for scorer in scorers:
-            for batch in _chunks(sets, SCORE_BATCH):
-                missing = [record for record in batch if (scorer.name, record.id) not in journal.done]
-                if missing:
-                    _grade(scorer, batch, journal)
-                    progress.add(len(missing))
+class Grader:
+    """Lets one scorer grade batches of records. To another process it travels as its settings, and loads there."""
+
+    def __init__(self, config: ScorerConfig) -> None:
+        self.config, self.name = config, config.name
+        self.scorer = build_scorer(config)
+
+    def __reduce__(self) -> tuple[type[Grader], tuple[ScorerConfig]]:
+        return Grader, (self.config,)
+
+    def __call__(self, batch: Batch) -> list[Any]:
+        """The grades of each record; see :func:`rankalign.scorers.grade`."""
+        return grade(self.scorer, batch)
+
+
+def _score(sets: list[CandidateSet], graders: list[Grader], scale: Scale, journal: Journal) -> None:
+    batches = list(_chunks(sets, SCORE_BATCH))
+    plans = [scale.plan(grader, batches) for grader in graders]
+    graders.clear()
+    run_plans("scoring", plans, journal)
+
+
+def _graded(sets: list[CandidateSet], names: list[str], items: Items) -> list[CandidateSet]:
+    """The records with their scores added."""
     for record in sets:
-        for scorer in scorers:
-            values = journal.done[scorer.name, record.id]
-            for response, value in zip(record.responses, values, strict=True):
-                response.scores[scorer.name] = value
+        for name in names:
+            attach(record, name, items[name, record.id])
     return sets
-
-
-def _grade(scorer: Scorer, batch: list[CandidateSet], journal: Journal) -> None:
-    grades = scorer.score(batch)
-    journal.append([((scorer.name, record.id), values) for record, values in zip(batch, grades, strict=True)])
 
 
 def _chunks(sets: list[CandidateSet], size: int) -> Iterator[list[CandidateSet]]:
     yield from (sets[start : start + size] for start in range(0, len(sets), size))
+
+
+# --- joining shards ----------------------------------------------------------------------------------------------
+
+
+def merge_shards(output: str, overwrite: bool = False) -> dict[str, Any]:
+    """Join the shards of an output to the very file that one process would have written. The shards stay.
+
+    Returns:
+        ``{"output", "already_finished", "shards", "prompts", "responses", ...}``.
+
+    Raises:
+        InputError: the shards are not all there, finished and of one run; the message names the one.
+    """
+    found = collect(Path(output))
+    stage = Stage(found.stage, found.source, Path(output), found.settings, overwrite=overwrite)
+    return stage.run(lambda journal: None, lambda _: _joined(found), shards=found.count, seconds=found.seconds)
+
+
+def _joined(found: Collected) -> list[CandidateSet]:
+    settings, sampled = found.settings, found.stage == "sample"
+    names = [entry["name"] for entry in settings["policies" if sampled else "scorers"]]
+    sets = _prompts(found.source, settings["max_prompts"] if sampled else 0)
+    wanted = {(name, record.id) for name in names for record in sets}
+    if wrong := sorted(wanted ^ found.items.keys()):
+        raise InputError(
+            f"the shards do not add up to the whole: {len(wrong)} items too many or too few ({' '.join(wrong[0])}); "
+            "make them again, all with the same version of rankalign, with --overwrite"
+        )
+    return _answered(sets, names, found.items) if sampled else _graded(sets, names, found.items)

@@ -32,21 +32,28 @@ class Journal:
     Args:
         path: the journal's file.
         header: the settings the items depend on, JSON-like; a journal begun under others is refused.
+        fresh: throw away what is there.
 
     Attributes:
         done: value by key of all items on disk.
 
     Raises:
-        InputError: another process holds it, its settings differ, or a line before the last is damaged.
+        InputError: it cannot be written, another process holds it, its settings differ, or a line before the last is
+            damaged.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+    def __init__(self, path: Path, header: dict[str, Any], fresh: bool = False) -> None:
         self.path = path
         self.done: dict[Key, Any] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written: {error.strerror}") from None
         try:
             self._lock()
+            if fresh:
+                os.ftruncate(self._handle, 0)
             self._load(header)
         except BaseException:
             os.close(self._handle)
@@ -57,6 +64,12 @@ class Journal:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"{self.path}: another process is writing it; wait for that one or stop it") from None
+        try:
+            ours = os.path.samestat(os.fstat(self._handle), os.stat(self.path))
+        except FileNotFoundError:
+            ours = False
+        if not ours:  # its owner finished, and removed it, between our opening and our locking it
+            raise InputError(f"{self.path}: another process has just finished it; run the same command again")
 
     def _load(self, header: dict[str, Any]) -> None:
         raw = self.path.read_bytes()
@@ -97,7 +110,7 @@ class Journal:
         except OSError as error:
             os.ftruncate(self._handle, self._end)
             os.lseek(self._handle, self._end, os.SEEK_SET)
-            what = "no space left on the disk" if error.errno == errno.ENOSPC else str(error)
+            what = "no space left on the disk" if error.errno == errno.ENOSPC else error.strerror or str(error)
             raise InputError(f"{self.path}: {what}; what was finished is safe, run the same command again") from None
         self._end += len(block)
         self.done.update(fresh)

@@ -133,7 +133,7 @@ def load_policy(
     Raises:
         InputError: the model cannot be had, or the device cannot compute in ``dtype``.
     """
-    where, adapter = _base_and_adapter(model, adapter)
+    where, adapter = base_and_adapter(model, adapter)
     policy = _load_whole_policy(where, pick_dtype(dtype), trust_remote_code=trust_remote_code)
     _train_every_row(policy)
     placed: PreTrainedModel = (_with_adapter(policy, adapter) if adapter else policy).to(device()).eval()
@@ -155,17 +155,17 @@ def load_reward_model(
     sequence that is the token before the end, in training and in use alike.
 
     Args:
-        model: a reward model or its adapter; or any policy, which then gets a new random head (said on stderr).
+        model: a reward model or its adapter; or any policy, which then gets a new random head, said on stderr.
         dtype: as in :func:`load_policy`.
         new_head: False refuses a model without a head: a random one must never grade.
     """
     tokenizer = load_tokenizer(model)
-    where, adapter = _base_and_adapter(model, "")
+    where, adapter = base_and_adapter(model, "")
     reward, missing = _load(AutoModelForSequenceClassification, where, pick_dtype(dtype), num_labels=1)
     if missing and not adapter:
         if not new_head:
             raise InputError(f"model {model}: is no reward model, it lacks {', '.join(missing)}; train one first")
-        print(f"model {model}: has no reward head, {', '.join(missing)} starts at random", file=sys.stderr)
+        print(f"model {model}: has no reward head, {', '.join(missing)} is new", file=sys.stderr)
     reward.config.pad_token_id = tokenizer.pad_token_id
     return (_with_adapter(reward, adapter) if adapter else reward).to(device()).eval(), tokenizer
 
@@ -268,7 +268,7 @@ def _base_of(adapter: str) -> str:
     return next(made_here, base)
 
 
-def _base_and_adapter(model: str, adapter: str) -> tuple[str, str]:
+def base_and_adapter(model: str, adapter: str) -> tuple[str, str]:
     """Where the weights lie, and the adapter to put on them: the one asked for, or the model itself if it is one."""
     where = resolve(model)
     if not _is_adapter(where):

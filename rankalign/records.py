@@ -99,15 +99,25 @@ def _number(word: str) -> float:
     return value if math.isfinite(value) else _constant(word)
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for index, name in enumerate(names) if name in names[:index])
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return found
+
+
 # NaN, infinities and numbers beyond a double are refused: a score that is not finite poisons every later comparison.
-_DECODER = json.JSONDecoder(parse_constant=_constant, parse_float=_number)
+# So are objects with a key twice: of two values one would be lost in silence.
+_DECODER = json.JSONDecoder(parse_constant=_constant, parse_float=_number, object_pairs_hook=_object)
 
 
 def loads(text: str) -> Any:
     """Strict ``json.loads``.
 
     Raises:
-        ValueError: with the reason in words: broken JSON, or a number that is not finite.
+        ValueError: with the reason in words: broken JSON, a number that is not finite, a key that stands twice.
     """
     try:
         return _DECODER.decode(text)

@@ -68,7 +68,13 @@ def _alpaca(messages: list[Message], meta: dict[str, Any]) -> str:
     return form.format(instruction=fields["instruction"], input=fields["input"])
 
 
+def _refuse_tools(messages: list[Message], name: str) -> None:
+    if any(message["role"] == "tool" for message in messages):
+        raise InputError(f"template {name!r} has no place for the results of tools; use chat")
+
+
 def _vicuna(messages: list[Message], meta: dict[str, Any]) -> str:
+    _refuse_tools(messages, "vicuna")
     system = next((m["content"] for m in messages if m["role"] == "system"), VICUNA_SYSTEM)
     form = {"user": " USER: {}", "assistant": " ASSISTANT: {}</s>"}
     turns = "".join(form[m["role"]].format(m["content"]) for m in messages if m["role"] in form)
@@ -76,6 +82,7 @@ def _vicuna(messages: list[Message], meta: dict[str, Any]) -> str:
 
 
 def _hh(messages: list[Message], meta: dict[str, Any]) -> str:
+    _refuse_tools(messages, "hh")
     names = {"user": "Human", "assistant": "Assistant"}
     turns = "".join(f"\n\n{names[m['role']]}: {m['content']}" for m in messages if m["role"] in names)
     system = "".join(m["content"] for m in messages if m["role"] == "system")

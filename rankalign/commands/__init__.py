@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
+
+
+def add_scale_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the stages that several processes can share."""
+    parser.add_argument(
+        "--shard", metavar="I/N", help="do only part I of N, from 0; join with `rankalign merge OUTPUT`"
+    )
+    parser.add_argument("--runner", help="who computes: local (this process) or ray (Ray Data, here or on a cluster)")
+    parser.add_argument("--workers", type=int, help="how many workers the runner ray starts")
+    parser.add_argument("--overwrite", action="store_true", default=None, help="replace what is there")
+
+
+def scale_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`add_scale_arguments` read, as settings."""
+    return {name: getattr(args, name) for name in ("shard", "runner", "workers", "overwrite")}
 
 
 def show_facts(result: dict[str, Any]) -> None:

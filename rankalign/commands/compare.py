@@ -1,7 +1,8 @@
 """Two systems on the same prompts: sums of scores, wins, ties and losses, with intervals over prompts.
 
-Both files hold answers to the same prompts, in any known format. Scores by --judge are taken from the files; --function
-or --reward_model scores them now. Where there are neither, VADER sentiment judges, and that is said.
+Both files hold answers to the same prompts, in any known format; FILE:POLICY takes one policy's. Scores by --judge are
+taken from the files; --function or --reward_model scores them now, and --judge FILE.yaml asks a language model about
+every prompt in both orders. Where there is none, VADER sentiment judges, and that is said.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from typing import Any
 from rankalign.config import ScorerConfig
 from rankalign.data import load
 from rankalign.errors import InputError
+from rankalign.evaluation import by_policy
+from rankalign.evaluation.alpaca_eval import Leaderboard
 from rankalign.evaluation.hack import find_hacks
-from rankalign.evaluation.pairwise import compare_by_score
-from rankalign.evaluation.recompute import recompute
+from rankalign.evaluation.judging import judge_pairs, read_judge
+from rankalign.evaluation.ladder import games_of_rows, rank_systems
+from rankalign.evaluation.pairwise import Comparison, compare_by_score
+from rankalign.evaluation.recompute import read_categories, recompute
 from rankalign.evaluation.reward import grade
 from rankalign.evaluation.tables import from_dict, render
 from rankalign.generation import build_scorer
@@ -38,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--questions", default="", help="FastChat questions, for a table by category of --reviews")
     parser.add_argument("--baseline", default="", help="of --reviews: the system the others are measured against")
     parser.add_argument("--format", default="auto", help="of both files: auto or a name of `rankalign ls formats`")
-    parser.add_argument("--judge", default="", help="whose scores; needed where several judges scored")
+    parser.add_argument("--judge", default="", help="whose scores, or the settings of a language model: FILE.yaml")
+    parser.add_argument("--output", default="", help="folder of a language model's verdicts (runs/compare/A-B)")
+    parser.add_argument("--max_prompts", type=int, default=0, help="compare on the first so many prompts; 0 on all")
     parser.add_argument("--function", help="score now with this function (module:name or file.py:name)")
     parser.add_argument("--reward_model", help="score now with this model")
     parser.add_argument("--names", nargs=2, default=("", ""), help="what to call the two")
@@ -50,15 +57,54 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compare; see :func:`rankalign.evaluation.pairwise.compare_by_score` and ``evaluation.recompute``."""
     if args.reviews:
         found = recompute(args.reviews, args.parser, args.baseline, args.questions, seed=args.seed)
-        return {**found.as_dict(), "flags": [], "table": dataclasses.asdict(found.table())}
+        return {**found.as_dict(), **_ladder(found, args.seed), "flags": [], "table": dataclasses.asdict(found.table())}
     if not (args.a and args.b):
         raise InputError("name two files, or one with --reviews")
-    a, b = align(list(load(args.a, args.format)), list(load(args.b, args.format)))
+    a, b = align(_load(args.a, args.format), _load(args.b, args.format))
+    if args.max_prompts:
+        a = a[: args.max_prompts]
+        wanted = {record.id for record in a}
+        b = [record for record in b if record.id in wanted]
+    names = (args.names[0] or _name(args.a), args.names[1] or _name(args.b))
+    if args.judge.endswith((".yaml", ".yml")):
+        return _live(args, a, b, names)
     a, b, judge = _judged(args, a, b)
-    names = (args.names[0] or Path(args.a).stem, args.names[1] or Path(args.b).stem)
     comparison = compare_by_score(a, b, judge, names, args.tie_delta, args.seed)
     flags = [{"name": flag.name, "message": flag.message} for flag in find_hacks(a, b, judge, args.seed)]
     return {**comparison.as_dict(), "judge": judge, "flags": flags, "table": dataclasses.asdict(comparison.table())}
+
+
+def _load(spec: str, form: str) -> list[CandidateSet]:
+    """Records of a file, or with ``FILE:POLICY`` one policy's answers in it."""
+    path, colon, policy = spec.rpartition(":")
+    if not colon or Path(spec).exists():
+        return list(load(spec, form))
+    found = by_policy(load(path, form))
+    if policy not in found:
+        raise InputError(f"{path}: no answer by policy {policy!r} (policies: {', '.join(found)})")
+    return found[policy]
+
+
+def _name(spec: str) -> str:
+    """What to call a system: its policy, or its file without the ending."""
+    return Path(spec).stem if Path(spec).exists() else spec.rpartition(":")[2]
+
+
+def _live(
+    args: argparse.Namespace, a: list[CandidateSet], b: list[CandidateSet], names: tuple[str, str]
+) -> dict[str, Any]:
+    folder = Path(args.output or f"runs/compare/{names[0]}-{names[1]}")
+    categories = read_categories(args.questions) if args.questions else {}
+    found = judge_pairs(read_judge(args.judge), a, b, names, categories, folder, args.seed)
+    return {**found.as_dict(), "output": str(folder), "flags": [], "table": dataclasses.asdict(found.table())}
+
+
+def _ladder(found: Comparison | Leaderboard, seed: int) -> dict[str, Any]:
+    """Bradley-Terry strengths, where reviews compare more than two systems."""
+    if isinstance(found, Leaderboard) or len(found.systems) < 2:
+        return {}
+    ladder = rank_systems(games_of_rows(found.rows), seed=seed)
+    return {"bradley_terry": ladder.as_dict(), "ladder": dataclasses.asdict(ladder.table())}
 
 
 def align(a: list[CandidateSet], b: list[CandidateSet]) -> tuple[list[CandidateSet], list[CandidateSet]]:
@@ -89,6 +135,11 @@ def _judged(
 
 def show(result: dict[str, Any]) -> None:
     """Print the table, and what looks like cheating."""
-    render(from_dict(result["table"]))
+    for name in ("table", "ladder"):
+        if name in result:
+            render(from_dict(result[name]))
+    if "calls" in result:
+        read = f"{result['parsed']} of {result['calls']} verdicts could be read ({result['parse_rate']:.0%})"
+        print(f"judge {result['judge']}: {read}; {result['identical']} prompts with equal answers were not judged")
     for flag in result["flags"]:
         print(f"look at: {flag['message']}")

@@ -7,26 +7,33 @@ import sys
 from typing import Any
 
 from rankalign.convert import convert
+from rankalign.mixing import Mixture
 
 EXAMPLE = "rankalign convert rrhf.jsonl records.jsonl --from rrhf --to rankalign"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Source, target, formats."""
-    parser.add_argument("source", help="file to read")
-    parser.add_argument("target", help="file to write")
-    parser.add_argument("--from", dest="from_format", required=True, help="a name of `rankalign ls formats`")
-    parser.add_argument("--to", dest="to_format", required=True, help="a name of `rankalign ls formats`")
+    """Sources, target, formats, mixture."""
+    parser.add_argument("source", nargs="+", help="file or `datasets` folder to read; several become one")
+    parser.add_argument("target", help="file to write: .jsonl[.gz], .json, .parquet; without an ending a folder")
+    parser.add_argument("--from", dest="from_format", default="auto", help="auto, or a name of `rankalign ls formats`")
+    parser.add_argument("--to", dest="to_format", default="rankalign", help="a format of `rankalign ls formats`")
     parser.add_argument("--skip-invalid", action="store_true", help="leave bad lines out and report them")
     parser.add_argument("--extra", action="append", default=[], help="one more source, for formats in several files")
     parser.add_argument("--judge", default="", help="whose scores rank, where several judges scored")
     parser.add_argument("--pairs", choices=("all", "best-worst"), default="all", help="pairs made of a ranked list")
+    mix = parser.add_argument_group("mixing")
+    mix.add_argument("--weights", type=float, nargs="+", default=[], help="share of each source in the mixture")
+    mix.add_argument("--limits", type=int, nargs="+", default=[], help="records of each source at the most")
+    mix.add_argument("--test-size", type=float, default=0.0, help="share to hold out, as NAME.test.ENDING or a split")
+    mix.add_argument("--seed", type=int, default=0, help="another seed makes another choice")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Convert; see :func:`rankalign.convert.convert`."""
+    mixture = Mixture(tuple(args.weights), tuple(args.limits), args.test_size, args.seed)
     formats = (args.from_format, args.to_format)
-    return convert(args.source, args.target, *formats, args.skip_invalid, args.judge, args.pairs, args.extra)
+    return convert(args.source, args.target, *formats, args.skip_invalid, args.judge, args.pairs, args.extra, mixture)
 
 
 def show(result: dict[str, Any]) -> None:
@@ -34,4 +41,5 @@ def show(result: dict[str, Any]) -> None:
     for error in result["errors"]:
         print(f"skipped {error['file']}:{error['line']}: {error['field']}: {error['reason']}", file=sys.stderr)
     lost = "".join(f"; left out: {count} {reason}" for reason, count in result["lost"].items())
-    print(f"read {result['read']}, wrote {result['written']}, skipped {result['skipped']}{lost}")
+    test = f" and {result['written_test']} held out" if "written_test" in result else ""
+    print(f"read {result['read']}, wrote {result['written']}{test}, skipped {result['skipped']}{lost}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,25 +12,28 @@ from rankalign.convert import Intake
 from rankalign.data import load
 from rankalign.errors import InputError
 from rankalign.evaluation import EvalResult, by_policy
-from rankalign.evaluation.tables import from_result, render
+from rankalign.evaluation.tables import from_dict, from_result, render
 from rankalign.records import CandidateSet, choose_judge, judges
 
 EXAMPLE = "rankalign eval reward runs/demo/after.jsonl --judge vader"
-KINDS = ("perplexity", "reward", "lexical", "agreement", "numerics")
+KINDS = ("perplexity", "reward", "lexical", "agreement", "numerics", "kl", "subsets", "ledger")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to measure, on which file."""
     parser.add_argument("kind", choices=KINDS, help="what to measure")
-    parser.add_argument("file", help="records with responses, in any known format")
+    parser.add_argument("file", help="records with responses, in any known format; ledger: a run's folder")
     parser.add_argument("--format", default="auto", help="format of the file: auto or a name of `rankalign ls formats`")
     parser.add_argument("--judge", default="", help="whose scores; needed where several judges scored")
-    parser.add_argument("--truth", default="", help="agreement: the judge whose order counts as right")
-    parser.add_argument("--function", help="reward: score now with this function (module:name or file.py:name)")
-    parser.add_argument("--reward_model", help="reward: score now with this model")
+    parser.add_argument("--truth", default="", help="agreement, subsets: the judge whose order counts as right")
+    parser.add_argument(
+        "--function", help="reward, subsets: score now with this function (module:name or file.py:name)"
+    )
+    parser.add_argument("--reward_model", help="reward, subsets: score now with this model")
     parser.add_argument("--stop", nargs="*", default=(), help="reward: strings that end an answer before it is scored")
     parser.add_argument("--best_of", type=int, nargs="*", help="reward: expected best of so many draws")
-    parser.add_argument("--model", default="default", help="perplexity, numerics: the model that reads the answers")
+    parser.add_argument("--model", default="default", help="perplexity, numerics, kl: the model that reads the answers")
+    parser.add_argument("--start", default="default", help="kl: the model that --model, whose answers these are, was")
     parser.add_argument("--template", default="auto", help="perplexity: prompt format")
     parser.add_argument("--alone", action="store_true", help="perplexity: of the answers without their prompts")
     parser.add_argument("--compat", default="", help="perplexity: 'rrhf' for the arithmetic of RRHF's tables")
@@ -43,8 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """One evaluation as ``{"metrics", "n", "ci95"}``."""
+    if args.kind == "ledger":
+        return _ledger(args)
     intake = Intake(args.skip_invalid)
-    sets = list(load(args.file, args.format, intake))
+    sets = _read(args, intake)
     if intake.errors:
         print(f"{len(intake.errors)} bad records left out; the first: {intake.errors[0]}", file=sys.stderr)
     if args.policy:
@@ -52,6 +58,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     result = _MEASURE[args.kind](args, sets)
     rows = {"unstable": result.rows} if args.kind == "numerics" else {}
     return {"kind": args.kind, "file": Path(args.file).name, **result.as_dict(), **rows, "skipped": len(intake.errors)}
+
+
+def _ledger(args: argparse.Namespace) -> dict[str, Any]:
+    from rankalign.evaluation.ledger import read_ledger
+
+    found = read_ledger(args.file)
+    return {"kind": "ledger", **found.as_dict(), "tables": [dataclasses.asdict(table) for table in found.tables()]}
+
+
+def _read(args: argparse.Namespace, intake: Intake) -> list[CandidateSet]:
+    if args.kind == "subsets":
+        from rankalign.evaluation.reward_bench import read_subsets
+
+        return read_subsets(args.file, args.format, intake)
+    return list(load(args.file, args.format, intake))
 
 
 def _no_policy(args: argparse.Namespace, sets: list[CandidateSet]) -> list[CandidateSet]:
@@ -105,6 +126,25 @@ def _agreement(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult
     return evaluate_agreement(sets, args.judge, args.truth, args.seed)
 
 
+def _kl(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
+    from rankalign import models
+    from rankalign.evaluation.divergence import evaluate_divergence
+
+    policy, start = (models.load_policy(name, dtype="float32") for name in (args.model, args.start))
+    return evaluate_divergence(policy, start, models.load_tokenizer(args.model), sets, args.template, args.seed)
+
+
+def _subsets(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
+    from rankalign.evaluation.reward import grade
+    from rankalign.evaluation.reward_bench import TRUTH, evaluate_subsets
+
+    scorer = _scorer(args)
+    if not scorer and not args.judge:
+        raise InputError("name who is examined: --reward_model, --function, or --judge for scores in the file")
+    graded = grade(sets, scorer) if scorer else sets
+    return evaluate_subsets(graded, scorer.name if scorer else args.judge, args.truth or TRUTH, args.seed)
+
+
 def _numerics(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
     from rankalign import models
     from rankalign.evaluation.numerics import DEFAULT_MODES, evaluate_numerics
@@ -120,10 +160,16 @@ _MEASURE = {
     "lexical": _lexical,
     "agreement": _agreement,
     "numerics": _numerics,
+    "kl": _kl,
+    "subsets": _subsets,
 }
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print the table."""
+    """Print the tables."""
+    if "tables" in result:
+        for table in result["tables"]:
+            render(from_dict(table))
+        return
     ci95 = {name: (low, high) for name, (low, high) in result["ci95"].items()}
     render(from_result(f"{result['kind']} of {result['file']}", EvalResult(result["metrics"], result["n"], ci95)))

@@ -18,7 +18,7 @@ SHOWN = 2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The file."""
-    parser.add_argument("file", help="candidates in any known format")
+    parser.add_argument("file", nargs="+", help="candidates in any known format; several files are one set")
     parser.add_argument("--format", default="auto", help="format of the file: auto or a name of `rankalign ls formats`")
     parser.add_argument("--held-out", help="a file whose prompts must not be among the candidates'")
     parser.add_argument("--fix", metavar="OUT", help="write the records to OUT with all that can be mended safely")
@@ -28,9 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """``{"records", "skipped", "findings": {code: count}}``, with examples and baselines beside."""
     intake = Intake(args.skip_invalid)
-    sets = list(load(args.file, args.format, intake))
+    sets = list(load(args.file[0], args.format, intake, *args.file[1:]))
     report = lint(sets, list(load(args.held_out)) if args.held_out else ())
     result = {"records": report.records, "skipped": len(intake.errors), "findings": report.counts()}
+    result["left_out"] = intake.losses.counts
     if args.fix:
         mended, counts = fix(sets)
         result |= {"fixed": counts, "written": write(args.fix, mended)}
@@ -50,6 +51,7 @@ def show(result: dict[str, Any]) -> None:
             example = result["examples"][code][0]
             rows.append([code, count, RULES[code].summary, f"{example['record']}: {example['message']}"])
     note = f"{result['records']} records, {result['skipped']} bad lines left out"
+    note += "".join(f"; {count} {reason} left out" for reason, count in result["left_out"].items())
     render(Table("Lint", ["code", "count", "rule", "first example"], rows, note))
     for judge, found in result["longest_answer"].items():
         print(f"the longest answer, by {judge}: " + ", ".join(f"{name} {value}" for name, value in found.items()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rankalign.commands import show_facts
+from rankalign.commands import add_scale_arguments, scale_flags, show_facts
 from rankalign.config import SampleConfig, load, resolve_near
 from rankalign.generation import sample
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="base seed of all policies")
     parser.add_argument("--max_prompts", type=int, help="take the first so many prompts")
     parser.add_argument("--model", help="put this model in the place of `default` in every policy")
-    parser.add_argument("--overwrite", action="store_true", default=None, help="replace what is there")
+    add_scale_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         output=args.output,
         seed=args.seed,
         max_prompts=args.max_prompts,
-        overwrite=args.overwrite,
+        **scale_flags(args),
     )
     return sample(_placed(config, args))
 

@@ -10,7 +10,7 @@ import argparse
 from dataclasses import replace
 from typing import Any
 
-from rankalign.commands import show_facts
+from rankalign.commands import add_scale_arguments, scale_flags, show_facts
 from rankalign.config import ScoreConfig, load, resolve_near
 from rankalign.errors import InputError
 from rankalign.generation import score
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="key under which the scores of --function or --reward_model are stored")
     parser.add_argument("--function", help="a Python function that scores: module:name or file.py:name")
     parser.add_argument("--reward_model", help="a sequence-classification model: folder or hub id")
-    parser.add_argument("--overwrite", action="store_true", default=None, help="replace what is there")
+    add_scale_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         input=args.input,
         output=args.output,
         scorers=_single(args),
-        overwrite=args.overwrite,
+        **scale_flags(args),
     )
     return score(replace(config, input=resolve_near(config.input, args.config)))
 

@@ -1,4 +1,4 @@
-"""Train on ranked candidates: any ranking loss over all N answers of a prompt, or SFT on the best.
+"""Train on ranked candidates: any ranking loss over all N answers of a prompt, SFT on the best, or PPO on prompts.
 
 Settings come from --config and from flags, every flag of transformers' TrainingArguments among them; old names
 (--evaluation_strategy, --model_max_length, ...) are mapped, and said. Interrupted, the same command resumes.
@@ -14,7 +14,9 @@ import sys
 from typing import Any
 
 from rankalign.commands import show_facts
-from rankalign.training.arguments import describe, parse
+from rankalign.rollouts import reward_of, sampler_of, watch_of
+from rankalign.training.arguments import PPOConfig, describe, parse
+from rankalign.training.ppo_run import train_ppo
 from rankalign.training.run import Interrupted, train
 
 EXAMPLE = "rankalign train --config train_scripts/configs/rrhf.yaml --data runs/scored.jsonl --learning_rate 1e-5"
@@ -31,11 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Train; see :func:`rankalign.training.run.train`."""
+    """Train; see :func:`rankalign.training.run.train` and :func:`rankalign.training.ppo_run.train_ppo`."""
     config, notes = parse(args.config, args.rest)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     try:
-        return train(config)
+        if isinstance(config, PPOConfig):
+            return train_ppo(config, sampler_of(config), reward_of(config))
+        return train(config, watch_of(config))
     except Interrupted as stop:
         raise KeyboardInterrupt(str(stop)) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from rankalign.errors import InputError
 from rankalign.records import CandidateSet, Response
@@ -85,6 +85,12 @@ class Policy:
         file: ``replay`` only: records whose responses are taken; empty takes those of the prompt file.
         only: ``replay`` only: take responses of this policy; empty takes all.
         dtype: weights' type (``auto``, ``float32``, ``bfloat16``, ``float16``).
+        base_url: ``openai`` only: the server, such as ``http://127.0.0.1:8000/v1``.
+        api_key_env: ``openai`` only: name of the environment variable that holds the key; empty sends none.
+        concurrency: ``openai`` only: most requests in flight.
+        prompt_price: ``openai`` only: of a million prompt tokens, for the bill at the end.
+        completion_price: ``openai`` only: of a million completion tokens.
+        extra_body: ``openai`` only: more fields of every request, as the server names them.
         sampling: how it draws.
     """
 
@@ -97,7 +103,17 @@ class Policy:
     file: str = ""
     only: str = ""
     dtype: str = "auto"
+    base_url: str = ""
+    api_key_env: str = ""
+    concurrency: int = 8
+    prompt_price: float = 0.0
+    completion_price: float = 0.0
+    extra_body: dict[str, Any] = field(default_factory=dict)
     sampling: SamplingParams = field(default_factory=SamplingParams)
+
+
+ABOUT_THE_CALL = ("api_key_env", "concurrency", "prompt_price", "completion_price")
+"""Fields of a policy that no answer depends on: they may change when a run is resumed."""
 
 
 class Engine(Protocol):
@@ -120,6 +136,10 @@ ENGINES = Registry(
     "engine",
     {
         "hf": Entry("rankalign.engines.hf:HFEngine", "transformers in this process, prompts prefilled once for all n"),
+        "openai": Entry(
+            "rankalign.engines.openai:OpenAIEngine", "any OpenAI-compatible server, by the official client", "judge"
+        ),
         "replay": Entry("rankalign.engines.replay:ReplayEngine", "answers that are already in the data"),
+        "vllm": Entry("rankalign.engines.vllm:VLLMEngine", "vLLM in this process: fastest on a GPU", "vllm"),
     },
 )

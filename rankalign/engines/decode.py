@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from rankalign.engines import SamplingParams
+from rankalign.engines.local import decoded
 from rankalign.engines.sampling import next_tokens
 from rankalign.errors import InputError
 from rankalign.linears import fast_linears
@@ -149,7 +150,7 @@ class Ending:
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of token ids without special tokens, blanks as they are."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return decoded(self.tokenizer, ids)
 
 
 def sample(rows: Rows, params: SamplingParams, uniforms: Tensor, ends: Ending) -> list[tuple[list[int], bool]]:

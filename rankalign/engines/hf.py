@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from rankalign import batching, models, templates
-from rankalign.engines import Policy, SamplingParams
+from rankalign import models
 from rankalign.engines.beams import search
 from rankalign.engines.decode import Ending, Rows, sample
+from rankalign.engines.local import LocalEngine
 from rankalign.engines.sampling import uniforms
-from rankalign.errors import InputError
 from rankalign.records import CandidateSet, Response
 
 MAX_ROWS = 64
@@ -25,7 +23,7 @@ MAX_TOKENS = 32768
 """Most tokens, prompt and limit, that one batch may come to hold in its cache (1.5 GB for 135M weights in float32)."""
 
 
-class HFEngine:
+class HFEngine(LocalEngine):
     """Writes answers with a causal language model: a prompt is computed once for all its answers.
 
     What an answer is depends on base seed, prompt id, policy name and its index alone, but for rounding: a matrix
@@ -36,24 +34,10 @@ class HFEngine:
         policy: model, adapter, template and sampling settings.
     """
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
-        templates.check_name(policy.template)
-        self._stop = tuple(dict.fromkeys((*policy.sampling.stop, *templates.stops(policy.template))))
-
-    @functools.cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer."""
-        return models.load_tokenizer(self.policy.model)
-
     @functools.cached_property
     def model(self) -> PreTrainedModel:
         """The model, loaded on first use."""
         return models.load_policy(self.policy.model, dtype=self.policy.dtype, adapter=self.policy.adapter)
-
-    @functools.cached_property
-    def _fingerprint(self) -> str:
-        return models.tokenizer_fingerprint(self.tokenizer)
 
     def batches(self, prompts: Sequence[CandidateSet]) -> list[list[int]]:
         """Indices by falling prompt length, cut so that a batch keeps to MAX_ROWS and MAX_TOKENS (one prompt at least).
@@ -80,18 +64,14 @@ class HFEngine:
         """
         params = self.policy.sampling
         ids = [self._encode(prompt) for prompt in prompts]
-        self._check_context(prompts, ids)
+        self._check_context(prompts, ids, self._context)
         rows = Rows(self.model, ids)
         ends = Ending(self.tokenizer, models.end_ids(self.model, self.tokenizer), self._stop)
         if params.num_beams > 1:
             found = search(rows, params, ends, len(ends.eos))
-            return [[self._response(h.ids, h.ended, ends, i) for i, h in enumerate(beams)] for beams in found]
+            written = [[(_bare(h.ids, ends.eos), h.ended) for h in beams] for beams in found]
+            return [[self._response(*answer, i) for i, answer in enumerate(answers)] for answers in written]
         return self._sample(rows, prompts, ends)
-
-    @property
-    def _copies(self) -> int:
-        """How many answers a prompt are really written: greedy ones are all the same."""
-        return 1 if self.policy.sampling.temperature == 0 else self.policy.sampling.n
 
     def _sample(self, rows: Rows, prompts: Sequence[CandidateSet], ends: Ending) -> list[list[Response]]:
         params, copies = self.policy.sampling, self._copies
@@ -101,53 +81,19 @@ class HFEngine:
             for prompt in prompts
             for index in range(copies)
         ]
-        answers = sample(rows, params, torch.stack(draws), ends)
+        answers = [(_bare(ids, ends.eos), ended) for ids, ended in sample(rows, params, torch.stack(draws), ends)]
         return [
-            [self._response(*answers[row * copies + index % copies], ends, index) for index in range(params.n)]
+            [self._response(*answers[row * copies + index % copies], index) for index in range(params.n)]
             for row in range(len(prompts))
         ]
 
-    def _encode(self, prompt: CandidateSet) -> list[int]:
-        policy = self.policy
-        return batching.encode_prompt(self.tokenizer, prompt.prompt, policy.template, policy.system, prompt.meta)
-
-    def _check_context(self, prompts: Sequence[CandidateSet], ids: Sequence[list[int]]) -> None:
+    @property
+    def _context(self) -> int | None:
+        """Most tokens of prompt and answer, where the model's configuration tells."""
         config: Any = self.model.config
-        limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-        new = self.policy.sampling.max_new_tokens
-        for prompt, tokens in zip(prompts, ids, strict=True):
-            if limit and len(tokens) + new > limit:
-                raise InputError(
-                    f"policy {self.policy.name!r}: prompt {prompt.id!r} has {len(tokens)} tokens, which with "
-                    f"max_new_tokens {new} exceeds the model's context of {limit}"
-                )
-
-    def _response(self, ids: list[int], ended: bool, ends: Ending, index: int) -> Response:
-        """What was written as a response; tokens go with it where they say exactly what its text says."""
-        ids = ids[:-1] if ids[-1] in ends.eos else ids
-        text, cut = templates.cut_at_stop(ends.text(ids), self._stop)
-        kept = _prefix(ids, text, ends) if cut else ids
-        return Response(
-            text=text,
-            policy=self.policy.name,
-            finished=ended or cut,
-            sampling=_provenance(self.policy.sampling, index),
-            tokens=None if kept is None else {"tokenizer": self._fingerprint, "ids": kept},
-        )
+        return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def _prefix(ids: list[int], text: str, ends: Ending) -> list[int] | None:
-    """The first tokens, if there are such, whose text is ``text``; a stop string may begin or a cut fall inside one."""
-    lengths = range(len(ids) + 1)
-    return next((ids[:length] for length in lengths if ends.text(ids[:length]) == text), None)
-
-
-def _provenance(params: SamplingParams, index: int) -> dict[str, Any]:
-    """How an answer was drawn: temperature and seed (for beams, their settings), and all that is not default."""
-    default = SamplingParams()
-    told: dict[str, Any] = {} if params.num_beams > 1 else {"temperature": params.temperature, "seed": params.seed}
-    for field in dataclasses.fields(params):
-        value = getattr(params, field.name)
-        if field.name != "n" and value != getattr(default, field.name):
-            told[field.name] = list(value) if isinstance(value, tuple) else value
-    return {**told, "max_new_tokens": params.max_new_tokens, "index": index}
+def _bare(ids: list[int], eos: set[int]) -> list[int]:
+    """An answer's tokens without a closing end of sequence."""
+    return ids[:-1] if ids[-1] in eos else ids

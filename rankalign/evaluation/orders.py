@@ -11,9 +11,10 @@ from typing import Any
 from rankalign.errors import InputError
 from rankalign.evaluation import Row
 from rankalign.evaluation.pairwise import Comparison, System, summarise
-from rankalign.evaluation.reviews import CLASSES, Review, Scores, parse_class, parse_strict, parse_tolerant
+from rankalign.evaluation.reviews import CLASSES, Review, parse_class, parse_tolerant
 from rankalign.evaluation.statistics import clopper_pearson, cluster_means, mean_interval
 from rankalign.registry import did_you_mean
+from rankalign.scorers.verdicts import Scores, parse_strict
 
 PARSERS = ("tolerant", "strict", "stored")
 ONE_ORDER = "each pair was judged in one order only, so the judge's preference for a position is part of the result"

@@ -13,6 +13,7 @@ from typing import Any
 
 from rankalign.errors import missing_extra
 from rankalign.evaluation import by_policy, drawn, plots, scored
+from rankalign.evaluation.checks import check_tables, training_warnings
 from rankalign.evaluation.hack import Flag, find_hacks, length_correlation
 from rankalign.evaluation.lexical import evaluate_lexical, prompt_text, words
 from rankalign.evaluation.pairwise import compare_by_score
@@ -24,6 +25,7 @@ from rankalign.records import CandidateSet
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_SAMPLES = 400
+MOST_EXAMPLES = 10  # of each kind
 # Rows of the table before and after: metric, its label, and whether it is a share; a row without values is left out.
 MEASURES = (
     ("reward", "Reward", False),
@@ -31,6 +33,7 @@ MEASURES = (
     ("repetition", "Repeated 3-grams", True),
     ("distinct_2", "Distinct-2", True),
     ("perplexity", "Perplexity, start model", False),
+    ("kl", "KL to the start model, nats an answer", False),
     ("list_density", "List items, of lines", True),
     ("copying", "4-grams of the prompt", True),
     ("refusal", "Refusals", True),
@@ -71,7 +74,9 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
 
     Read are, each if present: ``result.json`` (keys of the demo's result; ``judge`` and ``tables`` are optional),
     ``log.jsonl`` (or that in ``train`` or ``model``), ``candidates.jsonl``, ``before.jsonl``, ``after.jsonl`` (scored
-    records of the same held-out prompts), and all ``manifest.json`` and ``*.manifest.json``.
+    records of the same held-out prompts), ``ledger.jsonl``, ``kl.json``, ``numerics.json``, ``lint.json``,
+    ``audit.json`` (what ``rankalign eval``, ``lint`` and ``compare`` print with ``--json``), and all ``manifest.json``
+    and ``*.manifest.json``.
 
     Raises:
         InputError: the folder holds none of these, a file is broken, or Jinja2 or matplotlib is missing.
@@ -143,8 +148,10 @@ def _shown(value: float | None, share: bool, sign: str = "") -> str | None:
 
 def _measures(run: Run, when: str) -> dict[str, float]:
     """What is known of one side: from its records where they are there, else from ``result.json``."""
-    keys = ("reward", "length", "repetition", "perplexity")
+    keys = ("reward", "length", "repetition", "perplexity", "kl")
     found = {key: value for key in keys if (value := run.result.get(f"{key}_{when}")) is not None}
+    if when == "after" and run.kl is not None:
+        found["kl"] = run.kl
     sets = run.before if when == "before" else run.after
     if sets:
         texts = evaluate_lexical(sets).metrics
@@ -243,6 +250,22 @@ def _points(log: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
     return [(float(s), float(v)) for s, v in rows if isinstance(s, int | float) and isinstance(v, int | float)]
 
 
+def ledger_parts(run: Run) -> tuple[list[Figure], list[Table]]:
+    """How losses and orders of single examples went, and the examples to look at."""
+    if run.ledger is None:
+        return [], []
+    found, figures = run.ledger, []
+    points = [(e.margin, e.last_loss) for e in found.examples if e.margin is not None and e.last_loss is not None]
+    if len(points) > 1:
+        title, suspects = "Loss against margin", {(e.margin, e.last_loss) for e in found.mislabelled}
+        rest = [point for point in points if point not in suspects]
+        labels = ("mean margin over epochs", "loss in the last epoch")
+        svg = plots.scatter("ledger", title, [p for p in points if p in suspects], rest, labels)
+        caption = "One point an example: rings are ranked against their scores over the epochs."
+        figures.append(Figure(title, svg, caption))
+    return figures, [table for table in found.tables(MOST_EXAMPLES) if table.rows]
+
+
 # --- samples -----------------------------------------------------------------------------------------------------
 
 
@@ -305,6 +328,7 @@ def render(run: Run) -> str:
     return pages.get_template("report.html").render(
         run=run, headline=top, flags=flags, table=before_after(run), tables=tables,
         figures=reward_figures(run), curves=training_figures(run.log), samples=shown, total=total,
+        warnings=training_warnings(run.log), ledger=ledger_parts(run), checks=check_tables(run.checks),
         css=css, script=script, css_hash=_hash(css), script_hash=_hash(script), data=embed(run.result),
     )  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from dataclasses import dataclass
@@ -10,10 +9,8 @@ from typing import Any
 
 from rankalign.errors import RecordError
 from rankalign.records import Checker, OnError, read_rows
+from rankalign.scorers.verdicts import HIGHEST, LOWEST, Scores, parse_strict
 
-Scores = tuple[float, float]
-
-LOWEST, HIGHEST = 1.0, 10.0
 # What a three-class judge writes, as points of the first and the second answer.
 CLASSES: dict[str, Scores] = {"1": (1.0, 0.0), "2": (0.0, 1.0), "3": (0.5, 0.5)}
 
@@ -51,16 +48,6 @@ _NAMED = re.compile(
     re.IGNORECASE,
 )
 _APART = 600  # characters between the two named scores
-
-
-def parse_strict(text: str) -> Scores | None:
-    """The published rule of FastChat: the first line, commas as blanks, must be exactly two numbers."""
-    fields = text.split("\n", 1)[0].replace(",", " ").split()
-    try:
-        found = [float(field) for field in fields]
-    except ValueError:
-        return None
-    return (found[0], found[1]) if len(found) == 2 and all(map(math.isfinite, found)) else None
 
 
 def parse_tolerant(text: str) -> Scores | None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from rankalign import records
 from rankalign.errors import InputError, RecordError
+from rankalign.evaluation.checks import CHECKS
+from rankalign.evaluation.ledger import Findings, find_ledger, read_ledger
 from rankalign.files import read_text
 from rankalign.records import CandidateSet
 
@@ -25,6 +27,9 @@ class Run:
         before: held-out records answered by the start model.
         after: the same prompts answered by the trained model.
         manifests: every manifest by its path in the folder.
+        ledger: what the training ledger shows; None without one.
+        kl: nats an answer from the start model, of ``kl.json``; None where it was not measured.
+        checks: contents of the files of :data:`rankalign.evaluation.checks.CHECKS`, by name.
         judge: whose scores are shown.
         notes: what had to be left out, in words.
     """
@@ -36,6 +41,9 @@ class Run:
     before: list[CandidateSet] = field(default_factory=list)
     after: list[CandidateSet] = field(default_factory=list)
     manifests: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ledger: Findings | None = None
+    kl: float | None = None
+    checks: dict[str, dict[str, Any]] = field(default_factory=dict)
     judge: str = ""
     notes: list[str] = field(default_factory=list)
 
@@ -56,7 +64,10 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
         setattr(run, name, _records(root / f"{name}.jsonl", run))
     paths = sorted([*root.rglob("manifest.json"), *root.rglob("*.manifest.json")])
     run.manifests = {str(path.relative_to(root)): _json(path) for path in paths}
-    if not any((run.result, run.log, run.candidates, run.before, run.after, run.manifests)):
+    run.ledger = read_ledger(root) if find_ledger(root) else None
+    run.kl = _kl(root / "kl.json")
+    run.checks = {name: content for name in CHECKS if (content := _json(root / name))}
+    if not any((run.result, run.log, run.candidates, run.before, run.after, run.manifests, run.ledger, run.checks)):
         raise InputError(f"{folder}: holds no result.json, log.jsonl, records or manifest to report on")
     names = records.judges([*run.after, *run.before, *run.candidates])
     run.judge = str(run.result.get("judge") or (names[0] if names else ""))
@@ -73,6 +84,16 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"{path}: expected a JSON object")
     return found
+
+
+def _kl(path: Path) -> float | None:
+    content = _json(path)
+    if not content:
+        return None
+    value = metrics.get("kl") if isinstance(metrics := content.get("metrics"), dict) else None
+    if not isinstance(value, int | float):
+        raise InputError(f"{path}: not what `rankalign eval kl --json` prints; write it again or remove it")
+    return float(value)
 
 
 def _log(root: Path, run: Run) -> list[dict[str, Any]]:

@@ -59,8 +59,9 @@ FORMATS = Registry(
             "rankalign.formats.alpaca_eval:FORMAT", "model outputs, annotations, preferences (AlpacaEval)"
         ),
         "fastchat": Entry("rankalign.formats.fastchat:FORMAT", "questions, answers, reviews (FastChat)"),
+        "minchatgpt": Entry("rankalign.formats.minchatgpt:FORMAT", "answers of three policies (minChatGPT)"),
         "arena-hard": Entry("rankalign.formats.arena_hard:FORMAT", "questions and model answers (Arena-Hard)"),
         "text-score": Entry("rankalign.formats.text_score:FORMAT", "whole texts with scores (DSP)"),
-        "columns": Entry("rankalign.formats.columns:FORMAT", "an answer a column (PandaLM, LLMBar, minChatGPT, ...)"),
+        "columns": Entry("rankalign.formats.columns:FORMAT", "an answer a column (PandaLM, LLMBar, DSP, ...)"),
     },
 )

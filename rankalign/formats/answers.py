@@ -80,12 +80,6 @@ class AnswerFormat(ABC):
         for rows in by_policy.values():
             yield from rows
 
-    def rows_of(self, record: CandidateSet, losses: Losses) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The rows of a record, each with the model it belongs to."""
-        lost_details(record.responses, losses, policy=False, meta=False)
-        for response in record.responses:
-            yield response.policy, self.row(record, response, losses)
-
     def check_meta(self, record: CandidateSet, losses: Losses) -> None:
         """Count what the record knows of its prompt and rows of answers do not say."""
         for key, value in record.meta.items():
@@ -99,6 +93,21 @@ class AnswerFormat(ABC):
     @abstractmethod
     def take(self, row: dict[str, Any], check: Checker, table: Table) -> None:
         """Put a row's content into the table."""
+
+    @abstractmethod
+    def rows_of(self, record: CandidateSet, losses: Losses) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The rows of a record, each with the model whose rows it stands among."""
+
+
+@dataclass(frozen=True)
+class LoneAnswers(AnswerFormat):
+    """A format that writes a row for each answer, and nothing else."""
+
+    def rows_of(self, record: CandidateSet, losses: Losses) -> Iterator[tuple[str, dict[str, Any]]]:
+        """A row for each response."""
+        lost_details(record.responses, losses, policy=False, meta=False)
+        for response in record.responses:
+            yield response.policy, self.row(record, response, losses)
 
     @abstractmethod
     def row(self, record: CandidateSet, response: Response, losses: Losses) -> dict[str, Any]:

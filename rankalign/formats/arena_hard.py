@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankalign.formats import Losses
-from rankalign.formats.answers import AnswerFormat, Table, key_of
+from rankalign.formats.answers import LoneAnswers, Table, key_of
 from rankalign.records import CandidateSet, Checker, Response
 from rankalign.templates import as_messages
 
 
 @dataclass(frozen=True)
-class ArenaHard(AnswerFormat):
+class ArenaHard(LoneAnswers):
     """The answer is the last message; its content is text or an object with ``answer``."""
 
     name = "arena-hard"

@@ -1,7 +1,7 @@
 """One column an answer: human and judge comparisons, and candidate sets without scores, as papers publish them.
 
 Known by their columns: PandaLM's test set, LLMBar, judged TL;DR summaries, self-instruct's answers of eight models,
-DSP's answers by domain, minChatGPT's three policies. Whatever says which answer is better stays in ``meta`` as it
+DSP's answers by domain. Whatever says which answer is better stays in ``meta`` as it
 came, and is read into scores: 1 for the better answer, 0 for the worse, 0.5 each for a tie.
 """
 
@@ -84,7 +84,6 @@ SHAPES = (
     Shape(("prompt",), ("reference", "summary"), _tldr),
     Shape(("instruction", "input"), ("reference",), nested="candidates"),
     Shape(("query",), (), nested="responses"),
-    Shape(("prompt",), ("vanilla", "sft", "ppo")),
 )
 
 

@@ -17,6 +17,7 @@ from rankalign.templates import render
 # Where records carry several judges and none is named, the first of these that is there ranks.
 PREFERENCE = "preference"
 DEFAULT_JUDGES = (PREFERENCE, "score", "overall_score")
+EQUAL_PAIRS = "pairs of equal answers"
 # A row from the better response, the worse one and the judge who says so.
 Build = Callable[[Response, Response, str], dict[str, Any]]
 
@@ -49,8 +50,10 @@ class RowFormat(ABC):
         """Records from foreign rows, in order; a bad row goes to ``on_error`` and is left out."""
         ids = Ids(file, self.id_columns)
         for line, row in rows:
+            check = Checker(file, line)
             try:
-                record = self.record(row, Checker(file, line))
+                record = self.record(row, check)
+                _drop_equal_pair(record, check)
             except RecordError as error:
                 on_error(error)
             else:
@@ -73,13 +76,19 @@ class RowFormat(ABC):
     def is_pair(self, record: CandidateSet, better: str = "chosen", worse: str = "rejected") -> bool:
         """Whether the record is a pair of policies named so, with the verdict it came with, and that verdict ranks."""
         policies = [response.policy for response in record.responses]
-        return policies == [better, worse] and self.judge in ("", PREFERENCE) and record.scores(PREFERENCE) == [1, 0]
+        verdict = self.judge in ("", PREFERENCE) and record.scores(PREFERENCE) == [1, 0]
+        return policies == [better, worse] and verdict and not _same(*record.responses)
 
     def pair_rows(self, record: CandidateSet, losses: Losses, build: Build) -> Iterator[dict[str, Any]]:
         """A row for each strict pair of a ranked list; the kept columns go along where there is but one."""
         judge = pick_judge(record, self.judge) or ""
         scores = record.scores(judge)
-        pairs = strict_pairs(scores, losses, self.pairs)
+        pairs = []
+        for first, second in strict_pairs(scores, losses, self.pairs):
+            if _same(record.responses[first], record.responses[second]):
+                losses.add(EQUAL_PAIRS)
+            else:
+                pairs.append((first, second))
         used = [record.responses[index] for index in sorted({index for pair in pairs for index in pair})]
         lost_details(used, losses, [judge], meta=False)
         for better, worse in pairs:
@@ -87,6 +96,42 @@ class RowFormat(ABC):
             yield complete(row, record, self.name, losses) if len(pairs) == 1 else {"id": record.id, **row}
         if len(pairs) > 1 and any(value or key not in FORMATS for key, value in record.meta.items()):
             losses.add("meta of a prompt with several pairs")
+
+
+@dataclass(frozen=True)
+class PairFormat(RowFormat):
+    """A format of pairs, single answers and prompts that holds messages, a ``label`` and no other score."""
+
+    def rows(self, record: CandidateSet, losses: Losses) -> Iterator[dict[str, Any]]:
+        """The pair or the answer as it came, or a row for each strict pair of a ranked list."""
+        if self.is_pair(record):
+            chosen, rejected = record.responses
+            lost_details(record.responses, losses, [PREFERENCE], policy=False, meta=False)
+            yield complete(self.pair_row(record, chosen, rejected), record, self.name, losses)
+        elif len(record.responses) > 1:
+            yield from self.pair_rows(record, losses, lambda *pair: self.pair_row(record, *pair[:2]))
+        else:
+            lost_details(record.responses, losses, ["label"], policy=False, meta=False)
+            yield complete(self.single_row(record), record, self.name, losses)
+
+    @abstractmethod
+    def pair_row(self, record: CandidateSet, chosen: Response, rejected: Response) -> dict[str, Any]:
+        """The row of two of the record's answers."""
+
+    @abstractmethod
+    def single_row(self, record: CandidateSet) -> dict[str, Any]:
+        """The row of the prompt with its only answer, if it has one."""
+
+
+def _same(one: Response, other: Response) -> bool:
+    """Whether two responses are the same message."""
+    return as_message(one) == as_message(other)
+
+
+def _drop_equal_pair(record: CandidateSet, check: Checker) -> None:
+    """A preference between two equal answers says nothing: it is dropped by rule."""
+    if len(record.responses) == 2 and _same(*record.responses) and set(record.scores(PREFERENCE)) == {0, 1}:
+        raise Dropped(check.file, check.line, "", EQUAL_PAIRS)
 
 
 class Ids:
@@ -208,9 +253,23 @@ def prompt_text(prompt: Prompt, losses: Losses) -> str:
     losses.add("prompt.messages")
     if len(prompt) == 1 and prompt[0]["role"] == "user":
         return str(prompt[0]["content"])
-    if any(message["role"] == "tool" for message in prompt):
-        losses.add("prompt.tool")
-    return render(prompt, "hh")
+    return dialogue_text(prompt, losses)
+
+
+def dialogue_text(prompt: Prompt, losses: Losses) -> str:
+    """A prompt in HH form, which has no turn for the results of tools: those are left out and counted."""
+    if isinstance(prompt, str):
+        return render(prompt, "hh")
+    spoken = [message for message in prompt if message["role"] != "tool"]
+    if tools := len(prompt) - len(spoken):
+        losses.add("prompt.tool", tools)
+    return render(spoken, "hh") if spoken else ""
+
+
+def label_column(response: Response, column: str = "label") -> dict[str, bool]:
+    """The column that says whether an answer is wanted, where a judge ``label`` said so."""
+    label = response.scores.get("label")
+    return {column: bool(label)} if label in (0, 1) else {}
 
 
 def instruction_text(instruction: str, further: str) -> str:

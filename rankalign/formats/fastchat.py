@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankalign.formats import Losses
-from rankalign.formats.answers import AnswerFormat, Table, key_of
+from rankalign.formats.answers import LoneAnswers, Table, key_of
 from rankalign.formats.common import Dropped
 from rankalign.records import CandidateSet, Checker, Response
 
@@ -22,7 +22,7 @@ THREE_CLASSES = {1: (1.0, 0.0), 2: (0.0, 1.0), 3: (0.5, 0.5), -1: (None, None)}
 
 
 @dataclass(frozen=True)
-class FastChat(AnswerFormat):
+class FastChat(LoneAnswers):
     """Policies are ``answers_of``, ``model_id`` or, in a listwise review, its ``model_ids``."""
 
     name = "fastchat"

@@ -13,9 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankalign.formats import Losses
-from rankalign.formats.common import PREFERENCE, RowFormat, complete, keep, lost_details, note_of, paired
+from rankalign.formats.common import (
+    PREFERENCE,
+    RowFormat,
+    complete,
+    dialogue_text,
+    keep,
+    lost_details,
+    note_of,
+    paired,
+)
 from rankalign.records import CandidateSet, Checker, Message, Response
-from rankalign.templates import render
 
 MARK = "\n\nAssistant:"
 ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -41,9 +49,9 @@ def split_reply(check: Checker, text: str, path: str) -> tuple[str, str]:
     return head + mark, reply
 
 
-def write_dialogue(record: CandidateSet) -> str:
-    """The prompt as text that ends with ``Assistant:``."""
-    text = render(record.prompt, "hh")
+def write_dialogue(record: CandidateSet, losses: Losses) -> str:
+    """The prompt as text that ends with ``Assistant:``; results of tools are left out and counted."""
+    text = dialogue_text(record.prompt, losses)
     return text if text.endswith(MARK) else text + MARK
 
 
@@ -68,7 +76,7 @@ class HH(RowFormat):
                 raise check.fail("rejected", "differs from chosen before the last 'Assistant:'")
         record = CandidateSet("", read_dialogue(head), paired(_reply(chosen), _reply(rejected)))
         check.prompt(record.prompt)
-        if write_dialogue(record) != head:
+        if write_dialogue(record, Losses()) != head:
             note["head"] = head
         record.meta = keep(self.name, note, row, ("prompt", "chosen", "rejected"))
         return record
@@ -78,15 +86,15 @@ class HH(RowFormat):
         if self.is_pair(record):
             lost_details(record.responses, losses, [PREFERENCE], policy=False, meta=False)
             chosen, rejected = record.responses
-            yield complete(self._row(record, chosen, rejected), record, self.name, losses)
+            yield complete(self._row(record, chosen, rejected, losses), record, self.name, losses)
         else:
-            yield from self.pair_rows(record, losses, lambda chosen, rejected, _: self._row(record, chosen, rejected))
+            yield from self.pair_rows(record, losses, lambda better, worse, _: self._row(record, better, worse, losses))
 
-    def _row(self, record: CandidateSet, chosen: Response, rejected: Response) -> dict[str, Any]:
+    def _row(self, record: CandidateSet, chosen: Response, rejected: Response, losses: Losses) -> dict[str, Any]:
         note = note_of(record, self.name) or {}
         head = note.get("head", "")
         if not head or read_dialogue(head) != record.prompt:
-            head = write_dialogue(record)
+            head = write_dialogue(record, losses)
         if note.get("prompt"):
             return {"prompt": head, "chosen": _spell(chosen), "rejected": _spell(rejected)}
         return {"chosen": head + _spell(chosen), "rejected": head + _spell(rejected)}

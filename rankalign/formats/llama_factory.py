@@ -7,19 +7,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rankalign.formats import Losses
 from rankalign.formats.alpaca import read_instruction
 from rankalign.formats.common import (
-    PREFERENCE,
-    RowFormat,
-    complete,
+    PairFormat,
     instruction_text,
     keep,
-    lost_details,
+    label_column,
     note_of,
     paired,
 )
@@ -35,7 +31,7 @@ COLUMNS = ("instruction", "input", "output", "chosen", "rejected", "kto_tag", "s
 
 
 @dataclass(frozen=True)
-class LlamaFactory(RowFormat):
+class LlamaFactory(PairFormat):
     """Pairs are judge ``preference``, ``kto_tag`` is judge ``label``."""
 
     name = "llama-factory"
@@ -88,32 +84,21 @@ class LlamaFactory(RowFormat):
                 messages.append({"role": role, "content": text})
         return messages + prompt, {**note, "history": len(messages) // 2}
 
-    def rows(self, record: CandidateSet, losses: Losses) -> Iterator[dict[str, Any]]:
+    def pair_row(self, record: CandidateSet, chosen: Response, rejected: Response) -> dict[str, Any]:
         """The form it came in; ``sharegpt`` for what comes from elsewhere."""
-        if self.is_pair(record):
-            chosen, rejected = record.responses
-            lost_details(record.responses, losses, [PREFERENCE], policy=False, meta=False)
-            yield complete(self._pair(record, chosen, rejected), record, self.name, losses)
-        elif len(record.responses) > 1:
-            yield from self.pair_rows(record, losses, lambda chosen, rejected, _: self._pair(record, chosen, rejected))
-        else:
-            lost_details(record.responses, losses, ["label"], policy=False, meta=False)
-            yield complete(self._single(record), record, self.name, losses)
-
-    def _pair(self, record: CandidateSet, chosen: Response, rejected: Response) -> dict[str, Any]:
         row = self._prompt(record)
         spell = _turn if "conversations" in row else _text
         return {**row, "chosen": spell(chosen), "rejected": spell(rejected)}
 
-    def _single(self, record: CandidateSet) -> dict[str, Any]:
+    def single_row(self, record: CandidateSet) -> dict[str, Any]:
+        """In the same forms, with ``kto_tag`` for a label."""
         row = self._prompt(record)
         for response in record.responses:
             if "conversations" in row:
                 row["conversations"].append(_turn(response))
             else:
                 row["output"] = response.text
-            if (label := response.scores.get("label")) in (0, 1):
-                row["kto_tag"] = bool(label)
+            row |= label_column(response, "kto_tag")
         return row
 
     def _prompt(self, record: CandidateSet) -> dict[str, Any]:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rankalign.formats import Losses
 from rankalign.formats.common import (
-    PREFERENCE,
-    RowFormat,
+    PairFormat,
     answered,
     as_message,
-    complete,
     keep,
-    lost_details,
+    label_column,
     note_of,
     paired,
 )
@@ -25,7 +21,7 @@ REJECTED = ("rejected_response", "rejected_messages")
 
 
 @dataclass(frozen=True)
-class MsSwift(RowFormat):
+class MsSwift(PairFormat):
     """The rejected answer is a string, one message, or a whole conversation; ``label`` is judge ``label``."""
 
     name = "ms-swift"
@@ -63,23 +59,15 @@ class MsSwift(RowFormat):
             value = turns[-1:]
         return answered(check, value, path)
 
-    def rows(self, record: CandidateSet, losses: Losses) -> Iterator[dict[str, Any]]:
-        """The row as it came, or one for each strict pair."""
-        if self.is_pair(record):
-            chosen, rejected = record.responses
-            lost_details(record.responses, losses, [PREFERENCE], policy=False, meta=False)
-            yield complete(self._pair(record, chosen, rejected), record, self.name, losses)
-        elif len(record.responses) > 1:
-            yield from self.pair_rows(record, losses, lambda chosen, rejected, _: self._pair(record, chosen, rejected))
-        else:
-            lost_details(record.responses, losses, ["label"], policy=False, meta=False)
-            row: dict[str, Any] = {"messages": as_messages(record.prompt) + [as_message(r) for r in record.responses]}
-            for response in record.responses:
-                if (label := response.scores.get("label")) in (0, 1):
-                    row["label"] = bool(label)
-            yield complete(row, record, self.name, losses)
+    def single_row(self, record: CandidateSet) -> dict[str, Any]:
+        """The messages, with ``label``."""
+        row: dict[str, Any] = {"messages": as_messages(record.prompt) + [as_message(r) for r in record.responses]}
+        for response in record.responses:
+            row |= label_column(response)
+        return row
 
-    def _pair(self, record: CandidateSet, chosen: Response, rejected: Response) -> dict[str, Any]:
+    def pair_row(self, record: CandidateSet, chosen: Response, rejected: Response) -> dict[str, Any]:
+        """The answer that was chosen ends the messages; the other stands in the form it came in."""
         prompt = as_messages(record.prompt)
         row: dict[str, Any] = {"messages": [*prompt, as_message(chosen)]}
         form = (note_of(record, self.name) or {}).get("form")

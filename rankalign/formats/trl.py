@@ -23,6 +23,7 @@ from rankalign.formats.common import (
     as_message,
     complete,
     keep,
+    label_column,
     lost_details,
     note_of,
     paired,
@@ -166,8 +167,7 @@ class Trl(RowFormat):
             row = {"messages": record.prompt + [as_message(response) for response in record.responses]}
         elif record.responses:
             row["completion"] = self._form(record, record.responses[0])
-            if (label := record.responses[0].scores.get("label")) in (0, 1):
-                row["label"] = bool(label)
+            row |= label_column(record.responses[0])
         return complete(row, record, self.name, losses)
 
     def _form(self, record: CandidateSet, response: Response) -> Any:

@@ -17,6 +17,7 @@ from rankalign.errors import InputError
 from rankalign.files import sha256_file
 from rankalign.records import CandidateSet, Prompt
 from rankalign.registry import did_you_mean
+from rankalign.scorers import Explanation
 from rankalign.templates import render
 
 _Kind = inspect.Parameter
@@ -33,12 +34,13 @@ class FunctionScorer:
         reward_fn(samples) -> list[float]
         reward_fn(samples, prompts, outputs, **metadata) -> list[float]
 
-    ``samples`` are prompt and response as one text, ``prompts`` and ``outputs`` its two parts, ``tokenizer`` is None.
+    ``samples`` are prompt and response as one text, ``prompts`` and ``outputs`` its two parts, ``tokenizer`` is that of
+    the policy in PPO and else None.
     Metadata is each option of the scorer as it stands, and each key of the records' ``meta`` as a list with one entry a
     sample (None where a record lacks it). A chat counts as its messages' texts with blank lines between.
 
-    For each sample the function returns a number, None for no score, or a list of numbers, one a token, which are
-    summed. Tensors and arrays will do for lists.
+    For each sample the function returns a number, None for no score, a list of numbers, one a token, which are summed,
+    or sub-scores ``{axis: number}``, which are summed and kept. Tensors and arrays will do for lists.
 
     Args:
         name: key of the scores.
@@ -51,6 +53,8 @@ class FunctionScorer:
 
     def __init__(self, name: str, function: str, **metadata: Any) -> None:
         self.name, self.spec, self.metadata = name, function, metadata
+        self.tokenizer: Any = None
+        self._values: list[list[Any]] = []
         self._where = f"scorer {name!r}: function {function}"
         self._function, self._file = _load(function, self._where)
         parameters = inspect.signature(self._function).parameters.values()
@@ -67,13 +71,28 @@ class FunctionScorer:
         Raises:
             InputError: the function raised, or did not return one finite number a sample.
         """
+        found = self.token_scores(sets)
+        return [[float(sum(s)) if isinstance(s, list) else s for s in row] for row in found]
+
+    def token_scores(self, sets: Sequence[CandidateSet]) -> list[list[float | list[float] | None]]:
+        """As :meth:`score`, but a list of numbers for a response comes back as it is."""
         samples = [(record, response.text) for record in sets for response in record.responses]
         values = _plain(self._call(samples)) if samples else []
         if not isinstance(values, list | tuple) or len(values) != len(samples):
             found = len(values) if isinstance(values, list | tuple) else f"a {type(values).__name__}"
             raise InputError(f"{self._where} must return a list of {len(samples)} scores, not {found}")
-        scores = iter([self._number(value, record.id) for value, (record, _) in zip(values, samples, strict=True)])
-        return [[next(scores) for _ in record.responses] for record in sets]
+        returned = iter(values)
+        self._values = [[_plain(next(returned)) for _ in record.responses] for record in sets]
+        return [
+            [self._number(value, record.id) for value in row] for row, record in zip(self._values, sets, strict=True)
+        ]
+
+    def explain(self) -> list[Explanation]:
+        """The sub-scores of each response of the last batch."""
+        return [
+            Explanation({}, [{"ratings": _numbers(value)} if isinstance(value, dict) else {} for value in row])
+            for row in self._values
+        ]
 
     def fingerprint(self) -> dict[str, Any]:
         """Function, options, and the hash of the file it was taken from; what that file imports does not count."""
@@ -100,21 +119,26 @@ class FunctionScorer:
             "samples": [_text(record.prompt, output) for record, output in samples],
             "prompts": [_text(record.prompt) for record, _ in samples],
             "outputs": [output for _, output in samples],
-            "tokenizer": None,
+            "tokenizer": self.tokenizer,
         }
         positional = [given.pop("samples")] if self._first and self._first not in given else []
         return positional, {key: value for key, value in given.items() if self._keywords or key in self._names}
 
-    def _number(self, value: Any, ident: str) -> float | None:
-        value = _plain(value)
+    def _number(self, value: Any, ident: str) -> float | list[float] | None:
         if value is None:
             return None
-        parts = [_plain(part) for part in value] if isinstance(value, list | tuple) else [value]
-        if not all(isinstance(part, int | float) and not isinstance(part, bool) for part in parts):
+        each = list(value.values()) if isinstance(value, dict) else value
+        parts = [_plain(part) for part in each] if isinstance(each, list | tuple) else [each]
+        whole = all(isinstance(part, int | float) and not isinstance(part, bool) for part in parts)
+        if not whole or value == {}:
             raise InputError(f"{self._where} returned {value!r:.60} for a response to {ident!r}: not a number")
         if not math.isfinite(total := float(sum(parts))):
             raise InputError(f"{self._where} returned {total} for a response to {ident!r}: not finite")
-        return total
+        return [float(part) for part in parts] if isinstance(value, list | tuple) else total
+
+
+def _numbers(ratings: dict[Any, Any]) -> dict[str, float]:
+    return {str(axis): float(_plain(value)) for axis, value in ratings.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -16,8 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rankalign import batching, models, rewards, templates
 from rankalign.errors import InputError
+from rankalign.files import sha256_file
 from rankalign.logps import supports_tree
-from rankalign.records import CandidateSet, Response
+from rankalign.records import CandidateSet, Response, read
 
 
 class RewardModelScorer:
@@ -40,6 +41,9 @@ class RewardModelScorer:
         max_length: most tokens of a text; 0 is what the model can take. A longer one loses the beginning of its
             prompt, and only then the beginning of its response.
         dtype: weights' type.
+        reference: a policy. Its response (the first, if it gave several) is the reference of the prompt, whose reward
+            is taken off all others: r - r_ref, as summarisation is often scored. It scores 0 itself.
+        reference_file: records that hold the references, found by id; empty takes each record's own response.
 
     Attributes:
         counts: ``prompt_truncated`` and ``response_truncated``: how many texts were cut so far (the first is told on
@@ -55,18 +59,56 @@ class RewardModelScorer:
         batch_size: int = 8,
         max_length: int = 0,
         dtype: str = "auto",
+        reference: str = "",
+        reference_file: str = "",
     ) -> None:
         self.name, self.path, self.template, self.system = name, model, templates.check_name(template), system
         self.batch_size, self._max_length, self.dtype = batch_size, max_length, dtype
+        self.reference, self.reference_file = reference, reference_file
         self.counts: Counter[str] = Counter()
+        if reference_file and not reference:
+            raise InputError(f"scorer {name!r}: reference_file needs reference, the policy whose responses it holds")
         if batch_size < 1 or max_length < 0:
             raise InputError(f"scorer {name!r}: batch_size must be at least 1 and max_length at least 0")
 
     def score(self, sets: Sequence[CandidateSet]) -> list[list[float | None]]:
-        """One score a response."""
+        """One score a response.
+
+        Raises:
+            InputError: a record lacks its reference.
+        """
         lists = [[self._encode(record, response) for response in record.responses] for record in sets]
+        if not self.reference:
+            return [list(row) for row in self._all_rewards(lists)]
+        references = [self._encode(record, self._reference(record)) for record in sets]
+        # A reference among the responses is not read twice, so it scores 0 and not a rounding error.
+        lists = [row if ref in row else [*row, ref] for row, ref in zip(lists, references, strict=True)]
+        rewards = self._all_rewards(lists)
+        bases = [row[texts.index(ref)] for row, texts, ref in zip(rewards, lists, references, strict=True)]
+        return [
+            [reward - base for reward in row[: len(record.responses)]]
+            for record, row, base in zip(sets, rewards, bases, strict=True)
+        ]
+
+    def _all_rewards(self, lists: Sequence[list[list[int]]]) -> list[list[float]]:
         found = iter(self._in_trees(lists) if supports_tree(self.model) else self._padded(list(chain(*lists))))
         return [[next(found) for _ in texts] for texts in lists]
+
+    def _reference(self, record: CandidateSet) -> Response:
+        holder = self._references.get(record.id) if self.reference_file else record
+        where = self.reference_file or "the record"
+        found = [r for r in holder.responses if r.policy == self.reference] if holder else []
+        if not holder or not found:
+            raise InputError(
+                f"scorer {self.name!r}: {where} has no response of policy {self.reference!r} to {record.id!r}"
+            )
+        if templates.as_messages(holder.prompt) != templates.as_messages(record.prompt):
+            raise InputError(f"scorer {self.name!r}: {where} has another prompt under the id {record.id!r}")
+        return found[0]
+
+    @functools.cached_property
+    def _references(self) -> dict[str, CandidateSet]:
+        return {record.id: record for record in read(self.reference_file)}
 
     def _in_trees(self, lists: Sequence[list[list[int]]]) -> Iterator[float]:
         """Scores of all texts in order; what the texts of a list have in common at their beginning is read once."""
@@ -109,6 +151,8 @@ class RewardModelScorer:
             "system": self.system,
             "max_length": self._max_length,
             "dtype": self.dtype,
+            "reference": self.reference,
+            "reference_file_sha256": sha256_file(self.reference_file) if self.reference_file else "",
             "weights": models.weights_fingerprint(folder if (Path(folder) / "config.json").is_file() else self.model),
             "tokenizer": models.tokenizer_fingerprint(models.load_tokenizer(self.path)),
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,13 +16,11 @@ from rankalign.losses import LOSSES, Loss
 from rankalign.losses.reward import REWARD_LOSSES
 from rankalign.records import dumps, loads
 from rankalign.registry import did_you_mean
+from rankalign.training.flags import flag as _flag
+from rankalign.training.ppo_settings import FOREIGN, PPOSettings
 
-METHODS = ("rank", "sft", "reward")
+METHODS = ("rank", "sft", "reward", "ppo")
 TWO_PASS = ("auto", "always", "never")
-
-
-def _flag(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass
@@ -33,7 +31,10 @@ class TrainConfig(TrainingArguments):
     data: str = _flag("", "scored candidates: our records, or RRHF, TRL or Alpaca files")
     format: str = _flag("auto", "format of the data: auto or a name of `rankalign ls formats`")
     eval_data: str = _flag("", "held-out candidates; with --eval_strategy steps|epoch they are measured while training")
-    method: str = _flag("rank", "rank (any ranking loss), sft (the best response alone) or reward (a reward model)")
+    watch: str = _flag(
+        "", "module:function that grades greedy answers to 32 prompts of --eval_data at each measurement"
+    )
+    method: str = _flag("rank", "rank (any ranking loss), sft (the best response alone), reward (a reward model), ppo")
     loss: str = _flag("rrhf", "a name of `rankalign ls losses`; for reward bradley_terry, plackett_luce, per_token")
     loss_options: str = _flag("{}", "more keywords of the loss: a JSON object, or a mapping in YAML")
     rrhf_weight: float | None = _flag(None, "weight of RRHF's rank term beside its SFT term (paper: 1)")
@@ -99,6 +100,8 @@ class TrainConfig(TrainingArguments):
             raise InputError(f"unknown --two_pass {self.two_pass!r} (one of: {', '.join(TWO_PASS)})")
         if self.two_pass == "always" and not self.can_two_pass:
             raise InputError("--two_pass always needs log-probabilities (not --method reward) and no dropout")
+        if self.watch and (self.method == "reward" or self.eval_strategy == "no" or not self.eval_data or self.fsdp):
+            raise InputError("--watch needs --eval_strategy and --eval_data, a model that answers, and no --fsdp")
         if self.token_budget < 1:
             raise InputError("--token_budget must be at least 1")
         if self.only_use_provide and self.only_use_sample:
@@ -145,9 +148,26 @@ class TrainConfig(TrainingArguments):
     def own_settings(self) -> dict[str, Any]:
         """The settings that decide the result: all of ours, and the optimiser's, as plain values."""
         names = [f.name for f in dataclasses.fields(self) if f.name not in _BASE or f.name in _DECISIVE]
-        skip = {"output_dir", "overwrite", "resume", "logging_nan_inf_filter", "remove_unused_columns"}
+        skip = {"output_dir", "overwrite", "resume", "watch", "logging_nan_inf_filter", "remove_unused_columns"}
         plain = {name: getattr(self, name) for name in names if name not in skip}
         return {name: getattr(value, "value", value) for name, value in plain.items()}
+
+
+@dataclass
+class PPOConfig(PPOSettings, TrainConfig):
+    """Everything a PPO run depends on."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        own = {f.name for f in dataclasses.fields(TrainConfig)} & set(FOREIGN)
+        for name in sorted(name for name in own if getattr(self, name) != getattr(TrainConfig, name)):
+            raise InputError(f"--method ppo does not read --{name}")
+        self.check_ppo()
+        _json_object(self.reward_options)
+
+    def own_settings(self) -> dict[str, Any]:
+        """The settings that decide the result, as plain values."""
+        return {name: value for name, value in super().own_settings().items() if name not in FOREIGN}
 
 
 _BASE = {f.name for f in dataclasses.fields(TrainingArguments)}
@@ -274,7 +294,7 @@ def parse_settings(content: dict[str, Any], where: str = "train") -> TrainConfig
 
 
 def _check_names(content: dict[str, Any], where: str) -> None:
-    known = [f.name for f in dataclasses.fields(TrainConfig) if f.init]
+    known = [f.name for f in dataclasses.fields(PPOConfig) if f.init]
     for key in content:
         if key not in known:
             raise InputError(f"{where}: unknown setting {key!r}{did_you_mean(key, known)}")
@@ -288,9 +308,20 @@ def _as_words(key: str, value: Any) -> list[str]:
     return [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
 
 
+def _kind(content: dict[str, Any]) -> type[TrainConfig]:
+    """The settings' class; those of PPO with another method are a mistake."""
+    if content.get("method") == "ppo":
+        return PPOConfig
+    common = {f.name for f in dataclasses.fields(TrainConfig)}
+    for key in content:
+        if key not in common:
+            raise InputError(f"--{key} is a setting of --method ppo")
+    return TrainConfig
+
+
 def _build(content: dict[str, Any]) -> TrainConfig:
     words = [word for key, value in content.items() for word in _as_words(key, value)]
-    parser = HfArgumentParser(TrainConfig, exit_on_error=False, allow_abbrev=False)  # type: ignore[arg-type]
+    parser = HfArgumentParser(_kind(content), exit_on_error=False, allow_abbrev=False)  # type: ignore[arg-type]
     try:
         return parser.parse_args_into_dataclasses(words)[0]
     except InputError:
@@ -303,5 +334,12 @@ def describe(out: Any = sys.stdout) -> None:
     """Print our own flags with defaults and help."""
     for item in dataclasses.fields(TrainConfig):
         if "help" in item.metadata and (item.name not in _BASE or item.name in _DECISIVE):
-            default = item.default if item.default is not dataclasses.MISSING else ""
-            print(f"  --{item.name:<30} {item.metadata['help']} [{default}]", file=out)
+            _describe(item, out)
+    print("\nof --method ppo:", file=out)
+    for item in dataclasses.fields(PPOSettings):
+        _describe(item, out)
+
+
+def _describe(item: dataclasses.Field[Any], out: Any) -> None:
+    default = item.default if item.default is not dataclasses.MISSING else ""
+    print(f"  --{item.name:<30} {item.metadata['help']} [{default}]", file=out)

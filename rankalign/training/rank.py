@@ -6,10 +6,11 @@ The mean is over the prompts of a whole update: it does not change with micro-ba
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from rankalign.logps import list_logps
 from rankalign.losses import PARTS
 from rankalign.ranked import Ranked
 from rankalign.training.arguments import TrainConfig
+from rankalign.training.diagnosis import accuracy_interval
+from rankalign.training.ledger import NAME, Ledger, LedgerFile, measure
 from rankalign.tree import tree_tokens
 from rankalign.two_pass import backward_two_pass
 
@@ -34,6 +37,10 @@ class Example:
 
     tokens: TokenList
     ref_logps: Tensor | None = None
+
+
+Watch = Callable[[Any], Mapping[str, float]]
+"""Measures a model while it trains: figures by name."""
 
 
 class ExampleSet(Dataset[Example]):
@@ -83,21 +90,40 @@ def to_ranked(examples: Sequence[Example], logps: Tensor) -> Ranked:
 
 
 class Meter:
-    """Sums over prompts and pairs since the last reading, so that logged means are exact for any logging interval."""
+    """Sums over prompts and pairs since the last reading, so that logged means are exact for any logging interval.
 
-    def __init__(self) -> None:
+    Args:
+        ledger: takes each prompt's own figures too.
+    """
+
+    def __init__(self, ledger: Ledger | None = None) -> None:
         self.sums: Counter[str] = Counter()
+        self.ledger, self.by_prompt = ledger, list[Tensor]()
 
     @torch.no_grad()
-    def add(self, ranked: Ranked, losses: Tensor, parts: dict[str, Tensor], compared: Tensor | None = None) -> None:
-        """Take in one batch: ``losses`` (P,), the named parts they are made of, (P,) each, and the (P, N) values by
-        which accuracy and margin go, log-probabilities a token where none are given."""
+    def add(
+        self,
+        ranked: Ranked,
+        losses: Tensor,
+        parts: dict[str, Tensor],
+        compared: Tensor | None = None,
+        ids: Sequence[str] = (),
+    ) -> None:
+        """Take in one batch: ``losses`` (P,), the named parts they are made of, (P,) each, the (P, N) values by
+        which accuracy and margin go, log-probabilities a token where none are given, and the prompts' ids for the
+        ledger."""
         pairs = ranked.pairs
         values = ranked.logps / ranked.lengths.clamp(min=1) if compared is None else compared
         margin = values.unsqueeze(2) - values.unsqueeze(1)
         self._add(prompts=len(losses), candidates=ranked.mask.sum(), tokens=(ranked.lengths * ranked.mask).sum())
         self._add(pairs=pairs.sum(), right=(pairs & (margin > 0)).sum(), margin=margin[pairs].sum())
         self._add(tied=_tied(ranked), loss=losses.sum(), **{name: part.sum() for name, part in parts.items()})
+        self.by_prompt.append(torch.stack([(pairs & (margin > 0)).sum((1, 2)), pairs.sum((1, 2))]))
+        measures = measure(ranked, values)
+        if compared is None:
+            self._add(best_logp=measures.best.sum())
+        if self.ledger is not None:
+            self.ledger.add(ids, losses, measures)
         if ranked.ref_logps is not None:
             reward = ranked.logps - ranked.ref_logps
             self._add(reward_right=(pairs & (reward.unsqueeze(2) > reward.unsqueeze(1))).sum())
@@ -109,6 +135,7 @@ class Meter:
     def read(self, prefix: str = "") -> dict[str, float]:
         """Means since the last reading: losses over prompts, accuracies and margins over strict pairs."""
         sums, self.sums = self.sums, Counter()
+        self.by_prompt.clear()
         prompts, pairs = max(sums.pop("prompts", 0), 1), sums.pop("pairs", 0)
         logs: dict[str, float] = {"pairs": pairs, "tied_pairs": sums.pop("tied", 0), "tokens": sums.pop("tokens", 0)}
         logs["candidates"] = sums.pop("candidates", 0)
@@ -118,6 +145,11 @@ class Meter:
             sums.pop(name, None)
         logs.update({name: value / prompts for name, value in sums.items()})
         return {prefix + name: value for name, value in logs.items()}
+
+    def accuracy_bounds(self) -> dict[str, float]:
+        """95 % interval over prompts of the ranking accuracy since the last reading; empty without pairs."""
+        bounds = accuracy_interval(*torch.cat(self.by_prompt, dim=1).tolist()) if self.by_prompt else None
+        return dict(zip(("accuracy_low", "accuracy_high"), bounds or (), strict=False))
 
 
 def _tied(ranked: Ranked) -> Tensor:
@@ -160,7 +192,11 @@ class RankTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.config, self.layout, self.held_out = config, layout, list(evaluation)
         self.keywords = config.loss_keywords()
-        self.meter = Meter()
+        ledger = Ledger()
+        self.meter = Meter(ledger)
+        self.watch: Watch | None = None
+        self.ledger_file = LedgerFile(ledger, Path(str(config.output_dir)) / NAME)
+        self.add_callback(self.ledger_file)
 
     def values(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
         """(P, N) values of the candidates that the loss compares: log-probabilities here, rewards in a subclass."""
@@ -176,7 +212,7 @@ class RankTrainer(Trainer):
         name = self.config.loss
         losses = self.config.loss_entry.function(ranked, **self.keywords)
         parts = PARTS[name](ranked, **self.keywords) if name in PARTS else {}
-        meter.add(ranked, losses, parts)
+        meter.add(ranked, losses, parts, ids=[e.tokens.id for e in examples])
         return losses
 
     def compute_loss_context_manager(self) -> Any:
@@ -275,10 +311,16 @@ class RankTrainer(Trainer):
         with _eval_mode(model), self.compute_loss_context_manager():
             for start in range(0, len(self.held_out), size):
                 self.losses(model, self.held_out[start : start + size], meter)
-        metrics = meter.read("eval_")
+            seen = self.watch(model) if self.watch is not None else {}
+        more = {f"eval_{name}": value for name, value in {**meter.accuracy_bounds(), **seen}.items()}
+        metrics = meter.read("eval_") | more
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.ledger_file.save(self.state)  # before the checkpoint: a resume finds the entries of all its steps
+        super()._save_checkpoint(model, trial)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Put the exact means since the last line in the place of the trainer's rounded ones."""

@@ -26,7 +26,7 @@ from rankalign.training.rank import Example, Meter, RankTrainer, pad, to_ranked,
 
 
 def load(model: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A float32 decoder with a score head, which starts at random unless the model has one already.
+    """A float32 decoder with a score head, a new one (see :func:`start_at_zero`) unless the model has one already.
 
     Args:
         model: as in :func:`rankalign.models.load_reward_model`.
@@ -40,6 +40,7 @@ def load(model: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         raise InputError(f"model {model}: is an adapter, which does not train on; name its base")
     lm = rewards.reward_lm(reward)
     graded_before = any(name.endswith("ForSequenceClassification") for name in lm.config.architectures or [])
+    lm.new_head = not graded_before
     if not graded_before:
         pad_apart_from_end(tokenizer)
     lm.config.pad_token_id = tokenizer.pad_token_id
@@ -47,6 +48,18 @@ def load(model: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         lm.config.rankalign_pooling = rewards.LAST_NON_PAD
     lm.get_input_embeddings().padding_idx = None  # the padding token may stand in texts too, and is to learn there
     return reward
+
+
+@torch.no_grad()
+def start_at_zero(model: nn.Module) -> None:
+    """Zero a new head: a random one ranks at random, which small learning rates hardly outgrow.
+
+    To be called once the layout is chosen, for a head of zeros agrees with everything.
+    """
+    if rewards.reward_lm(model).new_head:
+        for name, parameter in model.named_parameters():
+            if "score" in name.split("."):
+                parameter.zero_()
 
 
 def pad_apart_from_end(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -139,7 +152,7 @@ class RewardTrainer(RankTrainer):
             ranked = to_ranked(examples, self.values(model, examples))
             losses = self.config.loss_entry.function(ranked, **self.keywords)
         mean = (ranked.logps * ranked.mask).sum(1) / ranked.mask.sum(1)
-        meter.add(ranked, losses, {"mean_reward": mean}, compared=ranked.logps)
+        meter.add(ranked, losses, {"mean_reward": mean}, ranked.logps, [e.tokens.id for e in examples])
         return losses
 
 

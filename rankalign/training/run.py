@@ -24,9 +24,10 @@ from rankalign.errors import InputError
 from rankalign.files import sha256_file, write_text
 from rankalign.records import CandidateSet, choose_judge, judges
 from rankalign.training.arguments import TrainConfig
-from rankalign.training.rank import Example, RankTrainer
+from rankalign.training.diagnosis import Diagnosis
+from rankalign.training.rank import Example, RankTrainer, Watch
 from rankalign.training.reference import ReferenceCache
-from rankalign.training.reward import RewardTrainer, freeze_lower
+from rankalign.training.reward import RewardTrainer, freeze_lower, start_at_zero
 from rankalign.training.reward import load as load_reward
 
 UNSCORED = "only"  # judge of single responses that nobody scored, which SFT may still learn from
@@ -36,8 +37,12 @@ class Interrupted(Exception):
     """Training stopped early on Ctrl-C or SIGTERM, after a checkpoint."""
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
     """Train as ``config`` says and leave model, ``log.jsonl`` and manifest in ``config.output_dir``.
+
+    Args:
+        config: settings.
+        watch: measures the model at each evaluation, beside the held-out lists.
 
     Returns:
         ``{"output", "steps", "counts", "metrics", "seconds", "already_finished"}``.
@@ -60,6 +65,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     model = _load_model(config, tokenizer)
     layout, why = _layout(config, model, lists)
     print(f"layout: {layout} ({why})", file=sys.stderr)
+    if config.method == "reward":
+        start_at_zero(model)
     references = _references(config, model, layout, [*lists, *held_out])
     examples = [Example(tokens, references.get(tokens.id)) for tokens in lists]
     trainer = (RewardTrainer if config.method == "reward" else RankTrainer)(
@@ -71,6 +78,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         processing_class=tokenizer,
         callbacks=_callbacks(config, output),
     )
+    trainer.watch = watch
     _run(trainer, config)
     _save(trainer, tokenizer, output)
     facts = {"counts": counts, "metrics": trainer.state.log_history[-1], "seconds": time.time() - started}
@@ -160,7 +168,7 @@ def _load_model(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
     reward = config.method == "reward"
     model: Any = load_reward(config.model, tokenizer) if reward else models.load_policy(config.model, dtype="float32")
     if config.disable_dropout:
-        _disable_dropout(model)
+        disable_dropout(model)
     if config.use_lora:
         targets: Any = config.lora_target_modules
         targets = targets if targets == "auto" else targets.split(",")
@@ -170,7 +178,8 @@ def _load_model(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
     return model
 
 
-def _disable_dropout(model: nn.Module) -> None:
+def disable_dropout(model: nn.Module) -> None:
+    """Set the probability of every dropout, those that attention reads from a number included, to 0."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -260,7 +269,7 @@ class StopOnSignal(TrainerCallback):
 
 def _callbacks(config: TrainConfig, output: Path) -> list[TrainerCallback]:
     stop = [EarlyStoppingCallback(config.early_stopping)] if config.early_stopping else []
-    return [JsonlLog(output / "log.jsonl"), *stop]
+    return [Diagnosis(), JsonlLog(output / "log.jsonl"), *stop]
 
 
 def _run(trainer: RankTrainer, config: TrainConfig) -> None:

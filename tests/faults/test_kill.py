@@ -2,84 +2,133 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
+import json
 import random
-import signal
-import subprocess
-import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rankalign import generation
 from rankalign.cli import main
-from rankalign.records import CandidateSet, read, write
+from rankalign.records import read, write
+from tests.faults.children import PROMPTS, finish, killed, start
+from tests.faults.server import FaultServer
 
-PROMPTS = 40
-POLICIES = """
-policies:
-  - {name: warm, model: tiny, n: 2, temperature: 1.0, max_new_tokens: 24}
-  - {name: greedy, model: tiny, n: 1, temperature: 0, max_new_tokens: 24}
-"""
+STAGES = ("sample", "reward_model", "judge")
+AXES = ("helpfulness", "relevance", "accuracy", "clarity", "safety")
+
+
+def grades(request: dict[str, Any]) -> str:
+    """What the judge says: grades that depend on what it is shown, and one time in six nothing that can be read."""
+    digest = hashlib.sha256(json.dumps(request["messages"]).encode()).digest()
+    if digest[0] % 6 == 0:
+        return "I would rather not say."
+    return "Verdict: " + ", ".join(f"{axis}={1 + byte % 5}" for axis, byte in zip(AXES, digest[1:], strict=False))
+
+
+def judging(folder: Path, url: str) -> list[str]:
+    """The command that lets the server at ``url`` judge ``in.jsonl`` of a folder."""
+    policy = f"{{engine: openai, model: m, base_url: '{url}'}}"
+    scorer = f"{{name: j, kind: judge, policy: {policy}}}"
+    (folder / "judge.yaml").write_text(f"input: {folder}/in.jsonl\noutput: {folder}/out.jsonl\nscorers: [{scorer}]\n")
+    return ["score", "--config", f"{folder}/judge.yaml"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prompts, settings, and the output of a run that nobody disturbed."""
-    where = tmp_path_factory.mktemp("kill")
-    rng = random.Random(1)
-    prompts = [CandidateSet(f"p{i}", "word " * rng.randint(1, 30)) for i in range(PROMPTS)]
-    write(where / "prompts.jsonl", prompts)
-    (where / "sample.yaml").write_text(f"prompts: {where}/prompts.jsonl\noutput: {where}/whole.jsonl{POLICIES}")
-    assert main(["sample", "--config", str(where / "sample.yaml")]) == 0
-    return where
+def commands(folder: Path, seed: int) -> Iterator[dict[str, list[str]]]:
+    """Each stage that must survive, as a command that lacks its ``--output``."""
+    write(folder / "in.jsonl", read(folder / "sampled.jsonl"))
+    with FaultServer(grades, faults=0.3, seed=seed, stall=0.05, delay=0.002) as server:
+        yield {
+            "sample": ["sample", "--config", f"{folder}/sample.yaml"],
+            "reward_model": ["score", "--input", f"{folder}/in.jsonl", "--reward_model", "tiny-rm"],
+            "judge": judging(folder, server.url),
+        }
+        met = {request.fault for request in server.requests}
+        assert not met or met >= {None, "429", "500", "timeout", "garbage"}
 
 
-def journal_size(path: Path) -> int:
+def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def run_and_kill(command: list[str], journal: Path, after_bytes: int) -> bool:
-    """Start ``command``, kill it once its journal has grown past ``after_bytes``; False if it ended before."""
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while process.poll() is None and journal_size(journal) <= after_bytes:
-        time.sleep(0.002)
-    if process.poll() is None:
-        os.kill(process.pid, signal.SIGKILL)
-    return process.wait() == -signal.SIGKILL
+def kill_many(stage: str, words: list[str], folder: Path, kills: int, rng: random.Random) -> int:
+    """Kill a stage ``kills`` times, at random sizes of its journal and a little later; compare all that it ever wrote.
+
+    Returns how many kills fell when part of the work was in the journal.
+    """
+    whole, log = folder / f"{stage}-whole.jsonl", folder / f"{stage}.log"
+    assert finish([*words, "--output", str(whole)], log) == 0, log.read_text()
+    done = midway = 0
+    for attempt in range(10 * kills):
+        output = folder / f"{stage}-{rng.getrandbits(40)}.jsonl"
+        journal = output.with_name(output.name + ".journal")
+        while done < kills and not output.with_name(output.name + ".manifest.json").exists():
+            process = start([*words, "--output", str(output)], log)
+            until = size(journal) + rng.randrange(whole.stat().st_size // 2)
+            while process.is_alive() and size(journal) <= until:
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0, 0.02))
+            done += killed(process)
+            midway += size(journal) > 4000  # more than its header
+        assert finish([*words, "--output", str(output)], log) == 0, log.read_text()
+        assert output.read_bytes() == whole.read_bytes(), f"attempt {attempt}"
+        assert not journal.exists()
+        assert [record.id for record in read(output)] == [f"p{i}" for i in range(PROMPTS)]
+        if done == kills:
+            return midway
+    raise AssertionError(f"only {done} of {kills} kills found the stage alive")
 
 
-def test_sample_survives_five_kills(folder: Path) -> None:
-    seed = random.SystemRandom().randrange(10**6)
-    print("seed", seed)
-    rng = random.Random(seed)
-    output = folder / f"cut-{seed}.jsonl"
-    journal = output.with_name(output.name + ".journal")
-    command = [sys.executable, "-m", "rankalign", "sample", "--config", str(folder / "sample.yaml")]
-    command += ["--output", str(output)]
-    kills = 0
-    for _ in range(5):
-        kills += run_and_kill(command, journal, journal_size(journal) + rng.randrange(4000))
-        assert kills == 0 or output.exists() or journal.exists()
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    assert kills > 0, "no run lived long enough to be killed"
-    assert output.read_bytes() == (folder / "whole.jsonl").read_bytes(), f"seed {seed}"
-    assert not journal.exists()
-    assert [record.id for record in read(output)] == [f"p{i}" for i in range(PROMPTS)]
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_kills(stage: str, commands: dict[str, list[str]], folder: Path, seed: int) -> None:
+    print("RANKALIGN_SEED =", seed)
+    kill_many(stage, commands[stage], folder, 2, random.Random(seed))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "kills"), list(zip(STAGES, (17, 17, 16), strict=True)))
+def test_fifty_kills(stage: str, kills: int, commands: dict[str, list[str]], folder: Path, seed: int) -> None:
+    print("RANKALIGN_SEED =", seed)
+    assert kill_many(stage, commands[stage], folder, kills, random.Random(seed)) > kills // 4
+
+
+def test_a_judge_that_fails_for_good_is_no_answer(folder: Path, tmp_path: Path) -> None:
+    """The run ends with an error, what was judged before stays, and the next run asks for the rest alone."""
+    write(tmp_path / "in.jsonl", list(read(folder / "sampled.jsonl"))[:6])
+    output, log, down = tmp_path / "out.jsonl", tmp_path / "log", threading.Event()
+    with FaultServer(lambda request: {"choices": []} if down.is_set() else grades(request), delay=0.02) as server:
+        words = judging(tmp_path, server.url)
+        assert finish([*words, "--output", f"{tmp_path}/whole.jsonl"], log) == 0, log.read_text()
+        asked = len(server.requests)
+        process = start(words, log)
+        while process.is_alive() and size(tmp_path / "out.jsonl.journal") < 4000:
+            time.sleep(0.001)
+        down.set()
+        process.join()
+        assert process.exitcode == 1, log.read_text()
+        assert not output.exists()
+        down.clear()
+        before = len(server.requests)
+        assert finish(words, log) == 0, log.read_text()
+        assert len(server.requests) - before < asked
+    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
 def test_score_survives_the_loss_of_any_tail(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The journal of a scoring run, cut at many bytes, always leads to the same file."""
-    from rankalign import generation
-
     scorer = tmp_path / "scorer.py"
     scorer.write_text("def length(samples):\n    return [float(len(s)) for s in samples]\n")
-    flags = ["--input", str(folder / "whole.jsonl"), "--name", "length", "--function", f"{scorer}:length"]
+    flags = ["--input", str(folder / "sampled.jsonl"), "--name", "length", "--function", f"{scorer}:length"]
     monkeypatch.setattr(generation, "SCORE_BATCH", 4)
-    monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False: None)  # keep the journal to cut it
-    assert main(["score", *flags, "--output", str(tmp_path / "whole.jsonl")]) == 0
-    monkeypatch.undo()
-    monkeypatch.setattr(generation, "SCORE_BATCH", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda self, missing_ok=False: None)  # keep the journal to cut it
+        assert main(["score", *flags, "--output", str(tmp_path / "whole.jsonl")]) == 0
     journal = (tmp_path / "whole.jsonl.journal").read_bytes()
     rng = random.Random(5)
     for cut in rng.sample(range(len(journal)), 12):

@@ -316,6 +316,15 @@ def test_a_reward_model_goes_on_with_its_head(data: Path, tmp_path: Path) -> Non
     assert before == after
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_new_head_starts_at_zero(data: Path, tmp_path: Path, lora: bool) -> None:
+    run(data, tmp_path / "run", use_lora=lora)
+    first = log(tmp_path / "run")[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-7)
+    assert first["mean_reward"] == 0
+    assert log(tmp_path / "run")[3]["mean_reward"] != 0
+
+
 def test_lora_trains_and_saves_the_head(tmp_path: Path, data: Path) -> None:
     run(data, tmp_path / "run", use_lora=True)
     again: Any = models.load_reward_model(str(tmp_path / "run"), dtype="float32", new_head=False)[0]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from rankalign.losses import LOSSES
 from rankalign.ranked import Ranked
 from rankalign.records import CandidateSet, Response, to_dict
 from rankalign.scorers import SCORERS
+from tests.faults.server import FaultServer
 
 PROMPTS = [
     CandidateSet(
@@ -28,8 +31,20 @@ PROMPTS = [
 ]
 
 
+@functools.cache
+def loopback() -> str:
+    """A server for the engine that asks one."""
+    return FaultServer().start().url
+
+
 def policy(engine: str) -> Policy:
-    return Policy("me", engine, model="tiny", sampling=SamplingParams(n=2, max_new_tokens=6, seed=3))
+    more: dict[str, Any] = {"model": "tiny"}
+    if engine == "openai":
+        more["base_url"] = loopback()
+    elif engine == "vllm":
+        pytest.importorskip("vllm.version", reason="vllm is not installed here; make test-vllm runs this too")
+        more["model"] = "default"  # it has no kernel for heads as narrow as those of the tiny model
+    return Policy("me", engine, sampling=SamplingParams(n=2, max_new_tokens=6, seed=3), **more)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -56,7 +71,18 @@ def test_an_engine_repeats_itself(engine: str) -> None:
 
 def scorer(kind: str, folder: Path) -> Any:
     (folder / "mine.py").write_text("def size(samples, prompts, outputs, **m):\n    return [len(o) for o in outputs]\n")
-    options = {"function": {"function": f"{folder}/mine.py:size"}, "reward_model": {"model": "tiny-rm"}}
+    row = {"name": "short", "type": "single", "prompt_template": "{answer}?", "output_format": "[[rating]]"}
+    (folder / "judge.jsonl").write_text(json.dumps(row))
+    options: dict[str, dict[str, Any]] = {
+        "function": {"function": f"{folder}/mine.py:size"},
+        "judge": {
+            "policy": {"model": "tiny", "max_new_tokens": 8},
+            "prompt": f"{folder}/judge.jsonl",
+            "hardened": False,
+            "repair": False,
+        },
+        "reward_model": {"model": "tiny-rm"},
+    }
     return SCORERS.load(kind)("judge", **options[kind])
 
 

@@ -17,7 +17,8 @@ from rankalign.evaluation import alpaca_eval as ae
 from rankalign.evaluation.orders import compare_reviews
 from rankalign.evaluation.pairwise import Comparison
 from rankalign.evaluation.recompute import recompute
-from rankalign.evaluation.reviews import Review, parse_class, parse_strict, parse_tolerant, read_reviews
+from rankalign.evaluation.reviews import Review, parse_class, parse_tolerant, read_reviews
+from rankalign.scorers.verdicts import parse_strict
 
 
 @pytest.mark.parametrize(

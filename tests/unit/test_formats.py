@@ -117,7 +117,6 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         },
         {"prompt": "Why?", "chosen": [ASSISTANT], "rejected": [OTHER]},
         {"prompt": [USER], "chosen": "a", "rejected": "b"},
-        {"prompt": "Why?", "chosen": "same", "rejected": "same"},
         {"prompt": "Why?", "completion": "Because.", "label": True},
         {"prompt": [USER], "completion": [ASSISTANT], "label": False},
         {"prompt": [USER], "completion": "plain", "label": False},
@@ -217,7 +216,12 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     ],
     "llama-factory": [
         {"conversations": [HUMAN], "chosen": GPT, "rejected": GPT | {"value": "No idea."}, "images": []},
-        {"conversations": [SYSTEM, HUMAN, GPT, HUMAN], "chosen": GPT, "rejected": GPT, "system": "Be kind."},
+        {
+            "conversations": [SYSTEM, HUMAN, GPT, HUMAN],
+            "chosen": GPT,
+            "rejected": GPT | {"value": "No."},
+            "system": "Be kind.",
+        },
         {"conversations": [HUMAN], "chosen": {"from": "assistant", "value": "a"}, "rejected": GPT, "system": ""},
         {
             "conversations": [
@@ -292,7 +296,10 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"id": "t", "prompt": "POST", "reference": "a", "summary": "b", "judge_preferred": "ours", "shuffled_index": 1},
         {"instruction": "Add.", "input": "1", "reference": "a", "candidates": {"davinci": "b", "curie": ""}},
         {"id": "d", "query": "Why?", "responses": {"academy": "a", "business": "b"}},
+    ],
+    "minchatgpt": [
         {"vanilla": "a", "sft": "b", "ppo": "c", "prompt": "Why?"},
+        {"sft": "b", "ppo": "c", "prompt": "Who?", "id": 3},
     ],
     "alpaca-eval": [
         {"instruction": "Count.", "output": "3", "generator": "m", "dataset": "d"},

@@ -10,6 +10,7 @@ import pytest
 from rankalign.convert import convert
 from rankalign.errors import InputError, RecordError
 from rankalign.records import read, read_rows
+from rankalign.templates import render
 
 # --- convert -----------------------------------------------------------------------------------------------------
 
@@ -87,3 +88,97 @@ def test_duplicate_records_are_refused(tmp_path: Path) -> None:
     line = '{"id": "a", "prompt": "p"}'
     with pytest.raises(RecordError, match="'a' stands already on line 1"):
         convert(put(tmp_path / "in.jsonl", line, line), tmp_path / "out.jsonl", "rankalign", "trl")
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ('{"prompt": "p", "id": "a", "prompt": "q"}', "prompt"),
+        ('{"prompt": "p", "meta": {"x": [{"y": 1, "z": 2, "y": 1}]}}', "y"),
+        ('{"prompt": "p", "\\u0078": 1, "x": 1}', "x"),
+    ],
+)
+def test_a_key_that_stands_twice_is_named(tmp_path: Path, line: str, key: str) -> None:
+    with pytest.raises(RecordError, match=rf"in\.jsonl:2: the key '{key}' stands twice in one object"):
+        convert(put(tmp_path / "in.jsonl", '{"prompt": "p"}', line), tmp_path / "out.jsonl", "trl")
+    with pytest.raises(RecordError, match=rf"in\.json:1: the key '{key}' stands twice in one object"):
+        convert(put(tmp_path / "in.json", f"[{line}]"), tmp_path / "out.jsonl", "trl")
+
+
+def test_a_target_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    source = put(tmp_path / "in.jsonl", RRHF_LINE)
+    with pytest.raises(InputError, match="/dev/full: cannot be written: No space left on device"):
+        convert(source, "/dev/full")
+    for name in ("out.jsonl", "out.json", "out.parquet", "out"):
+        with pytest.raises(InputError, match="cannot be written"):
+            convert(source, source / name)
+
+
+def test_the_format_is_told_where_none_is_named(tmp_path: Path) -> None:
+    source = put(tmp_path / "in.jsonl", RRHF_LINE)
+    assert convert(source, tmp_path / "out.jsonl")["written"] == 1
+    assert [record.scores("score") for record in read(tmp_path / "out.jsonl")] == [[1, 1, 2]]
+    with pytest.raises(InputError, match="cannot tell the format from the keys odd"):
+        convert(put(tmp_path / "odd.jsonl", '{"odd": 1}'), tmp_path / "out.jsonl")
+
+
+# --- what says nothing is left out, and counted ------------------------------------------------------------------
+
+SAME = {"prompt": "q", "chosen": "same", "rejected": "same"}
+TURN = {"role": "user", "content": "q"}
+REPLY = {"role": "assistant", "content": "same"}
+EQUAL = {
+    "trl": SAME,
+    "openrlhf": SAME,
+    "hh": SAME | {"prompt": "\n\nHuman: q\n\nAssistant:"},
+    "llama-factory": {"instruction": "q", "chosen": "same", "rejected": "same"},
+    "ms-swift": {"messages": [TURN, REPLY], "rejected_response": "same"},
+    "shp": {"history": "q", "human_ref_A": "same", "human_ref_B": "same", "labels": 1},
+    "stack-exchange": {"question": "q", "response_j": "same", "response_k": "same"},
+    "ultrafeedback": {"prompt": "q", "chosen": [TURN, REPLY], "rejected": [TURN, REPLY]},
+}
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_pairs_of_equal_answers_are_counted(tmp_path: Path, name: str) -> None:
+    source = put(tmp_path / "in.jsonl", json.dumps(EQUAL[name]))
+    report = convert(source, tmp_path / "out.jsonl", name)
+    assert (report["read"], report["written"], report["lost"]) == (1, 0, {"pairs of equal answers": 1})
+
+
+def test_messages_that_differ_beside_their_text_are_no_equal_pair(tmp_path: Path) -> None:
+    row = {"prompt": [TURN], "chosen": [REPLY | {"thinking": "hm"}], "rejected": [REPLY]}
+    assert convert(put(tmp_path / "in.jsonl", json.dumps(row)), tmp_path / "out.jsonl", "trl")["written"] == 1
+
+
+@pytest.mark.parametrize("name", ["trl", "hh", "llama-factory", "ms-swift", "openrlhf", "stack-exchange"])
+def test_lists_with_equal_texts_give_no_pair_of_them(tmp_path: Path, name: str) -> None:
+    row = {"query": "q", "responses": ["a", "b", "a"], "scores": [3, 2, 1]}
+    report = convert(put(tmp_path / "in.jsonl", json.dumps(row)), tmp_path / "out.jsonl", "rrhf", name)
+    assert (report["written"], report["lost"]["pairs of equal answers"]) == (2, 1)
+
+
+def test_a_pair_of_ours_with_equal_texts_is_not_written(tmp_path: Path) -> None:
+    responses = [
+        {"text": "same", "policy": policy, "scores": {"preference": score}}
+        for policy, score in (("chosen", 1), ("rejected", 0))
+    ]
+    line = json.dumps({"id": "a", "prompt": "p", "responses": responses})
+    report = convert(put(tmp_path / "in.jsonl", line), tmp_path / "out.jsonl", "rankalign", "trl")
+    assert (report["written"], report["lost"]) == (0, {"pairs of equal answers": 1})
+
+
+@pytest.mark.parametrize("name", ["hh", "text-score", "rrhf", "summarize"])
+def test_results_of_tools_are_left_out_of_texts_and_counted(tmp_path: Path, name: str) -> None:
+    prompt = [TURN, {"role": "tool", "content": "42"}, {"role": "assistant", "content": "I see."}, TURN]
+    responses = [{"text": f"one two three four {n}", "scores": {"rm": n}} for n in (1, 2)]
+    line = json.dumps({"id": "a", "prompt": prompt, "responses": responses})
+    report = convert(put(tmp_path / "in.jsonl", line), tmp_path / "out.jsonl", "rankalign", name)
+    assert (report["written"], report["lost"]["prompt.tool"]) == (1, 1)
+    assert "42" not in (tmp_path / "out.jsonl").read_text()
+
+
+@pytest.mark.parametrize("template", ["hh", "vicuna"])
+def test_templates_without_a_place_for_tools_refuse_them(template: str) -> None:
+    with pytest.raises(InputError, match=f"template '{template}' has no place for the results of tools; use chat"):
+        render([TURN, {"role": "tool", "content": "42"}], template)

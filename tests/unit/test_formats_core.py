@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_formats import ASSISTANT, OTHER, USER, dump, load, refusal, several, texts
 
@@ -113,6 +113,7 @@ def test_the_judge_is_the_only_one_or_a_default_or_asked_for() -> None:
 SCORES = st.lists(st.none() | st.integers(0, 3), min_size=2, max_size=6)
 
 
+@settings(deadline=None)
 @given(scores=SCORES)
 def test_ranked_lists_give_all_pairs_less_the_ties(scores: list[int | None]) -> None:
     rows, lost = dump("trl", several(*scores))
@@ -125,6 +126,7 @@ def test_ranked_lists_give_all_pairs_less_the_ties(scores: list[int | None]) -> 
     assert lost.get("prompts without a strict pair", 0) == (not rows)
 
 
+@settings(deadline=None)
 @given(scores=SCORES)
 def test_best_worst_gives_one_pair_a_list(scores: list[int | None]) -> None:
     rows, lost = dump("trl", several(*scores), pairs="best-worst")
@@ -209,6 +211,7 @@ def test_an_implicit_prompt_ends_at_a_safe_place(chosen: str, rejected: str, pro
     assert texts(record) == [chosen[len(prompt) :], rejected[len(prompt) :]]
 
 
+@settings(deadline=None)
 @given(a=st.text("ab \n", max_size=12), b=st.text("ab \n", max_size=12), shared=st.text("ab \n", max_size=12))
 def test_a_cut_never_falls_behind_the_first_difference_nor_inside_a_word(a: str, b: str, shared: str) -> None:
     cut = split_shared(shared + a, shared + b)

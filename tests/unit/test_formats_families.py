@@ -56,7 +56,7 @@ def order(sets: list[CandidateSet]) -> set[tuple[str, str]]:
 
 # --- every format that can say which answer is better says the same ---------------------------------------------
 
-TEXTS_ONLY = {"alpaca", "columns", "alpaca-eval", "fastchat", "arena-hard"}
+TEXTS_ONLY = {"alpaca", "columns", "minchatgpt", "alpaca-eval", "fastchat", "arena-hard"}
 WORDS = ["one two three four five six", "six five four three two one", "seven eight nine ten six two", "a b c d e f"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 from pathlib import Path
@@ -97,3 +98,43 @@ def test_differences_name_paths() -> None:
     new = {"a": 2, "b": {"c": [1, 3]}, "same": None, "d": "x"}
     assert differences(old, new) == ["a: 1 -> 2", "b.c[1]: 2 -> 3", 'd: null -> "x"']
     assert differences([1], [1, 2]) == [": [1] -> [1, 2]"]
+
+
+def test_a_fresh_journal_takes_nothing_from_another_writer(tmp_path: Path) -> None:
+    """--overwrite: what is there goes only once the lock is ours."""
+    before = filled(tmp_path / "j")
+    with Journal(tmp_path / "j", HEADER) as journal:
+        with pytest.raises(InputError, match="another process is writing"):
+            Journal(tmp_path / "j", {"other": 1}, fresh=True)
+        assert (tmp_path / "j").read_bytes() == before
+        assert len(journal.done) == 20
+    with Journal(tmp_path / "j", {"other": 1}, fresh=True) as journal:
+        assert journal.done == {}
+
+
+def test_a_journal_that_its_owner_removed_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between our opening and our locking it, its owner finished."""
+    path, real = tmp_path / "j", fcntl.flock
+
+    def late(handle: int, how: int) -> None:
+        path.unlink()
+        real(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(InputError, match="has just finished it; run the same command again"):
+        Journal(path, HEADER)
+
+
+def test_a_journal_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/j: cannot be written"):
+        Journal(tmp_path / "file" / "j", HEADER)
+
+
+def test_every_batch_is_synced_before_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Journal(tmp_path / "j", HEADER) as journal:
+        synced: list[int] = []
+        monkeypatch.setattr(os, "fsync", lambda handle: synced.append(len(journal.done)))
+        journal.append(ITEMS[:3])
+        journal.append(ITEMS[3:5])
+    assert synced == [0, 3]

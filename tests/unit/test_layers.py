@@ -22,18 +22,22 @@ L0 = {
     "progress",
 }
 L1 = {
-    "config", "formats", "convert", "data", "lint", "lint_rules", "models", "default_model", "tiny", "weights",
-    "batching", "tree", "attention", "gemm", "head", "linears", "two_pass", "logps", "rewards", "engines", "scorers",
+    "config", "formats", "convert", "mixing", "data", "lint", "lint_rules", "models", "default_model", "tiny",
+    "weights", "batching", "tree", "attention", "gemm", "head", "linears", "two_pass", "logps", "rewards",
+    "engines", "scorers",
 }  # fmt: skip
-L2 = {"generation", "training", "evaluation", "delta", "delta_legacy"}
-TOP = {"experiment", "cli", "commands", "__main__", "__init__"}
+L2 = {"stages", "shards", "runner_ray", "generation", "training", "evaluation", "delta", "delta_legacy"}
+TOP = {"experiment", "rollouts", "cli", "commands", "__main__", "__init__"}
 LAYER = {**dict.fromkeys(L0, 0), **dict.fromkeys(L1, 1), **dict.fromkeys(L2, 2), **dict.fromkeys(TOP, 3)}
 OPTIONAL = {
     "vader": {"rankalign/scorers/builtin.py"},
     "matplotlib": {"rankalign/evaluation"},
     "jinja2": {"rankalign/evaluation"},
     "peft": {"rankalign/models.py", "rankalign/delta.py"},
+    "ray": {"rankalign/runner_ray.py"},
+    "openai": {"rankalign/engines/openai_client.py"},
     "rouge_score": {"rankalign/evaluation/lexical.py"},
+    "vllm": {"rankalign/engines/vllm.py"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankalign.convert import Intake, load
@@ -187,6 +187,7 @@ def test_fix_cuts_marks_and_merges_equal_answers() -> None:
 TEXTS = st.lists(st.sampled_from(["ok", "ok</s>", "<s>ok", "<s>", "</s>x", "<s></s>", " a <|im_end|> "]), max_size=4)
 
 
+@settings(deadline=None)
 @given(texts=TEXTS, prompt=st.sampled_from(["p", "<s>p", "<s>"]))
 def test_fixing_twice_changes_nothing_more(texts: list[str], prompt: str) -> None:
     once, _ = fix([made(*texts, prompt=prompt)])
@@ -205,7 +206,7 @@ def test_fix_touches_only_what_rules_call_fixable() -> None:
 @pytest.mark.parametrize(
     ("file", "name", "expected"),
     [
-        ("minchatgpt/responses.jsonl", "columns", {"L101": 4, "L110": 14}),
+        ("minchatgpt/responses.jsonl", "minchatgpt", {"L101": 4, "L110": 14}),
         ("hh/webgpt_textscore.jsonl", "text-score", {"L302": 151}),
         ("gpt4llm/comparisons.jsonl", "gpt4-compare", {"L403": 1}),
         ("bon/tulu2_13b_bon.rrhf.jsonl.gz", "rrhf", {"L302": 1}),

@@ -129,7 +129,7 @@ def test_a_policy_becomes_a_reward_model_only_where_that_is_wanted(capsys: pytes
         models.load_reward_model("tiny", new_head=False)
     model, _ = models.load_reward_model("tiny")
     assert model.num_labels == 1
-    assert "score.weight starts at random" in capsys.readouterr().err
+    assert "score.weight is new" in capsys.readouterr().err
 
 
 def test_a_classifier_of_several_labels_is_no_reward_model(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import json
 import math
 import sys
 from collections.abc import Sequence
@@ -16,7 +18,7 @@ import transformers
 from rankalign import batching, models, tiny
 from rankalign.errors import InputError
 from rankalign.records import CandidateSet, Response
-from rankalign.scorers import SCORERS, reward_model
+from rankalign.scorers import SCORERS, attach, grade, reward_model
 from rankalign.scorers.function import FunctionScorer
 from rankalign.scorers.reward_model import RewardModelScorer
 
@@ -57,7 +59,9 @@ def nan(samples): return [1.0, float("nan"), 2.0]
 def infinite(samples): return [1.0, 2.0, float("inf")]
 def text(samples): return ["1", 2, 3]
 def true(samples): return [True, 2, 3]
-def mapping(samples): return [{"score": 1.0}, 2, 3]
+def axes(samples): return [{"kind": 1.5, "brief": torch.tensor(2)}, 2, {"kind": -1}]
+def mapping(samples): return [{"score": "high"}, 2, 3]
+def no_axes(samples): return [{}, 2, 3]
 def raises(samples): raise KeyError("lexicon")
 constant = 3
 """
@@ -85,12 +89,24 @@ def scorer(file: Path, name: str, **options: Any) -> FunctionScorer:
         ("keyword_only", [[0, 0], [], [0]]),
         ("only_keywords", [[3, 3], [], [3]]),
         ("per_token", [[0.75, 0.0], [], [6.0]]),
+        ("axes", [[3.5, 2.0], [], [-1.0]]),
         ("missing", [[None, 1.0], [], [2.5]]),
         ("tensor", [[0.5, 1.0], [], [2.0]]),
     ],
 )
 def test_accepted_functions(file: Path, name: str, expected: list[list[float | None]]) -> None:
     assert scorer(file, name).score(SETS) == expected
+
+
+def test_sub_scores_of_a_function_are_kept(file: Path) -> None:
+    made, sets = scorer(file, "axes"), copy.deepcopy(SETS)
+    for record, grades in zip(sets, grade(made, sets), strict=True):
+        attach(record, "mine", grades)
+    first, second, third = [response for record in sets for response in record.responses]
+    assert (first.scores, first.meta) == ({"mine": 3.5}, {"judge:mine": {"ratings": {"kind": 1.5, "brief": 2.0}}})
+    assert (second.scores, second.meta) == ({"mine": 2.0}, {})
+    assert (third.scores, third.meta) == ({"mine": -1.0}, {"judge:mine": {"ratings": {"kind": -1.0}}})
+    assert sets[0].meta == SETS[0].meta
 
 
 def test_what_a_function_is_given(file: Path) -> None:
@@ -117,6 +133,7 @@ def test_what_a_function_is_given(file: Path) -> None:
         ("text", "returned '1' for a response to 'a': not a number"),
         ("true", "returned True for a response to 'a': not a number"),
         ("mapping", "not a number"),
+        ("no_axes", "not a number"),
         ("raises", "raised KeyError: 'lexicon'"),
         ("needs", "missing a required argument: 'colour'"),
     ],
@@ -314,13 +331,21 @@ def test_reward_model_settings_and_fingerprint(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("kind", list(SCORERS))
 def test_every_scorer_keeps_the_contract(kind: str, file: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("RANKALIGN_CACHE", str(tmp_path / "cache"))
-    options: dict[str, Any] = {"function": {"function": f"{file}:lengths"}, "reward_model": {"model": "tiny-rm"}}
+    policy = {"engine": "hf", "model": "tiny", "max_new_tokens": 4}
+    short = {"name": "short", "type": "single", "prompt_template": "{answer}", "output_format": "[[rating]]"}
+    (tmp_path / "short.jsonl").write_text(json.dumps(short) + "\n")
+    options: dict[str, Any] = {
+        "function": {"function": f"{file}:lengths"},
+        "judge": {"policy": policy, "prompt": str(tmp_path / "short.jsonl"), "hardened": False, "repair": False},
+        "reward_model": {"model": "tiny-rm"},
+    }
     made = SCORERS.load(kind)("judge", **options[kind])
     before = repr(SETS)
     scores = made.score(SETS)
     assert made.name == "judge"
     assert [len(row) for row in scores] == [2, 0, 1]
     assert repr(SETS) == before
-    assert made.score(SETS[::-1])[::-1] == [[pytest.approx(s, abs=1e-6) for s in row] for row in scores]
+    again = made.score(SETS[::-1])[::-1]
+    assert again == [[None if s is None else pytest.approx(s, abs=1e-6) for s in row] for row in scores]
     assert made.score([]) == []
     assert made.fingerprint() == SCORERS.load(kind)("judge", **options[kind]).fingerprint()

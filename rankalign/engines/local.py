@@ -1,0 +1,94 @@
+"""What engines that hold the model themselves have in common: prompts into tokens, tokens into responses."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from rankalign import batching, models, templates
+from rankalign.engines import Policy, SamplingParams
+from rankalign.errors import InputError
+from rankalign.records import CandidateSet, Response
+
+
+class LocalEngine:
+    """All of an engine but the model.
+
+    Args:
+        policy: model, adapter, template and sampling settings.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        templates.check_name(policy.template)
+        self._stop = tuple(dict.fromkeys((*policy.sampling.stop, *templates.stops(policy.template))))
+
+    @functools.cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        return models.load_tokenizer(self.policy.model)
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        return models.tokenizer_fingerprint(self.tokenizer)
+
+    @property
+    def _copies(self) -> int:
+        """How many answers a prompt are really written: greedy ones are all the same."""
+        return 1 if self.policy.sampling.temperature == 0 else self.policy.sampling.n
+
+    def _encode(self, prompt: CandidateSet) -> list[int]:
+        policy = self.policy
+        return batching.encode_prompt(self.tokenizer, prompt.prompt, policy.template, policy.system, prompt.meta)
+
+    def _check_context(self, prompts: Sequence[CandidateSet], ids: Sequence[list[int]], limit: int | None) -> None:
+        new = self.policy.sampling.max_new_tokens
+        for prompt, tokens in zip(prompts, ids, strict=True):
+            if limit and len(tokens) + new > limit:
+                raise InputError(
+                    f"policy {self.policy.name!r}: prompt {prompt.id!r} has {len(tokens)} tokens, which with "
+                    f"max_new_tokens {new} exceeds the model's context of {limit}"
+                )
+
+    def _response(self, ids: list[int], ended: bool, index: int) -> Response:
+        """What was written as a response; tokens go with it where they say exactly what its text says.
+
+        Args:
+            ids: the answer's tokens, less one that ended it.
+            ended: whether it ended by itself.
+            index: its place among the prompt's answers.
+        """
+        text, cut = templates.cut_at_stop(decoded(self.tokenizer, ids), self._stop)
+        kept = self._prefix(ids, text) if cut else ids
+        return Response(
+            text=text,
+            policy=self.policy.name,
+            finished=ended or cut,
+            sampling=_provenance(self.policy.sampling, index),
+            tokens=None if kept is None else {"tokenizer": self._fingerprint, "ids": kept},
+        )
+
+    def _prefix(self, ids: list[int], text: str) -> list[int] | None:
+        """The first tokens whose text is ``text``, if any: a stop string may begin, or a cut fall, inside a token."""
+        lengths = range(len(ids) + 1)
+        return next((ids[:length] for length in lengths if decoded(self.tokenizer, ids[:length]) == text), None)
+
+
+def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of token ids without special tokens, blanks as they are."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _provenance(params: SamplingParams, index: int) -> dict[str, Any]:
+    """How an answer was drawn: temperature and seed (for beams, their settings), and all that is not default."""
+    default = SamplingParams()
+    told: dict[str, Any] = {} if params.num_beams > 1 else {"temperature": params.temperature, "seed": params.seed}
+    for field in dataclasses.fields(params):
+        value = getattr(params, field.name)
+        if field.name != "n" and value != getattr(default, field.name):
+            told[field.name] = list(value) if isinstance(value, tuple) else value
+    return {**told, "max_new_tokens": params.max_new_tokens, "index": index}

@@ -1,0 +1,213 @@
+"""Answers by any OpenAI-compatible server: OpenAI's own, vllm serve, transformers serve, llama.cpp and many more."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import weakref
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from rankalign import templates
+from rankalign.engines import Policy, SamplingParams
+from rankalign.engines.openai_checks import (
+    Answer,
+    Notes,
+    Usage,
+    Variety,
+    finished,
+    marks,
+    probes,
+    read_answer,
+    shortfalls,
+)
+from rankalign.engines.openai_client import Body, Client
+from rankalign.engines.seeds import request_seed
+from rankalign.errors import InputError
+from rankalign.records import CandidateSet, Response
+
+REQUESTS_A_SLOT = 4
+"""A batch holds so many requests for each that may be in flight: few enough that a kill loses little, enough that the
+slots seldom wait for a batch's last answers."""
+_OURS = ("model", "messages", "prompt", "n", "stream", "seed", "stop", "max_tokens")
+
+
+class OpenAIEngine:
+    """Asks a server, one request an answer.
+
+    Each of the ``n`` answers to a prompt is a request of its own with its own seed, a pure function of base seed,
+    prompt id, policy name and index. So an answer does not depend on how many are asked for or on what else is asked,
+    and servers that ignore ``n`` do no harm. At temperature 0 one request serves for all ``n``.
+
+    Template ``auto`` or ``chat`` sends messages, and the server renders them; under every other one (and with ``auto``
+    a string prompt that is rendered already) the text is rendered here and goes to ``/completions``.
+
+    Args:
+        policy: server, model, template and sampling settings; see ``docs/engines.md``.
+
+    Attributes:
+        usage: requests, tokens and cost so far.
+        notes: what the server was found to ignore.
+        close: shows usage on stderr and drops the connections; happens by itself when the engine goes.
+
+    Raises:
+        InputError: settings that no server can follow, or a key's variable that is not set.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        _check(policy)
+        self.policy = policy
+        self.usage = Usage(policy.prompt_price, policy.completion_price)
+        self.notes = Notes(f"policy {policy.name!r}")
+        self._stop = tuple(dict.fromkeys((*policy.sampling.stop, *templates.stops(policy.template))))
+        self._variety = Variety()
+        self._probed = False
+        self._done = 0
+        try:
+            self._client = Client(policy.base_url, policy.api_key_env, policy.concurrency, self.notes.add)
+        except InputError as error:
+            raise InputError(f"policy {policy.name!r}: {error}") from None
+        if self._client.holds_key(json.dumps(dataclasses.asdict(policy), ensure_ascii=False)):
+            raise InputError(f"policy {policy.name!r}: the key in ${policy.api_key_env} stands in its settings too")
+        self.close = weakref.finalize(self, _close, self._client, self.usage, policy.name)
+
+    def batches(self, prompts: Sequence[CandidateSet]) -> list[list[int]]:
+        """Indices in the order of the prompts, :data:`REQUESTS_A_SLOT` requests for each slot."""
+        size = max(1, REQUESTS_A_SLOT * self.policy.concurrency // self._copies)
+        return [list(range(i, min(i + size, len(prompts)))) for i in range(0, len(prompts), size)]
+
+    def generate(self, prompts: Sequence[CandidateSet]) -> list[list[Response]]:
+        """Answer one batch.
+
+        Raises:
+            InputError: the server refused a request or failed too often; then no answer of this batch counts.
+        """
+        jobs = [self._answer(prompt, index) for prompt in prompts for index in range(self._copies)]
+        checks = [] if self._probed or not prompts else [self._probe(*p) for p in self._probes(prompts[0])]
+        try:
+            found = self._client.gather([*jobs, *checks])
+        except InputError as error:
+            raise InputError(f"policy {self.policy.name!r}: {error}; {self._safe()}") from None
+        self._probed = True
+        self._done += len(jobs)
+        answers = [r for r in found if r is not None]
+        rows = [answers[i : i + self._copies] for i in range(0, len(answers), self._copies)]
+        self._look_for_variety(rows)
+        return [
+            [*row, *(self._copy(row[0], index) for index in range(len(row), self.policy.sampling.n))] for row in rows
+        ]
+
+    @property
+    def _copies(self) -> int:
+        return 1 if self.policy.sampling.temperature == 0 else self.policy.sampling.n
+
+    def _safe(self) -> str:
+        kept = f"the {self._done} answers that this run finished before are safe in the journal"
+        return f"{kept}, and so are those of earlier runs: the same command goes on behind them"
+
+    # --- one answer ----------------------------------------------------------------------------------------------
+
+    async def _answer(self, prompt: CandidateSet, index: int) -> Response:
+        body = self._body(prompt, request_seed(self.policy.sampling.seed, prompt.id, self.policy.name, index))
+        try:
+            answer = await self._ask(body)
+        except InputError as error:
+            raise InputError(f"prompt {prompt.id!r}: {error}") from None
+        return self._response(answer, index, body["seed"])
+
+    async def _ask(self, body: Body) -> Answer:
+        answer = await self._client.ask("messages" in body, body, read_answer)
+        self.usage.add(answer)
+        return answer
+
+    def _body(self, prompt: CandidateSet, seed: int) -> Body:
+        """The request. ``top_p`` goes even where it is 1: some servers put a model's own default in its place."""
+        params = self.policy.sampling
+        body: Body = {"model": self.policy.model, **self._asked(prompt)}
+        body |= {"temperature": params.temperature, "top_p": params.top_p, "max_tokens": params.max_new_tokens}
+        more = {"stop": list(self._stop), "top_k": params.top_k, "min_p": params.min_p}
+        return body | {"seed": seed} | {key: value for key, value in more.items() if value} | self.policy.extra_body
+
+    def _asked(self, prompt: CandidateSet) -> Body:
+        template, system, text = self.policy.template, self.policy.system, prompt.prompt
+        if template == "auto" and not system and isinstance(text, str) and templates.is_rendered(text):
+            return {"prompt": text}
+        if template in ("auto", "chat"):
+            return {"messages": templates.as_messages(text, system)}
+        return {"prompt": templates.render(text, template, system, prompt.meta)}
+
+    def _response(self, answer: Answer, index: int, seed: int) -> Response:
+        params = self.policy.sampling
+        text, cut = templates.cut_at_stop(answer.text, self._stop)
+        for sentence in shortfalls(answer, params, self.policy.model, cut):
+            self.notes.add(sentence)
+        sampling = _provenance(params, index)
+        if "seed" not in self._client.refused:
+            sampling["request_seed"] = seed
+        if answer.model.split("@")[0] not in ("", self.policy.model):  # what follows is a revision
+            sampling["model"] = answer.model
+        counts = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
+        sampling["usage"] = {key: count for key, count in counts.items() if count is not None}
+        return Response(text, self.policy.name, cut or finished(answer, params), sampling=sampling, meta=marks(answer))
+
+    def _copy(self, response: Response, index: int) -> Response:
+        return dataclasses.replace(response, sampling={**response.sampling, "index": index, "usage": {}})
+
+    # --- what the server ignores ---------------------------------------------------------------------------------
+
+    def _probes(self, prompt: CandidateSet) -> list[tuple[str, Body, Body]]:
+        params = self.policy.sampling
+        return probes(self._body(prompt, request_seed(params.seed, prompt.id, self.policy.name, 0)), params)
+
+    async def _probe(self, sentence: str, one: Body, other: Body) -> None:
+        texts = [(await self._ask(body)).text for body in (one, other)]
+        if texts[0] != texts[1] and ("seed" in sentence) <= ("seed" not in self._client.refused):
+            self.notes.add(sentence)
+
+    def _look_for_variety(self, rows: Sequence[Sequence[Response]]) -> None:
+        for row in rows:
+            self._variety.add([response.text for response in row])
+        if self._variety.none:
+            self.notes.add("all answers to a prompt are the same: the server seems to ignore temperature or seed")
+
+
+def _close(client: Client, usage: Usage, name: str) -> None:
+    if usage.requests or client.retries:
+        print(f"policy {name!r}: {usage.line(client.retries)}", file=sys.stderr)
+    client.close()
+
+
+def _check(policy: Policy) -> None:
+    """Refuse settings that a server cannot follow, rather than leave them out in silence."""
+    templates.check_name(policy.template)
+    for problem, true in _problems(policy).items():
+        if true:
+            raise InputError(f"policy {policy.name!r}: {problem}")
+
+
+def _problems(policy: Policy) -> dict[str, bool]:
+    url = urlsplit(policy.base_url)
+    secret = "@" in url.netloc or bool(url.query)
+    ours = [key for key in policy.extra_body if key in _OURS]
+    return {
+        "engine 'openai' needs base_url, such as http://127.0.0.1:8000/v1": not policy.base_url,
+        "base_url must begin with http:// or https://": url.scheme not in ("http", "https") or not url.hostname,
+        "base_url must hold no user, password or query; api_key_env names a variable with the key": secret,
+        "a server does not take adapter; serve it, and name it as the model": bool(policy.adapter),
+        "a server does not take dtype; it is chosen where the server is started": policy.dtype != "auto",
+        "a server searches no beams; use engine hf": policy.sampling.num_beams > 1,
+        "concurrency must be at least 1": policy.concurrency < 1,
+        f"extra_body must not hold {', '.join(ours)}: the engine sets that": bool(ours),
+    }
+
+
+def _provenance(params: SamplingParams, index: int) -> dict[str, Any]:
+    """How an answer was asked for: temperature and base seed, and all that is not default."""
+    told: dict[str, Any] = {"temperature": params.temperature, "seed": params.seed}
+    if params.top_p != 1:
+        told["top_p"] = params.top_p
+    more = {"top_k": params.top_k, "min_p": params.min_p, "stop": list(params.stop)}
+    told |= {key: value for key, value in more.items() if value}
+    return {**told, "max_new_tokens": params.max_new_tokens, "index": index}

@@ -1,0 +1,353 @@
+"""A patient client of OpenAI-compatible servers: concurrency, retries, rate limits. Only this file imports openai."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import os
+import random
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
+
+import openai
+
+from rankalign.errors import InputError
+from rankalign.records import loads
+
+T = TypeVar("T")
+Body = dict[str, Any]
+
+TRIES = 10
+"""How often a request is sent before its prompt counts as failed."""
+FIRST_DELAY_S = 0.5
+"""Longest wait before the second try; it doubles with every further one."""
+LONGEST_DELAY_S = 30.0
+LONGEST_WAIT_S = 3600.0
+"""A server that asks for a longer wait than this is not waited for."""
+TOLD_WAIT_S = 10.0
+"""Waits from this on are announced on stderr."""
+TIMEOUT_S = 600.0
+"""An answer that is not whole by then has failed."""
+MAX_STOPS = 4
+"""How many stop strings the strictest servers take."""
+
+_RETRIED = {408, 409, 425, 429}
+_NOT_TAKEN = re.compile(
+    r"unsupported|not support|unexpected|unknown|unrecogni|permitted|not allowed|array too long|extra", re.I
+)
+
+
+class Again(Exception):
+    """A try failed in a way that may pass: what happened, and how many seconds the server asks to wait (0: none)."""
+
+    def __init__(self, reason: str, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+class _Refused(Exception):
+    """The server does not take one field of the body, and there is another way to say it, or no need to."""
+
+
+class Client:
+    """One server, asked by several requests at a time.
+
+    It runs an event loop in a thread of its own, so that it can be called from programs with a loop (notebooks, Ray
+    actors) and an interrupt ends requests at once.
+
+    Args:
+        base_url: up to and with ``/v1``; no user, password or query in it.
+        api_key_env: environment variable that holds the key; empty sends none (and never ``OPENAI_API_KEY``).
+        concurrency: most requests in flight.
+        note: takes a sentence for the user, each time there is cause.
+
+    Attributes:
+        retries: failed tries so far.
+        refused: fields that the server does not take and that are left out or said otherwise.
+
+    Raises:
+        InputError: the variable is not set.
+    """
+
+    def __init__(self, base_url: str, api_key_env: str, concurrency: int, note: Callable[[str], None]) -> None:
+        self._key_env, self._key = api_key_env, _key(api_key_env)
+        self._note = note
+        self._slots = asyncio.Semaphore(concurrency)
+        self._gate_opens = 0.0
+        self.retries = 0
+        self.refused: list[str] = []
+        # Headers that the library would take from the environment were not meant for this server.
+        self._headers: dict[str, Any] = dict.fromkeys(("OpenAI-Organization", "OpenAI-Project"), openai.Omit())
+        self._headers["Authorization"] = f"Bearer {self._key}" if self._key else openai.Omit()
+        self._openai = openai.AsyncOpenAI(
+            api_key=self._key or "none", base_url=base_url, max_retries=0, timeout=TIMEOUT_S
+        )
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=_serve, args=(self._loop,), daemon=True)
+
+    def holds_key(self, text: str) -> bool:
+        """Whether the key stands in ``text``."""
+        return bool(self._key) and self._key in text
+
+    def gather(self, jobs: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+        """Run jobs side by side and wait for all; the first failure, or an interrupt, ends the others.
+
+        Raises:
+            InputError: what the first failed job raised.
+        """
+        if not self._thread.ident:
+            self._thread.start()
+        future = asyncio.run_coroutine_threadsafe(_all(jobs), self._loop)
+        try:
+            return future.result()
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """Drop the connections and end the thread, without waiting: it may be this very thread that lets go last."""
+        if self._thread.is_alive():
+            asyncio.run_coroutine_threadsafe(self._shut(), self._loop)
+
+    async def _shut(self) -> None:
+        await self._openai.close()
+        self._loop.stop()
+
+    async def ask(self, chat: bool, body: Body, read: Callable[[Body], T]) -> T:
+        """Send a request until there is an answer.
+
+        Args:
+            chat: ``/chat/completions`` if true, else ``/completions``.
+            body: the JSON to send.
+            read: makes an answer of the reply; raises :class:`Again` for a reply that holds none.
+
+        Raises:
+            InputError: the server refused the request, or all tries failed.
+        """
+        tries = 0
+        async with self._slots:
+            while True:
+                sent = self._said_otherwise(body)
+                await self._gate()
+                try:
+                    return read(await self._send(chat, sent))
+                except _Refused as refusal:
+                    if sent == self._said_otherwise(body):  # else another request has learned it meanwhile
+                        self._learn(str(refusal))
+                except Again as failure:
+                    tries, reason = tries + 1, self.clean(str(failure))
+                    if tries == TRIES:
+                        raise InputError(f"no answer in {TRIES} tries, the last one: {reason}") from None
+                    self.retries += 1
+                    if not failure.wait:  # a wait that the server asks for is kept at the gate
+                        await asyncio.sleep(_delay(tries))
+
+    # --- one try -------------------------------------------------------------------------------------------------
+
+    async def _send(self, chat: bool, body: Body) -> Body:
+        api: Any = self._openai.chat.completions if chat else self._openai.completions
+        named = {key: body[key] for key in ("model", "messages", "prompt") if key in body}
+        rest = {key: value for key, value in body.items() if key not in named}
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                create = api.with_raw_response.create
+                raw = await create(**named, extra_body=rest, extra_headers=self._headers)
+        except (TimeoutError, openai.APITimeoutError):
+            raise Again(f"no whole answer within {TIMEOUT_S:g} s") from None
+        except openai.APIStatusError as error:
+            return await self._status(error, body)
+        except openai.APIConnectionError as error:
+            raise Again(f"connection lost or refused ({_brief(error.__cause__ or error)})") from None
+        self._hold(wait_asked(raw.headers, limited=False) or 0)
+        return _json_object(raw.http_response.content)
+
+    async def _status(self, error: openai.APIStatusError, body: Body) -> Body:
+        """What an error status means: another try, an answer withheld by a filter, or an end with a message."""
+        status, code, said = error.status_code, getattr(error, "code", None), self.clean(_said(error))
+        headers = error.response.headers
+        passing = (status in _RETRIED or status >= 500) and headers.get("x-should-retry") != "false"
+        if passing and code != "insufficient_quota":
+            wait = wait_asked(headers, limited=status == 429) or 0.0
+            if wait > LONGEST_WAIT_S:
+                raise InputError(f"the server asks for a wait of {wait:.0f} s: {status} {said}")
+            self._hold(wait)
+            raise Again(f"{status} {said}", wait)
+        if code == "content_filter":
+            return {"choices": [{"message": {"content": ""}, "text": "", "finish_reason": "content_filter"}]}
+        if status in (400, 422) and (field := _field(error, said, body)):
+            raise _Refused(field)
+        raise InputError(f"the server refuses: {status} {said}{await self._advice(status)}")
+
+    async def _advice(self, status: int) -> str:
+        if status in (401, 403):
+            unnamed = "; name the environment variable that holds the key with api_key_env"
+            return f"; is the key in ${self._key_env} the right one?" if self._key_env else unnamed
+        if status != 404:
+            return ""
+        try:
+            names = [
+                model.id for model in (await self._openai.models.list(timeout=10, extra_headers=self._headers)).data
+            ]
+        except (openai.OpenAIError, TypeError, AttributeError):  # some servers have no list, or one of another form
+            return "; check base_url (it ends in /v1) and model"
+        return self.clean(f"; its models: {', '.join(names[:8])}")
+
+    # --- between tries -------------------------------------------------------------------------------------------
+
+    def _hold(self, seconds: float) -> None:
+        """Let no request out for so long: a limit that one of them met is met by all."""
+        opens = time.monotonic() + min(seconds, LONGEST_WAIT_S)
+        if seconds > TOLD_WAIT_S and opens > self._gate_opens + 1:
+            print(f"waiting {seconds:.0f} s, as the server asks", file=sys.stderr, flush=True)
+        self._gate_opens = max(self._gate_opens, opens)
+
+    async def _gate(self) -> None:
+        while (left := self._gate_opens - time.monotonic()) > 0:
+            await asyncio.sleep(left * random.uniform(1, 1.1))  # not all at once
+
+    def _learn(self, field: str) -> None:
+        self.refused.append(field)
+        how = {"max_tokens": "sent as max_completion_tokens"}.get(field, "sent without, or with fewer")
+        self._note(f"the server does not take `{field}` as it was: {how} from now on")
+
+    def _said_otherwise(self, body: Body) -> Body:
+        for field in self.refused:
+            body = _otherwise(body, field) or body
+        return body
+
+    def clean(self, text: str) -> str:
+        """``text`` on one line of at most 400 characters, without control characters and without the key."""
+        text = text.replace(self._key, "[key]") if self._key else text
+        return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:400]
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    loop.close()
+
+
+async def _all(jobs: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(job) for job in jobs]
+    return [task.result() for task in tasks]
+
+
+def _key(variable: str) -> str:
+    key = os.environ.get(variable, "").strip() if variable else ""
+    if variable and not key:
+        raise InputError(f"the environment variable {variable} (api_key_env) is not set: export it with the key in it")
+    return key
+
+
+def _delay(tries: int) -> float:
+    """Seconds before the next try: up to twice as long after each, at random, so that requests do not march in step."""
+    return min(FIRST_DELAY_S * 2.0 ** (tries - 1), LONGEST_DELAY_S) * random.uniform(0.5, 1)
+
+
+def _json_object(content: bytes) -> Body:
+    try:
+        reply = loads(content.decode("utf-8"))
+    except ValueError as error:  # of JSON and of UTF-8
+        raise Again(f"the reply is {_brief(error)}") from None
+    if not isinstance(reply, dict):
+        raise Again("the reply is no JSON object")
+    return reply
+
+
+def _brief(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _said(error: openai.APIStatusError) -> str:
+    """The server's own words, wherever in the body it puts them."""
+    body = error.body
+    if isinstance(body, dict):
+        body = next((body[key] for key in ("message", "detail", "error") if body.get(key)), body)
+    return str(body or error.response.reason_phrase)
+
+
+# --- fields that a server may not take ---------------------------------------------------------------------------
+
+
+def _field(error: openai.APIStatusError, said: str, body: Body) -> str | None:
+    """The field that the server objects to, if it is one that can be left out or said otherwise."""
+    named = getattr(error, "param", None)
+    if not _NOT_TAKEN.search(said):
+        return None
+    fields = [named] if named in body else [field for field in body if re.search(rf"\b{re.escape(field)}\b", said)]
+    return next((field for field in fields if _otherwise(body, field)), None)
+
+
+def _otherwise(body: Body, field: str) -> Body | None:
+    """``body`` with ``field`` said in another way that means the same to us; None where there is none.
+
+    Newer models of OpenAI take ``max_completion_tokens`` alone, and no temperature but 1. Stop strings are cut here
+    as well, so a server may go without; a seed that is not taken costs repeatability, and is told.
+    """
+    rest = {key: value for key, value in body.items() if key != field}
+    if field == "max_tokens" and field in body:
+        return {**rest, "max_completion_tokens": body[field]}
+    if field == "stop" and len(body.get(field, ())) > MAX_STOPS:
+        return {**rest, field: body[field][:MAX_STOPS]}
+    spare = field in ("stop", "seed") or (field in ("temperature", "top_p") and body.get(field) == 1)
+    return rest if spare and field in body else None
+
+
+# --- headers that ask for a wait ---------------------------------------------------------------------------------
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def wait_asked(headers: Mapping[str, str], limited: bool) -> float | None:
+    """Seconds that a reply asks to wait before the next request, None where it says nothing.
+
+    ``Retry-After`` (in seconds or as a date) and ``retry-after-ms`` come first. Else, of ``x-ratelimit-reset-requests``
+    and ``-tokens``, those count whose ``remaining`` is 0; on a reply that met a limit without saying which, all do.
+
+    Args:
+        headers: of the reply, keys in lower case.
+        limited: the reply is a 429.
+    """
+    asked = _number(headers.get("retry-after-ms"), 0.001)
+    asked = _retry_after(headers.get("retry-after")) if asked is None else asked
+    if asked is not None:
+        return max(asked, 0.0)
+    resets: list[tuple[float, bool]] = []
+    for suffix in ("-requests", "-tokens", ""):
+        reset = _duration(headers.get(f"x-ratelimit-reset{suffix}"))
+        if reset is not None:
+            remaining = _number(headers.get(f"x-ratelimit-remaining{suffix}"), 1)
+            resets.append((reset, remaining is not None and remaining <= 0))
+    waits = [reset for reset, empty in resets if empty] or [reset for reset, _ in resets if limited]
+    return max(waits, default=None)
+
+
+def _number(text: str | None, unit: float) -> float | None:
+    return float(text) * unit if text and re.fullmatch(r"\s*\d+(\.\d+)?\s*", text) else None
+
+
+def _retry_after(text: str | None) -> float | None:
+    seconds = _number(text, 1)
+    if seconds is not None or not text:
+        return seconds
+    try:
+        return email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+    except ValueError:
+        return None
+
+
+def _duration(text: str | None) -> float | None:
+    """``6m0s``, ``20ms``, plain seconds, or a point in time in seconds since 1970."""
+    number = _number(text, 1)
+    if number is not None:
+        return number if number < 1e9 else max(number - time.time(), 0.0)
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|[smhd])", text or "")
+    if not parts or "".join(a + b for a, b in parts) != (text or "").strip():
+        return None
+    return sum(float(count) * _UNITS[unit] for count, unit in parts)

@@ -1,0 +1,23 @@
+"""What the answers of a policy depend on."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from rankalign import models
+from rankalign.engines import ABOUT_THE_CALL, Policy
+from rankalign.files import sha256_file
+
+
+def policy_settings(policy: Policy) -> dict[str, Any]:
+    """Everything a policy's answers depend on, weights and replayed files by content."""
+    settings = {key: value for key, value in dataclasses.asdict(policy).items() if key not in ABOUT_THE_CALL}
+    if policy.engine in ("hf", "vllm"):
+        for key in ("model", "adapter"):
+            where = models.resolve(settings[key]) if settings[key] else ""
+            settings[f"{key}_sha256"] = models.weights_fingerprint(where) if where and Path(where).is_dir() else where
+    if policy.file:
+        settings["file_sha256"] = sha256_file(policy.file)
+    return settings

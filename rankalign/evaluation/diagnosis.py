@@ -1,0 +1,55 @@
+"""What a model writes while it trains, graded by a cheap scorer: win rate against its start, repetition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from rankalign.errors import InputError
+from rankalign.evaluation.lexical import repetition
+from rankalign.evaluation.statistics import wilson
+from rankalign.records import CandidateSet, Response
+from rankalign.scorers import Scorer
+
+Answer = Callable[[Any, Sequence[CandidateSet]], list[str]]
+"""Answers of a model to the prompts of records, in order."""
+
+
+class Watch:
+    """Answers a few held-out prompts and sets them against the start model's answers.
+
+    Args:
+        prompts: records whose prompts are answered; their responses are not read.
+        answer: how a model is asked, the same way each time.
+        scorer: grades the answers.
+        start: the model before training.
+
+    Raises:
+        InputError: there are no prompts.
+    """
+
+    def __init__(self, prompts: Sequence[CandidateSet], answer: Answer, scorer: Scorer, start: Any) -> None:
+        if not prompts:
+            raise InputError("there are no prompts to watch")
+        self.prompts, self.answer, self.scorer = list(prompts), answer, scorer
+        self.before = self._graded(start)[1]
+
+    def _graded(self, model: Any) -> tuple[list[str], list[float | None]]:
+        texts = self.answer(model, self.prompts)
+        sets = [replace(p, responses=[Response(text, "watched")]) for p, text in zip(self.prompts, texts, strict=True)]
+        return texts, [row[0] for row in self.scorer.score(sets)]
+
+    def __call__(self, model: Any) -> dict[str, float]:
+        """``win_rate`` (ties half) with Wilson's 95 % interval, ``watched`` (prompts scored twice), ``repetition``.
+
+        A prompt without a score now or at the start is in no win rate; with none there is no win rate.
+        """
+        texts, after = self._graded(model)
+        pairs = [(x, y) for x, y in zip(after, self.before, strict=True) if x is not None and y is not None]
+        found = {"repetition": sum(map(repetition, texts)) / len(texts), "watched": float(len(pairs))}
+        if not pairs:
+            return found
+        wins = sum((1 + (x > y) - (x < y)) / 2 for x, y in pairs)
+        low, high = wilson(wins, len(pairs))
+        return found | {"win_rate": wins / len(pairs), "win_rate_low": low, "win_rate_high": high}

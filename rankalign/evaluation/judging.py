@@ -1,0 +1,82 @@
+"""``rankalign compare`` with a live judge: a resumable scoring run over pairs, and its verdicts counted."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from rankalign.config import ScoreConfig, ScorerConfig, read_yaml
+from rankalign.errors import InputError
+from rankalign.evaluation.judged import GENERAL, PROMPTS, counts, pair_up, reviews
+from rankalign.evaluation.orders import compare_reviews
+from rankalign.evaluation.pairwise import Comparison
+from rankalign.evaluation.reviews import read_reviews
+from rankalign.files import write_text
+from rankalign.generation import score
+from rankalign.records import CandidateSet, dumps, read, write, write_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """A judge's settings file.
+
+    Attributes:
+        name: under which its verdicts are kept.
+        options: keywords of :class:`rankalign.scorers.judge.JudgeScorer`.
+        prompts: the prompt for each kind of question.
+    """
+
+    name: str
+    options: dict[str, Any]
+    prompts: dict[str, str]
+
+
+def read_judge(path: str) -> Judge:
+    """Settings of a judge for pairs: those of a ``kind: judge`` scorer, and ``prompts`` by kind of question.
+
+    Raises:
+        InputError: it is not about pairs, or names a kind that is not known.
+    """
+    options = read_yaml(path)
+    name, kind, mode = options.pop("name", "judge"), options.pop("kind", "judge"), options.pop("mode", "pairwise")
+    prompts = {**PROMPTS, **(options.pop("prompts", None) or {})}
+    if kind != "judge" or mode != "pairwise":
+        raise InputError(f"{path}: comparing needs kind: judge and mode: pairwise")
+    if unknown := set(prompts) - set(PROMPTS):
+        raise InputError(f"{path}: prompts: {', '.join(sorted(unknown))} is none of {', '.join(PROMPTS)}")
+    if "prompt" in options:
+        prompts = dict.fromkeys(prompts, options.pop("prompt"))
+    return Judge(str(name), {**options, "mode": mode}, prompts)
+
+
+def judge_pairs(
+    judge: Judge,
+    a: list[CandidateSet],
+    b: list[CandidateSet],
+    names: tuple[str, str],
+    categories: dict[str, str],
+    folder: Path,
+    seed: int,
+) -> Comparison:
+    """Ask the judge about every prompt in both orders and count its verdicts; the same call goes on where it stopped.
+
+    The folder holds the pairs and verdicts by kind of question, ``reviews.jsonl`` and ``compare.json``.
+    """
+    judged = []
+    for kind, records in sorted(pair_up(a, b, names, categories).items()):
+        pairs = folder / f"pairs-{kind}.jsonl"
+        write(pairs, records)
+        options = {**judge.options, "prompt": judge.prompts[kind]}
+        output = folder / f"judged-{kind}.jsonl"
+        score(ScoreConfig(str(pairs), str(output), [ScorerConfig(judge.name, "judge", options)]))
+        judged += list(read(output))
+    write_rows(folder / "reviews.jsonl", reviews(judged, judge.name))
+    kinds = {record.id: record.meta.get("category", GENERAL) for record in judged}
+    try:
+        comparison = compare_reviews(read_reviews(folder / "reviews.jsonl"), "stored", names[1], kinds, seed)
+    except InputError as error:  # a judge of whom nothing can be read is a result too
+        comparison = Comparison([], "stored", extra={"note": str(error)})
+    comparison.extra.update(judge=judge.name, **counts(judged, judge.name))
+    write_text(folder / "compare.json", dumps(comparison.as_dict()) + "\n")
+    return comparison

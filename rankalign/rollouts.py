@@ -1,0 +1,127 @@
+"""What PPO needs from the layers it may not import: a sampler over an engine's decode loop, a reward over a scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rankalign import data, models, templates
+from rankalign.batching import encode_prompt
+from rankalign.convert import Intake
+from rankalign.engines import SamplingParams
+from rankalign.engines.decode import Ending, Rows, sample
+from rankalign.engines.hf import MAX_ROWS, MAX_TOKENS
+from rankalign.engines.sampling import uniforms
+from rankalign.evaluation.diagnosis import Watch
+from rankalign.records import CandidateSet, loads
+from rankalign.scorers import SCORERS, Scorer
+from rankalign.training.arguments import PPOConfig, TrainConfig
+from rankalign.training.ppo import Answer
+from rankalign.training.ppo_math import Score
+
+SCORE = "reward"
+WATCHED = 32
+WATCHED_TOKENS = 64
+
+
+class PolicySampler:
+    """Draws an answer to each prompt from a policy in memory, with keys and values cached; finished rows leave.
+
+    An answer depends on seed, prompt id and number of the draw (and the policy) alone, but for rounding.
+
+    Args:
+        tokenizer: the policy's.
+        params: ``temperature``, ``max_new_tokens`` and ``seed`` are read.
+        stop: strings that end an answer beside the end-of-sequence token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, params: SamplingParams, stop: Sequence[str] = ()) -> None:
+        self.tokenizer, self.params, self.stop = tokenizer, params, tuple(stop)
+
+    def __call__(self, model: Any, prompts: Sequence[list[int]], keys: Sequence[tuple[str, int]]) -> list[Answer]:
+        """Answers in order; see :class:`rankalign.training.ppo.Sampler`."""
+        answers: dict[int, Answer] = {}
+        ends = Ending(self.tokenizer, models.end_ids(model, self.tokenizer), self.stop)
+        for batch in self._batches(prompts):
+            rows = Rows(model, [prompts[i] for i in batch])
+            draws = torch.stack([self._uniforms(*keys[i]) for i in batch])
+            found = sample(rows, self.params, draws, ends)
+            answers |= {i: self._answer(ids, ended, ends) for i, (ids, ended) in zip(batch, found, strict=True)}
+        return [answers[i] for i in range(len(prompts))]
+
+    def _batches(self, prompts: Sequence[list[int]]) -> list[list[int]]:
+        """Indices by falling length, cut as the engine ``hf`` cuts them."""
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        found = []
+        while order:
+            longest = len(prompts[order[0]]) + self.params.max_new_tokens
+            size = max(1, min(MAX_ROWS, MAX_TOKENS // longest))
+            found.append(order[:size])
+            order = order[size:]
+        return found
+
+    def _uniforms(self, ident: str, number: int) -> torch.Tensor:
+        return uniforms(self.params.seed, ident, "ppo", number, self.params.max_new_tokens)
+
+    def _answer(self, ids: list[int], ended: bool, ends: Ending) -> Answer:
+        """The tokens as drawn, those of a stop string included; the text ends before it."""
+        text, _ = templates.cut_at_stop(ends.text(ids[:-1] if ids[-1] in ends.eos else ids), self.stop)
+        return Answer(ids, text, ended)
+
+
+class ScorerReward:
+    """A scorer as the reward of PPO; a function may give a number a token (trlX's ``reward_fn`` contract).
+
+    Args:
+        scorer: of :data:`rankalign.scorers.SCORERS`.
+    """
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer: Any = scorer
+
+    def __call__(self, sets: Sequence[CandidateSet]) -> list[Score | None]:
+        """The score of each record's only response."""
+        grade = getattr(self.scorer, "token_scores", self.scorer.score)
+        return [row[0] for row in grade(sets)]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The scorer's: kind, options, hash of code or weights."""
+        return dict(self.scorer.fingerprint())
+
+
+def sampler_of(config: PPOConfig) -> PolicySampler:
+    """The sampler that a run's settings ask for."""
+    params = SamplingParams(temperature=config.temperature, max_new_tokens=config.max_new_tokens, seed=config.seed, n=1)
+    return PolicySampler(models.load_tokenizer(config.model), params, templates.stops(config.template))
+
+
+def watch_of(config: TrainConfig) -> Watch | None:
+    """What ``--watch`` asks for: greedy answers to the first prompts of ``--eval_data``, against the start model's."""
+    if not config.watch:
+        return None
+    tokenizer = models.load_tokenizer(config.model)
+    params = SamplingParams(temperature=0.0, max_new_tokens=WATCHED_TOKENS, seed=config.seed, n=1)
+    sampler = PolicySampler(tokenizer, params, templates.stops(config.template))
+
+    def answer(model: Any, sets: Sequence[CandidateSet]) -> list[str]:
+        prompts = [encode_prompt(tokenizer, s.prompt, config.template, config.system, s.meta) for s in sets]
+        rows = [tokens[-max(1, config.max_length - WATCHED_TOKENS) :] for tokens in prompts]
+        with torch.no_grad():
+            return [found.text for found in sampler(model, rows, [(s.id, 0) for s in sets])]
+
+    prompts = list(data.load(config.eval_data, config.format, Intake(config.skip_invalid)))[:WATCHED]
+    scorer = SCORERS.load("function")("watch", function=config.watch)
+    return Watch(prompts, answer, scorer, models.load_policy(config.model, dtype="float32"))
+
+
+def reward_of(config: PPOConfig) -> ScorerReward:
+    """The reward that a run's settings ask for: a function where ``--reward`` has a colon, else a reward model."""
+    options = loads(config.reward_options)
+    if ":" not in config.reward:
+        return ScorerReward(SCORERS.load("reward_model")(SCORE, model=config.reward, **options))
+    scorer = SCORERS.load("function")(SCORE, function=config.reward, **options)
+    scorer.tokenizer = models.load_tokenizer(config.model)
+    return ScorerReward(scorer)

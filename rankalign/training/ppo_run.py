@@ -1,0 +1,182 @@
+"""One PPO run: prompts, actor and critic, steps with checkpoints, and what is left on disk at the end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from rankalign import data, logps, manifest, models
+from rankalign.batching import encode_prompt
+from rankalign.convert import Intake
+from rankalign.errors import InputError
+from rankalign.files import sha256_file, write_text
+from rankalign.journal import differences
+from rankalign.progress import Progress
+from rankalign.records import dumps, loads
+from rankalign.training import ppo_state
+from rankalign.training.arguments import PPOConfig
+from rankalign.training.ppo import PPOTrainer, Question, Reward, Sampler
+from rankalign.training.run import Interrupted, StopOnSignal, disable_dropout
+from rankalign.training.value import ActorCritic, load_value_net
+
+
+def train_ppo(config: PPOConfig, sampler: Sampler, reward: Reward) -> dict[str, Any]:
+    """Train as ``config`` says and leave model, critic, ``log.jsonl`` and manifest in ``config.output_dir``.
+
+    Returns:
+        ``{"output", "steps", "counts", "metrics", "seconds", "already_finished"}``.
+
+    Raises:
+        InputError: bad settings or data.
+        Interrupted: stopped by a signal; the same call goes on from the checkpoint.
+    """
+    output, started = Path(str(config.output_dir)), time.time()
+    settings = _settings(config, reward)
+    if config.overwrite:
+        shutil.rmtree(output, ignore_errors=True)
+    elif manifest.is_finished(output, settings):
+        print(f"{output} is finished already with these settings: nothing to do", file=sys.stderr)
+        return _summary(output, already_finished=True)
+    set_seed(config.seed)
+    tokenizer = models.load_tokenizer(config.model)
+    questions, counts = load_questions(config, tokenizer)
+    actor = load_actor(config, questions)
+    trainer = PPOTrainer(actor, questions, config, sampler, reward, models.tokenizer_fingerprint(tokenizer))
+    print(f"reward: {dumps(settings['reward_sha256'])}", file=sys.stderr)
+    _run(trainer, config, output, settings)
+    if trainer.accelerator.is_main_process:
+        actor.save(output)
+        tokenizer.save_pretrained(str(output))
+        facts = {"counts": counts, "metrics": trainer.history[-1], "steps": trainer.step}
+        made = [p for p in sorted(output.iterdir()) if not p.name.startswith(("checkpoint-", "manifest", "."))]
+        manifest.write(output, "train", settings, [config.data], made, **facts, seconds=time.time() - started)
+    trainer.accelerator.wait_for_everyone()
+    return _summary(output, already_finished=False)
+
+
+def _summary(output: Path, already_finished: bool) -> dict[str, Any]:
+    facts = manifest.read(output) or {}
+    told = {key: facts[key] for key in ("steps", "counts", "metrics", "seconds")}
+    return {"output": str(output), **told, "already_finished": already_finished}
+
+
+def _settings(config: PPOConfig, reward: Reward) -> dict[str, Any]:
+    """All that the result depends on, as it reads back from JSON."""
+    if not config.data:
+        raise InputError("--data is missing: a file of prompts")
+    if not Path(config.data).is_file():
+        raise InputError(f"{config.data}: no such file")
+    named = {"model_sha256": config.model, "value_sha256": config.value_model}
+    hashes = {key: _weights_hash(model) for key, model in named.items() if model}
+    found = {**config.own_settings(), "data_sha256": sha256_file(config.data), **hashes}
+    return dict(loads(dumps({**found, "reward_sha256": reward.fingerprint()})))
+
+
+def _weights_hash(model: str) -> str:
+    where = models.resolve(model)
+    return models.weights_fingerprint(where) if Path(where).is_dir() else where
+
+
+def load_questions(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Question], dict[str, int]]:
+    """The prompts of ``config.data`` in tokens, and counts; a prompt too long for ``max_length`` loses its beginning.
+
+    Raises:
+        InputError: no prompt is left, or there is no room for one.
+    """
+    room = config.max_length - config.max_new_tokens
+    if room < 1:
+        raise InputError(f"--max_length {config.max_length} leaves no prompt beside --max_new_tokens")
+    intake, questions, cut = Intake(config.skip_invalid), [], 0
+    for record in data.load(config.data, config.format, intake):
+        tokens = encode_prompt(tokenizer, record.prompt, config.template, config.system, record.meta)
+        cut += len(tokens) > room
+        questions.append(Question(record, tokens[-room:]))
+    if not questions or not all(question.tokens for question in questions):
+        raise InputError(f"{config.data}: " + ("a prompt has no tokens" if questions else "no usable prompt"))
+    counts = {"prompts": len(questions), "prompt_truncated": cut, "skipped_invalid": len(intake.errors)}
+    print("data: " + ", ".join(f"{value} {name}" for name, value in counts.items() if value), file=sys.stderr)
+    return questions, counts
+
+
+def load_actor(config: PPOConfig, questions: list[Question]) -> ActorCritic:
+    """Policy and critic in float32 (bf16 comes by autocast) without dropout; hashes of what was loaded on stderr.
+
+    Raises:
+        InputError: the policy is an adapter: with it off, the reference would not be the start model.
+    """
+    policy: Any = models.load_policy(config.model, dtype="float32")
+    if hasattr(policy, "get_base_model"):
+        raise InputError(
+            f"model {config.model}: is an adapter; fold it into its base first (rankalign.models.merge_lora)"
+        )
+    print(f"policy {config.model}: weights sha256 {models.weights_fingerprint(policy)}", file=sys.stderr)
+    critic = load_value_net(config.value_model, config.model) if config.value_model else None
+    if critic is not None:
+        print(f"value net {config.value_model}: weights sha256 {models.weights_fingerprint(critic)}", file=sys.stderr)
+        disable_dropout(critic)
+    disable_dropout(policy)
+    layout, why = _layout(config, policy, critic, questions)
+    print(f"layout: {layout} ({why})", file=sys.stderr)
+    if config.gradient_checkpointing:
+        policy.gradient_checkpointing_enable(config.gradient_checkpointing_kwargs or {"use_reentrant": False})
+    if config.use_lora:
+        targets: Any = config.lora_target_modules
+        targets = targets if targets == "auto" else targets.split(",")
+        policy = models.add_lora(policy, config.lora_r, config.lora_alpha, 0.0, targets)
+    return ActorCritic(policy, critic, layout, config.temperature)
+
+
+def _layout(config: PPOConfig, policy: Any, critic: Any, questions: list[Question]) -> tuple[str, str]:
+    """How rows are laid out; with ``auto``, decided by comparing both ways on the first prompts as texts."""
+    if config.layout != "auto":
+        return config.layout, "as asked"
+    if critic is not None and not logps.supports_tree(critic):
+        return "padded", f"tree rows are not known to be exact for {critic.config.model_type} models"
+    first = [question.tokens for question in questions[: config.per_device_train_batch_size]]
+    return logps.choose_layout(policy, first, [[tokens] for tokens in first])
+
+
+def _run(trainer: PPOTrainer, config: PPOConfig, output: Path, settings: dict[str, Any]) -> None:
+    """All steps that are left, each with a line in ``log.jsonl``."""
+    _resume(trainer, config, output, settings)
+    stop = StopOnSignal()
+    try:
+        with Progress("ppo", trainer.steps, "step", done=trainer.step) as progress:
+            while trainer.step < trainer.steps and not stop.caught:
+                line = trainer.iterate()
+                progress.add()
+                _log(trainer, output, line)
+                if stop.caught or trainer.step % config.save_steps == 0:
+                    trainer.save(output, settings)
+    finally:
+        stop.restore()
+    if trainer.step < trainer.steps:
+        raise Interrupted(f"stopped at step {trainer.step}; the same command goes on from its checkpoint")
+
+
+def _resume(trainer: PPOTrainer, config: PPOConfig, output: Path, settings: dict[str, Any]) -> None:
+    found = ppo_state.checkpoints(output)
+    if not found:
+        return
+    last = found[-1]
+    if not config.resume:
+        raise InputError(f"{output} holds {last.name} of an earlier run; resume it or start over with --overwrite")
+    if changed := differences(ppo_state.read_facts(last)["settings"], settings):
+        raise InputError(f"{last} was made with other settings ({'; '.join(changed[:4])}); start over with --overwrite")
+    print(f"resuming from {last}", file=sys.stderr)
+    trainer.restore(last)
+
+
+def _log(trainer: PPOTrainer, output: Path, line: dict[str, Any]) -> None:
+    """Keep ``log.jsonl`` equal to the history, also after a resume from an earlier step, and show the line."""
+    if not trainer.accelerator.is_main_process:
+        return
+    write_text(output / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in trainer.history))
+    shown = " ".join(f"{key}={line[key]:.4g}" for key in ("reward", "kl", "policy_loss", "value_loss", "clip_fraction"))
+    print(f"step {line['step']}/{trainer.steps}: {shown}", file=sys.stderr, flush=True)
