@@ -192,5 +192,5 @@ def main(module: str, rows: Mapping[str, Row], description: str | None) -> None:
     for name in arguments.rows:
         lines.append(line_of(module, name, rows[name], arguments.repeats, clock))
         print(lines[-1], flush=True)
-    if arguments.write:
-        write_section(f"`python -m {module}`", lines)
+        if arguments.write:  # after each row: a run of half an hour may be stopped
+            write_section(f"`python -m {module}`", lines)

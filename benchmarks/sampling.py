@@ -1,7 +1,7 @@
 """Tokens a second of the hf engine's decode loop beside transformers' ``generate``, taken in turns in one run.
 
     python -m benchmarks.sampling --prompt-tokens 64 --prompts 8 -n 4 --new-tokens 64
-    python -m benchmarks.sampling --mixed --prompts 32
+    python -m benchmarks.sampling --mixed --prompts 32 --write     also writes benchmarks/RESULTS.md
 
 Without ``--mixed`` all prompts have one length and no answer ends before the limit, so every contender writes the same
 number of tokens. With it prompts have 20 to 300 tokens and answers end where the model ends them; padding behind an
@@ -11,16 +11,19 @@ end does not count. ``generate`` runs at several batch sizes and its best counts
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-import transformers
 
+from benchmarks.measure import environment, write_section
 from rankalign import models
 from rankalign.engines import SamplingParams
 from rankalign.engines.beams import search
@@ -85,6 +88,14 @@ def theirs(model: Any, prompts: Prompts, params: SamplingParams, eos: set[int], 
     return written
 
 
+def by_vllm(loaded: Any, prompts: Prompts, params: SamplingParams, eos: set[int]) -> int:
+    """The same answers by vLLM, one request each."""
+    asked = [(ids, k) for ids in prompts for k in range(params.n)]
+    settings = {"temperature": 1.0, "max_tokens": params.max_new_tokens, "ignore_eos": not eos, "detokenize": False}
+    done = loaded.complete([ids for ids, _ in asked], [{**settings, "seed": i} for i in range(len(asked))])
+    return sum(len(ids) + ended for ids, ended in done)
+
+
 def measure(contenders: dict[str, Contender], repeats: int, clock: Callable[[], float]) -> dict[str, float]:
     """Median tokens a second of each, all taken in turns so that a busy machine hurts all alike."""
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -108,8 +119,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[64], help="answers at once in our loop")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[4, 8, 16], help="prompts at once in generate")
     parser.add_argument("--beams", action="store_true", help="diverse beam search too: n groups, penalty 1")
+    parser.add_argument("--vllm", action="store_true", help="vLLM too, where it is installed (make test-vllm)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cpu-time", action="store_true", help="count processor seconds: fairer on a busy machine")
+    parser.add_argument("--write", action="store_true", help="write the table into benchmarks/RESULTS.md")
     args = parser.parse_args()
     model, tokenizer = models.load_policy(args.model), models.load_tokenizer(args.model)
     prompts = make_prompts(tokenizer, args.prompts, args.prompt_tokens, args.mixed)
@@ -120,16 +133,27 @@ def main() -> None:
     eos = {tokenizer.eos_token_id} if args.mixed else set()
     contenders: dict[str, Contender] = {}
     for size in sorted({min(size, len(prompts)) for size in args.batch_sizes}):
-        contenders[f"generate, batch {size}"] = lambda size=size: theirs(model, prompts, params, eos, size)
+        contenders[f"generate, batch {size}"] = partial(theirs, model, prompts, params, eos, size)
     for rows in args.rows:
-        contenders[f"rankalign, rows {rows}"] = lambda rows=rows: ours(model, tokenizer, prompts, params, eos, rows)
+        contenders[f"rankalign, rows {rows}"] = partial(ours, model, tokenizer, prompts, params, eos, rows)
         if args.beams:
-            contenders[f"diverse, rows {rows}"] = lambda rows=rows: ours(model, tokenizer, prompts, groups, eos, rows)
+            contenders[f"diverse, rows {rows}"] = partial(ours, model, tokenizer, prompts, groups, eos, rows)
+    if args.vllm:
+        from rankalign.engines.vllm import Loaded
+
+        loaded = Loaded.shared(args.model, "", "float32")
+        contenders["vllm"] = partial(by_vllm, loaded, prompts, params, eos)
+        contenders["vllm"]()  # loads it
     speeds = measure(contenders, args.repeats, time.process_time if args.cpu_time else time.perf_counter)
     best = max(speed for name, speed in speeds.items() if name.startswith("generate"))
     ratios = {name: round(speed / best, 2) for name, speed in speeds.items()}
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    print(json.dumps({"tokens_per_second": speeds, "ratio_to_best_generate": ratios, **vars(args), **versions}))
+    print(json.dumps({"tokens_per_second": speeds, "ratio_to_best_generate": ratios, **vars(args)}))
+    if args.write:
+        words = " ".join(word for word in sys.argv[1:] if word != "--write")
+        lines = [f"{datetime.date.today().isoformat()}; {environment()}; medians of {args.repeats}", ""]
+        lines += ["| who | tokens a second | ratio to the best `generate` |", "|---|---|---|"]
+        lines += [f"| {name} | {speeds[name]} | **{ratio:.2f}x** |" for name, ratio in ratios.items()]
+        write_section(f"`python -m benchmarks.sampling {words}`", lines)
 
 
 if __name__ == "__main__":

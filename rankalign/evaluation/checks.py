@@ -55,6 +55,7 @@ def _audit(content: Content) -> list[Table]:
     position: Content = content.get("position") or {}
     facts: list[list[Any]] = [
         ["parse rate", content.get("parse_rate"), None],
+        ["attempts of answers to sway the judge", content.get("attempts"), None],
         ["alike in both orders", content.get("order_consistency"), None],
         ["first answer wins", position.get("first_wins"), _bounds(position, "first_wins_ci95")],
         ["points for standing first", position.get("effect"), _bounds(position, "effect_ci95")],

@@ -61,7 +61,7 @@ def judge_pairs(
 ) -> Comparison:
     """Ask the judge about every prompt in both orders and count its verdicts; the same call goes on where it stopped.
 
-    The folder holds the pairs and verdicts by kind of question, ``reviews.jsonl`` and ``compare.json``.
+    The folder holds the pairs and verdicts by kind of question, ``reviews.jsonl`` and ``audit.json``, which ``rankalign report`` shows.
     """
     judged = []
     for kind, records in sorted(pair_up(a, b, names, categories).items()):
@@ -78,5 +78,5 @@ def judge_pairs(
     except InputError as error:  # a judge of whom nothing can be read is a result too
         comparison = Comparison([], "stored", extra={"note": str(error)})
     comparison.extra.update(judge=judge.name, **counts(judged, judge.name))
-    write_text(folder / "compare.json", dumps(comparison.as_dict()) + "\n")
+    write_text(folder / "audit.json", dumps(comparison.as_dict()) + "\n")
     return comparison
