@@ -61,7 +61,8 @@ def judge_pairs(
 ) -> Comparison:
     """Ask the judge about every prompt in both orders and count its verdicts; the same call goes on where it stopped.
 
-    The folder holds the pairs and verdicts by kind of question, ``reviews.jsonl`` and ``audit.json``, which ``rankalign report`` shows.
+    The folder holds the pairs and verdicts by kind of question, ``reviews.jsonl``, and ``audit.json``, which
+    ``rankalign report`` shows.
     """
     judged = []
     for kind, records in sorted(pair_up(a, b, names, categories).items()):
