@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -275,10 +274,10 @@ class RankTrainer(Trainer):
         def loss_of(logps: Tensor) -> Tensor:
             return self._share(self.losses_of(logps, examples, self.meter), examples, num_items_in_batch)
 
-        prompts, responses = token_ids(examples)
-        run = partial(backward_two_pass, layout=self.layout, backward=self.accelerator.backward)
+        budget, backward = self.config.token_budget, self.accelerator.backward
         with self.compute_loss_context_manager():
-            return run(model, prompts, responses, loss_of, self.config.token_budget)[0]
+            ids = token_ids(examples)
+            return backward_two_pass(model, *ids, loss_of, budget, layout=self.layout, backward=backward)[0]
 
     def compute_loss(
         self,
