@@ -54,7 +54,11 @@ def commands(folder: Path, seed: int) -> Iterator[dict[str, list[str]]]:
 
 
 def size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+    """Bytes of a file that another process may remove at any moment; 0 where there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def kill_many(stage: str, words: list[str], folder: Path, kills: int, rng: random.Random) -> int:
