@@ -253,6 +253,15 @@ def test_llmbar_accuracies_and_kappas_are_the_published_ones(data_kit: Path) -> 
         # Where PaLM2 wrote nothing (twice), the published kappa, unlike the published accuracy, counts output 2.
         kappa = cohen_kappa([v or "2" for v in one], [v or "2" for v in two])
         assert kappa == pytest.approx(said["kappa_agreement"], abs=1e-12)
+        # The published kappas with the gold label come from winners coded 1 and 0 beside labels coded 1 and 2: only
+        # output 1 can agree, and an accuracy of 95 % is called 0.27.
+        miscoded = [cohen_kappa(label, [{"1": "1", "2": "0", None: "-"}[v] for v in winners]) for winners in (one, two)]
+        assert miscoded == pytest.approx([said["kappa_False"], said["kappa_True"]], abs=1e-12)
+        assert sum(miscoded) / 2 == pytest.approx(said["kappa_average"], abs=1e-12)
+        agreed = cohen_kappa(label, [v or "-" for v in one])
+        accuracy = counts["correct_False"] / len(own)
+        by_chance = sum(label.count(v) * one.count(v) for v in ("1", "2")) / len(own) ** 2
+        assert agreed == pytest.approx((accuracy - by_chance) / (1 - by_chance), abs=1e-12)
 
 
 def test_pandalm_annotators_agree_as_published(data_kit: Path) -> None:
