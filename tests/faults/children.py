@@ -8,6 +8,8 @@ import os
 import resource
 import signal
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -53,6 +55,14 @@ def _main(words: list[str], log: str, largest_file: int) -> None:
     hf.MAX_ROWS = 8
     openai_client.FIRST_DELAY_S, openai_client.LONGEST_DELAY_S, openai_client.TRIES = 0.01, 0.1, 20
     generation.SCORE_BATCH = 2
+    os.fsync = _slow_sync
     if largest_file:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     sys.exit(main(words))
+
+
+def _slow_sync(handle: int, sync: Callable[[int], None] = os.fsync) -> None:
+    """A disk slow enough that a kill can fall between any two batches, however fast they are computed."""
+    time.sleep(0.005)
+    sync(handle)
+    time.sleep(0.005)

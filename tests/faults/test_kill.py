@@ -61,25 +61,40 @@ def size(path: Path) -> int:
         return 0
 
 
-def kill_many(stage: str, words: list[str], folder: Path, kills: int, rng: random.Random) -> int:
-    """Kill a stage ``kills`` times, at random sizes of its journal and a little later; compare all that it ever wrote.
+def items(path: Path) -> int:
+    """Whole lines of a journal behind its header."""
+    try:
+        return max(0, path.read_bytes().count(b"\n") - 1)
+    except FileNotFoundError:
+        return 0
 
-    Returns how many kills fell when part of the work was in the journal.
+
+def kill_many(stage: str, words: list[str], folder: Path, kills: int, rng: random.Random) -> int:
+    """Kill a stage ``kills`` times, at random counts of its journal's items and a little later; compare all it wrote.
+
+    Returns how many kills fell when part of the work, not all of it, was in the journal.
     """
     whole, log = folder / f"{stage}-whole.jsonl", folder / f"{stage}.log"
-    assert finish([*words, "--output", str(whole)], log) == 0, log.read_text()
+    undisturbed, seen, began = start([*words, "--output", str(whole)], log), 0, 0.0
+    while undisturbed.is_alive():
+        now = items(whole.with_name(whole.name + ".journal"))
+        if now > seen:
+            seen, last, began = now, time.monotonic(), began or time.monotonic()
+        time.sleep(0.0005)
+    assert undisturbed.exitcode == 0, log.read_text()
+    pace = (last - began) / seen
     done = midway = 0
     for attempt in range(10 * kills):
         output = folder / f"{stage}-{rng.getrandbits(40)}.jsonl"
         journal = output.with_name(output.name + ".journal")
-        while done < kills and not output.with_name(output.name + ".manifest.json").exists():
+        while done < kills and items(journal) < seen and not output.exists():
             process = start([*words, "--output", str(output)], log)
-            until = size(journal) + rng.randrange(whole.stat().st_size // 2)
-            while process.is_alive() and size(journal) <= until:
-                time.sleep(0.001)
-            time.sleep(rng.uniform(0, 0.02))
+            until = rng.randint(items(journal), seen)
+            while process.is_alive() and items(journal) < until:
+                time.sleep(0.0005)
+            time.sleep(rng.uniform(0, 4 * pace))
             done += killed(process)
-            midway += size(journal) > 4000  # more than its header
+            midway += 0 < items(journal) < seen
         assert finish([*words, "--output", str(output)], log) == 0, log.read_text()
         assert output.read_bytes() == whole.read_bytes(), f"attempt {attempt}"
         assert not journal.exists()
