@@ -52,22 +52,57 @@ def token_rewards(
         ``[p][n]`` is a tensor of shape (1 + read tokens of response n of prompt p,); the last entry is its reward.
     """
     lm = reward_lm(model)
+    rows, counts = _rows(lm, prompts, responses, layout)
+
+    def compute() -> Tensor:
+        return _say(lm, label_states(lm, rows)) if rows is not None else _say(lm, _no_states(lm))
+
+    pieces = iter(torch.split(inside(model, compute), [n for row in counts for n in row]))
+    return [[next(pieces) for _ in row] for row in counts]
+
+
+def end_states(model: nn.Module, prompts: Sequence[Tokens], responses: Lists, *, layout: str = "auto") -> list[Tensor]:
+    """The hidden states that the head reads as rewards: a tensor (N, H) for each prompt.
+
+    Args:
+        model: as in :func:`list_rewards`; not sharded.
+        prompts: as in :func:`list_rewards`.
+        responses: as in :func:`list_rewards`.
+        layout: as in :func:`list_rewards`.
+    """
+    lm = reward_lm(model)
+    rows, counts = _rows(lm, prompts, responses, layout)
+    states = label_states(lm, rows) if rows is not None else _no_states(lm)
+    pieces = iter(torch.split(states, [n for row in counts for n in row]))
+    return [torch.stack([next(pieces)[-1] for _ in row]) for row in counts]
+
+
+def rewards_of(model: nn.Module, states: Sequence[Tensor]) -> Tensor:
+    """(P, N) rewards from the states of :func:`end_states`, 0 where a prompt has fewer than N; differentiable."""
+    lm = reward_lm(model)
+    values = torch.split(inside(model, lambda: _say(lm, torch.cat(list(states)))), [len(rows) for rows in states])
+    return nn.utils.rnn.pad_sequence(list(values), batch_first=True)
+
+
+def _rows(lm: Any, prompts: Sequence[Tokens], responses: Lists, layout: str) -> tuple[Any, list[list[int]]]:
+    """Rows of all that is read, and how many states each response of each prompt has in them."""
     texts = [read_part(p, candidates, lm.config) for p, candidates in zip(prompts, responses, strict=True)]
     # Rows leave the last token of a response out, which predicts nothing; with one more token, they hold all we read.
     longer = [[[*r, 0] for r in candidates] for _, candidates in texts]
-    rows = lay_out(lm, [p for p, _ in texts], longer, layout)
+    return lay_out(lm, [p for p, _ in texts], longer, layout), [[len(r) for r in row] for row in longer]
 
-    def compute() -> Tensor:
-        weight: Tensor = next(lm.score.parameters())
-        if rows is None:
-            return torch.zeros(0, dtype=weight.dtype, device=weight.device)
-        states = label_states(lm, rows)
-        with torch.autocast(states.device.type, enabled=False):  # differences of rewards need every digit
-            values: Tensor = lm.score(states.to(weight.dtype))[:, 0]
-        return values.to(torch.promote_types(values.dtype, torch.float32))
 
-    pieces = iter(torch.split(inside(model, compute), [len(r) for candidates in longer for r in candidates]))
-    return [[next(pieces) for _ in candidates] for candidates in longer]
+def _say(lm: Any, states: Tensor) -> Tensor:
+    """What the head says of each state (T, H): (T,), fp32 or wider."""
+    weight: Tensor = next(lm.score.parameters())
+    with torch.autocast(states.device.type, enabled=False):  # differences of rewards need every digit
+        values: Tensor = lm.score(states.to(weight.dtype))[:, 0]
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _no_states(lm: Any) -> Tensor:
+    weight: Tensor = next(lm.score.parameters())
+    return weight.new_zeros(0, weight.shape[-1])
 
 
 def reward_lm(model: nn.Module) -> Any:

@@ -78,7 +78,8 @@ def pad_apart_from_end(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def freeze_lower(model: nn.Module, share: float) -> list[str]:
-    """Freeze the embeddings and the lower layers, adapters included, and say so on stderr.
+    """Freeze the embeddings and the lower layers, adapters included, and say so on stderr; with a share of 1, all but
+    the head.
 
     Args:
         model: a reward model, bare or inside PEFT.
@@ -95,11 +96,14 @@ def freeze_lower(model: nn.Module, share: float) -> list[str]:
         raise InputError(f"--freeze_layers: {lm.config.model_type} models have no plain stack of layers")
     lower = {*stacks[0][:frozen], *(m for m in base.modules() if isinstance(m, nn.Embedding))}
     names = [name for name, module in lm.named_modules() if module in lower]
-    for module in lower:
+    for module in [base] if share == 1 else lower:
         module.requires_grad_(False)
     print(f"frozen: {', '.join(names)}", file=sys.stderr)
     return names
 
+
+Key = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]
+"""The token ids of a prompt and of its responses."""
 
 # --- the trainer -------------------------------------------------------------------------------------------------
 
@@ -127,7 +131,9 @@ class RewardTrainer(RankTrainer):
         layout: str = "auto",
         **more: Any,
     ) -> None:
-        self.lm_config = rewards.reward_lm(model).config
+        lm = rewards.reward_lm(model)
+        self.lm_config, self._states = lm.config, dict[Key, Tensor]()
+        self._fixed_states = config.disable_dropout and not any(p.requires_grad for p in lm.base_model.parameters())
         super().__init__(model, config, self._prepared(train), self._prepared(evaluation), layout, **more)
 
     def _prepared(self, examples: Sequence[Example]) -> list[Example]:
@@ -138,8 +144,18 @@ class RewardTrainer(RankTrainer):
         return prepared
 
     def values(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
-        """(P, N) rewards of the candidates."""
+        """(P, N) rewards of the candidates. Where the head alone learns, its input is computed once for each list."""
+        if self._fixed_states and not self.sharded:
+            return rewards.rewards_of(model, [self._states_of(model, example) for example in examples])
         return rewards.list_rewards(model, *token_ids(examples), layout=self.layout)
+
+    @torch.no_grad()
+    def _states_of(self, model: nn.Module, example: Example) -> Tensor:
+        """(N, H), computed for the list alone: the same bits whichever lists stood beside it when it first came."""
+        key = tuple(example.tokens.prompt), tuple(map(tuple, example.tokens.responses))
+        if key not in self._states:
+            self._states[key] = rewards.end_states(model, *token_ids([example]), layout=self.layout)[0]
+        return self._states[key]
 
     def losses(self, model: nn.Module, examples: Sequence[Example], meter: Meter) -> Tensor:
         """(P,) loss of each prompt, metered by reward."""

@@ -346,6 +346,27 @@ def test_lower_layers_stay_as_they_are(tmp_path: Path, data: Path, capsys: pytes
         assert torch.equal(weight, before[name]) == frozen, name
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_head_that_learns_alone_reads_its_states_once(
+    tmp_path: Path, data: Path, lora: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"freeze_layers": 1.0, "num_train_epochs": 3, "learning_rate": 0.05, "use_lora": lora}
+    seen: list[Any] = []
+    end_states = rewards.end_states
+    monkeypatch.setattr(
+        rewards, "end_states", lambda m, p, r, **more: seen.append((p, r)) or end_states(m, p, r, **more)
+    )
+    run(data, tmp_path / "once", **settings)
+    assert len(seen) == len({str(one) for one in seen}) == len(data.read_text().splitlines())
+    monkeypatch.setattr(RewardTrainer, "sharded", True)
+    run(data, tmp_path / "each", **settings)
+    for once, each in zip(log(tmp_path / "once"), log(tmp_path / "each"), strict=True):
+        assert once.keys() == each.keys()
+        for name in ("loss", "mean_reward", "ranking_accuracy", "grad_norm"):
+            assert once.get(name, 0) == pytest.approx(each.get(name, 0), rel=1e-5, abs=1e-6), name
+    assert log(tmp_path / "once")[-2]["loss"] < log(tmp_path / "once")[0]["loss"] == pytest.approx(math.log(2))
+
+
 @pytest.mark.parametrize(("share", "layers", "frozen"), [(0.7, 28, 20), (0.9, 10, 9), (1.0, 3, 3), (0.1, 3, 1)])
 def test_how_many_layers_freeze(share: float, layers: int, frozen: int) -> None:
     config = tiny.build_tiny_reward_model().config
