@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import importlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -23,13 +24,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sample": ("sample", "several policies answer each prompt"),
     "score": ("score", "scorers grade the answers"),
     "merge": ("merge", "join what several `sample` or `score --shard` processes wrote"),
+    "plan": ("plan", "what a training run will take, before any weights are loaded"),
     "train": ("train", "learn from the order of the answers"),
     "eval": ("evaluate", "perplexity, reward and text statistics of answers"),
     "compare": ("compare", "two systems on the same prompts: wins, sums, intervals"),
+    "chat": ("chat", "talk to a model, or to two and vote; a page or the terminal"),
+    "label": ("label", "a page in the browser to rank answers by hand"),
     "sheet": ("sheet", "blinded sheets for human raters: make, read"),
     "convert": ("convert", "between our records and every other tool's format"),
     "lint": ("lint", "find what is wrong in a file of candidates"),
+    "iterate": ("iterate", "train in rounds on the own new answers: IP-n, OP-k, RAFT"),
     "run": ("run", "all of the above as one experiment, with a report"),
+    "table": ("paper_table", "the RRHF paper's comparison, every row with every seed"),
     "report": ("report", "one HTML page of a run"),
     "delta": ("delta", "bit-exact differences between two models: make, apply, verify"),
     "verify": ("verify", "has anything that a run read or wrote changed since?"),
@@ -94,6 +100,8 @@ def _execute(module: Any, args: argparse.Namespace) -> int:
         # What a library prints must not land among the results.
         with contextlib.redirect_stdout(sys.stderr):
             result = module.run(args)
+        if os.environ.get("RANK", "0") != "0":
+            return 0  # of several processes that train one model, the first tells the result
         if args.json:
             print(json.dumps(result, ensure_ascii=False, allow_nan=False))
         else:
@@ -126,3 +134,5 @@ def quiet_libraries() -> None:
         ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
     ):
         os.environ.setdefault(name, value)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import, of kernels for other machines
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator" not in record.getMessage())

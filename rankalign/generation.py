@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,20 @@ SCORE_BATCH = 32  # records handed to a scorer at once, and lost at most when a 
 # --- sampling ----------------------------------------------------------------------------------------------------
 
 
-def sample(config: SampleConfig) -> dict[str, Any]:
+def sample(
+    config: SampleConfig,
+    answerer: Callable[[Policy], Answerer] | None = None,
+    describe: Callable[[Policy], dict[str, Any]] = policy_settings,
+) -> dict[str, Any]:
     """Let every policy answer every prompt.
 
     Responses stand in the order of the policies, then of their index; identical texts of one policy are merged with
     their count.
+
+    Args:
+        config: settings.
+        answerer: makes who answers for a policy: :class:`Answerer`, or one around weights that lie in no folder.
+        describe: everything that a policy's answers depend on.
 
     Returns:
         ``{"output", "already_finished", "prompts", "responses", ...}``.
@@ -46,12 +55,14 @@ def sample(config: SampleConfig) -> dict[str, Any]:
     settings = {
         "prompts": sha256_file(config.prompts),
         "max_prompts": config.max_prompts,
-        "policies": [policy_settings(policy) for policy in policies],
+        "policies": [describe(policy) for policy in policies],
     }
     stage = Stage("sample", Path(config.prompts), Path(config.output), settings, config.shard, config.overwrite)
     scale = Scale(config.shard, config.runner, config.workers)
+    make = answerer or Answerer
     return stage.run(
-        lambda journal: _sample(prompts, policies, scale, journal), lambda items: _answered(prompts, names, items)
+        lambda journal: _sample(prompts, [make(policy) for policy in policies], scale, journal),
+        lambda items: _answered(prompts, names, items),
     )
 
 
@@ -81,8 +92,7 @@ class Answerer:
         return [[response_to_dict(response) for response in responses] for responses in answers]
 
 
-def _sample(prompts: list[CandidateSet], policies: list[Policy], scale: Scale, journal: Journal) -> None:
-    workers = [Answerer(policy) for policy in policies]
+def _sample(prompts: list[CandidateSet], workers: list[Answerer], scale: Scale, journal: Journal) -> None:
     plans = [scale.plan(w, [[prompts[i] for i in batch] for batch in w.engine.batches(prompts)]) for w in workers]
     workers.clear()  # each goes, with its model, when its plan is done
     run_plans("sampling", plans, journal)
@@ -131,8 +141,12 @@ def build_scorer(config: ScorerConfig) -> Scorer:
     return scorer
 
 
-def score(config: ScoreConfig) -> dict[str, Any]:
+def score(config: ScoreConfig, grader: Callable[[ScorerConfig], Grader] | None = None) -> dict[str, Any]:
     """Let every scorer grade every response; the records come back with their scores added.
+
+    Args:
+        config: settings.
+        grader: makes who grades for a scorer: :class:`Grader`, or one that holds what it needs already.
 
     Returns:
         ``{"output", "already_finished", "prompts", "scores", "missing_scores", ...}``.
@@ -145,13 +159,13 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     if Path(config.input).resolve() == Path(config.output).resolve():
         raise InputError(f"input and output are the same file, {config.input}; name another output")
     sets = list(read(config.input))
-    graders = [Grader(scorer) for scorer in config.scorers]
+    graders = [(grader or Grader)(scorer) for scorer in config.scorers]
     settings = {
         "input": sha256_file(config.input),
-        "scorers": [{"name": grader.name, **grader.scorer.fingerprint()} for grader in graders],
+        "scorers": [{"name": each.name, **each.scorer.fingerprint()} for each in graders],
     }
     stage = Stage("score", Path(config.input), Path(config.output), settings, config.shard, config.overwrite)
-    scale, names = Scale(config.shard, config.runner, config.workers), [grader.name for grader in graders]
+    scale, names = Scale(config.shard, config.runner, config.workers), [each.name for each in graders]
     return stage.run(lambda journal: _score(sets, graders, scale, journal), lambda items: _graded(sets, names, items))
 
 

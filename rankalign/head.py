@@ -66,6 +66,14 @@ def head_of(model: Any) -> Head:
     Raises:
         InputError: the head is no plain linear layer, for example because it has LoRA weights.
     """
+    layer = head_layer(model)
+    config = model.config.get_text_config()
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    return Head(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
+
+
+def head_layer(model: Any) -> nn.Linear:
+    """The layer that :func:`head_of` reads; raises as it does."""
     layer = model.get_output_embeddings()
     if hasattr(layer, "modules_to_save"):  # PEFT trains a copy of the whole head
         on = not layer.disable_adapters and layer.active_adapters
@@ -77,9 +85,7 @@ def head_of(model: Any) -> Head:
         )
     if not isinstance(layer, nn.Linear):
         raise InputError(f"the language-model head is a {type(layer).__name__}; only linear heads are supported")
-    config = model.config.get_text_config()
-    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-    return Head(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
+    return layer
 
 
 def label_logps(head: Head, hidden: Tensor, labels: Tensor, on_grad: Callable[[Tensor], None] | None = None) -> Tensor:

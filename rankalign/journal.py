@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -72,17 +72,10 @@ class Journal:
             raise InputError(f"{self.path}: another process has just finished it; run the same command again")
 
     def _load(self, header: dict[str, Any]) -> None:
-        raw = self.path.read_bytes()
-        lines = raw.split(b"\n")[:-1]  # what follows the last line feed is torn, or nothing
         self._end = 0
-        for number, line in enumerate(lines, start=1):
-            item = _unpack(line)
-            if item is None and number == len(lines):
-                break
-            if item is None:
-                raise InputError(f"{self.path}:{number}: damaged line; delete the journal to start over")
-            self.done[item[0]] = item[1]
-            self._end += len(line) + 1
+        for (key, value), size in _whole_lines(self.path):
+            self.done[key] = value
+            self._end += size
         os.ftruncate(self._handle, self._end)
         os.lseek(self._handle, self._end, os.SEEK_SET)
         header = loads(dumps(header))
@@ -126,6 +119,27 @@ class Journal:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def peek(path: Path) -> dict[Key, Any]:
+    """Header and items of a journal that another process may be writing, as far as they are whole.
+
+    Raises:
+        InputError: a line before the last is damaged.
+    """
+    return dict(item for item, _ in _whole_lines(path))
+
+
+def _whole_lines(path: Path) -> Iterator[tuple[tuple[Key, Any], int]]:
+    """Each item with the bytes of its line; what is torn at the end is left out."""
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line feed is torn, or nothing
+    for number, line in enumerate(lines, start=1):
+        item = _unpack(line)
+        if item is None and number == len(lines):
+            return
+        if item is None:
+            raise InputError(f"{path}:{number}: damaged line; delete the journal to start over")
+        yield item, len(line) + 1
 
 
 def _write_all(handle: int, block: bytes) -> None:

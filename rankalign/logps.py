@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from rankalign.attention import install
 from rankalign.errors import InputError
-from rankalign.head import head_of, label_logps
+from rankalign.head import head_layer, head_of, label_logps
 from rankalign.linears import fast_linears
 from rankalign.tree import Lists, Rows, Tokens, padded_rows, tree_row
 
@@ -171,10 +172,12 @@ def _flat_logps(model: nn.Module, prompts: Sequence[Tokens], responses: Lists, l
     note = rows.forest.note_gradient if rows and rows.forest else None
 
     def compute() -> Tensor:
-        head = head_of(lm)
+        layer = head_layer(lm)
         if rows is None:
-            return torch.zeros(0, dtype=torch.promote_types(head.weight.dtype, torch.float32), device=lm.device)
-        return label_logps(head, label_states(lm, rows), rows.labels.to(lm.device), note)
+            return torch.zeros(0, dtype=torch.promote_types(layer.weight.dtype, torch.float32), device=lm.device)
+        labels = rows.labels.to(lm.device)
+        states = label_states(lm, rows)
+        return as_forward(layer, lambda some: label_logps(head_of(lm), some, labels, note), states)
 
     return inside(model, compute)
 
@@ -245,13 +248,27 @@ def _unwrapped(model: Any) -> Any:
 def inside(model: nn.Module, compute: Callable[[], T]) -> T:
     """Run ``compute`` as if it were the model's forward, so that wrappers synchronise gradients and gather weights."""
     inner = _unwrapped(model)
-    if inner is model:
+    if inner is model and not isinstance(model, FSDPModule):
         return compute()
-    hidden = vars(inner).get("forward")
-    inner.forward = lambda *_, **__: compute()
+    with _replaced_forward(inner, lambda *_, **__: compute()):
+        result: T = model()
+    return result
+
+
+def as_forward(layer: Any, compute: Callable[[Tensor], T], states: Tensor) -> T:
+    """Run ``compute(states)`` as the forward of one layer, whose weights are then whole wherever they are sharded."""
+    with _replaced_forward(layer, compute):
+        result: T = layer(states)
+    return result
+
+
+@contextmanager
+def _replaced_forward(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
+    hidden = vars(module).get("forward")
+    module.forward = forward
     try:
-        return model()
+        yield
     finally:
-        del inner.forward
+        del module.forward
         if hidden is not None:
-            inner.forward = hidden
+            module.forward = hidden

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -24,12 +25,13 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as hf_logging
 
-from rankalign import default_model, tiny, weights
+from rankalign import default_model, quant, tiny, weights
 from rankalign.errors import InputError
 from rankalign.folders import cached_folder, new_folder
 
@@ -120,7 +122,14 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
 
 
 def load_policy(
-    model: str, *, dtype: str = "auto", adapter: str = "", trust_remote_code: bool = False
+    model: str,
+    *,
+    dtype: str = "auto",
+    adapter: str = "",
+    trust_remote_code: bool = False,
+    bits: int = 0,
+    train_adapter: bool = False,
+    quantize: str = "",
 ) -> PreTrainedModel:
     """A causal language model in eval mode on :func:`device`.
 
@@ -129,15 +138,49 @@ def load_policy(
         dtype: ``auto`` (float32 on the CPU, where narrower types are slow; bfloat16 on a GPU), or a name in DTYPES.
         adapter: folder of a LoRA adapter to put on the model, as a ``PeftModel`` in which it can be disabled.
         trust_remote_code: run Python code that comes with the model.
+        bits: 4 or 8 quantises the linear layers but the head (see :func:`quantisation`); 0 leaves them whole.
+        train_adapter: let the adapter's weights train on.
+        quantize: ``8bit`` holds linear layers and embeddings in 8 bits, for inference only (:mod:`rankalign.quant`);
+            they are read in the type of their file, so that they never stand in memory at full width.
 
     Raises:
-        InputError: the model cannot be had, or the device cannot compute in ``dtype``.
+        InputError: the model cannot be had, the device cannot compute in ``dtype``, or ``quantize`` is unknown.
     """
+    if quantize not in ("", "8bit"):
+        raise InputError(f"unknown quantisation {quantize!r}: give 8bit or nothing")
     where, adapter = base_and_adapter(model, adapter)
-    policy = _load_whole_policy(where, pick_dtype(dtype), trust_remote_code=trust_remote_code)
+    more = quantisation(bits, pick_dtype(dtype)) if bits else {}
+    stored: torch.dtype | str = "auto" if quantize else pick_dtype(dtype)
+    policy = _load_whole_policy(where, stored, trust_remote_code=trust_remote_code, **more)
     _train_every_row(policy)
-    placed: PreTrainedModel = (_with_adapter(policy, adapter) if adapter else policy).to(device()).eval()
+    _one_kernel(policy)
+    policy = _with_adapter(policy, adapter, is_trainable=train_adapter) if adapter else policy
+    if quantize:
+        quant.quantize_8bit(policy, pick_dtype(dtype))
+    placed: PreTrainedModel = (policy if bits else policy.to(device())).eval()
     return placed
+
+
+def _one_kernel(model: PreTrainedModel) -> None:
+    """Keep 4-bit layers on CPUs from bfloat16 in eval mode alone, so that a reference is what training sees."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def quantisation(bits: int, compute: torch.dtype) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` for linear layers in 4 bits (nf4 with double quantisation, QLoRA of
+    arXiv:2305.14314) or 8 bits (LLM.int8, arXiv:2208.07339), multiplied in ``compute``.
+
+    Raises:
+        InputError: bitsandbytes is not installed.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(f"weights in {bits} bits need: pip install 'rankalign[quant]'")
+    four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": compute}
+    make: Any = BitsAndBytesConfig
+    config = make(load_in_4bit=True, **four) if bits == 4 else make(load_in_8bit=True)
+    return {"quantization_config": config, "device_map": {"": device()}}
 
 
 def _train_every_row(model: PreTrainedModel) -> None:
@@ -278,17 +321,22 @@ def base_and_adapter(model: str, adapter: str) -> tuple[str, str]:
     return resolve(_base_of(where)), where
 
 
-def _with_adapter(model: PreTrainedModel, adapter: str) -> Any:
+def _with_adapter(model: PreTrainedModel, adapter: str, is_trainable: bool = False) -> Any:
     from peft import PeftModel
 
     if not (Path(adapter) / "adapter_config.json").is_file():
         raise InputError(f"adapter {adapter}: no folder with an adapter_config.json")
     with _explained(adapter):
-        return PeftModel.from_pretrained(model, adapter)
+        return PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
 
 
 def add_lora(
-    model: PreTrainedModel, r: int = 16, alpha: int = 32, dropout: float = 0.05, targets: str | Sequence[str] = "auto"
+    model: PreTrainedModel,
+    r: int = 16,
+    alpha: int = 32,
+    dropout: float = 0.05,
+    targets: str | Sequence[str] = "auto",
+    dora: bool = False,
 ) -> Any:
     """Put trainable low-rank adapters on a model and freeze the rest; says on stderr how many weights train.
 
@@ -298,6 +346,7 @@ def add_lora(
         alpha: the update is scaled by ``alpha / r``.
         dropout: on the adapter's input.
         targets: names of the layers to adapt; ``auto`` is every linear layer but the output head.
+        dora: also learn the length of each weight column (DoRA, arXiv:2402.09353).
 
     Returns:
         The ``PeftModel``; under ``model.disable_adapter()`` it computes what the base does.
@@ -311,11 +360,21 @@ def add_lora(
         lora_dropout=dropout,
         target_modules="all-linear" if targets == "auto" else list(targets),
         task_type=TaskType.SEQ_CLS if classifier else TaskType.CAUSAL_LM,
+        use_dora=dora,
     )
-    adapted = get_peft_model(model, config)
+    return say_trainable(get_peft_model(model, config))
+
+
+def say_trainable(adapted: Any) -> Any:
+    """Print on stderr how many weights of a ``PeftModel`` train, and return it."""
     trainable, total = adapted.get_nb_trainable_parameters()
     print(f"LoRA: {trainable:,} of {total:,} weights train ({trainable / total:.2%})", file=sys.stderr)
     return adapted
+
+
+def is_adapter(model: str) -> bool:
+    """Whether a model's name leads to the folder of an adapter."""
+    return _is_adapter(resolve(model))
 
 
 def merge_lora(folder: str, output: str) -> None:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from rankalign import data, models, templates
-from rankalign.batching import encode_prompt
+from rankalign.batching import encode_prompt, encode_text
 from rankalign.convert import Intake
 from rankalign.engines import SamplingParams
 from rankalign.engines.decode import Ending, Rows, sample
 from rankalign.engines.hf import MAX_ROWS, MAX_TOKENS
 from rankalign.engines.sampling import uniforms
 from rankalign.evaluation.diagnosis import Watch
+from rankalign.evaluation.likeness import RougeWatch, best_texts
 from rankalign.records import CandidateSet, loads
 from rankalign.scorers import SCORERS, Scorer
 from rankalign.training.arguments import PPOConfig, TrainConfig
 from rankalign.training.ppo import Answer
 from rankalign.training.ppo_math import Score
+from rankalign.training.rank import Watch as Measure
 
 SCORE = "reward"
 WATCHED = 32
@@ -98,23 +100,48 @@ def sampler_of(config: PPOConfig) -> PolicySampler:
     return PolicySampler(models.load_tokenizer(config.model), params, templates.stops(config.template))
 
 
-def watch_of(config: TrainConfig) -> Watch | None:
-    """What ``--watch`` asks for: greedy answers to the first prompts of ``--eval_data``, against the start model's."""
-    if not config.watch:
+def watch_of(config: TrainConfig) -> Measure | None:
+    """What is measured on greedy answers to the prompts of ``--eval_data``: for ``--watch`` a grade against the start
+    model's, for a best checkpoint by ROUGE the likeness to the held-out best responses."""
+    asked = [(config.watch, _graded_watch), (config.best_by_rouge, _rouge_watch)]
+    watches = [make(config) for wanted, make in asked if wanted]
+    if not watches:
         return None
+    return lambda model: {name: value for watch in watches for name, value in watch(model).items()}
+
+
+def _graded_watch(config: TrainConfig) -> Measure:
+    prompts = _held_out(config)[:WATCHED]
+    scorer = SCORERS.load("function")("watch", function=config.watch)
+    return Watch(prompts, greedy(config, WATCHED_TOKENS), scorer, models.load_policy(config.model, dtype="float32"))
+
+
+def _rouge_watch(config: TrainConfig) -> Measure:
+    """Answers as long as the longest response they are compared with may be, at most half of ``--max_length``."""
+    sets = _held_out(config)
+    best = best_texts(sets, config.judge)
     tokenizer = models.load_tokenizer(config.model)
-    params = SamplingParams(temperature=0.0, max_new_tokens=WATCHED_TOKENS, seed=config.seed, n=1)
+    longest = max((len(encode_text(tokenizer, text)) for text in best.values()), default=0)
+    return RougeWatch(sets, best, greedy(config, max(1, min(longest, config.max_length // 2))))
+
+
+def _held_out(config: TrainConfig) -> list[CandidateSet]:
+    return list(data.load(config.eval_data, config.format, Intake(config.skip_invalid)))
+
+
+def greedy(config: TrainConfig, max_new_tokens: int) -> Callable[[Any, Sequence[CandidateSet]], list[str]]:
+    """Asks a model, always with temperature 0; prompts are encoded as in training and lose their beginning first."""
+    tokenizer = models.load_tokenizer(config.model)
+    params = SamplingParams(temperature=0.0, max_new_tokens=max_new_tokens, seed=config.seed, n=1)
     sampler = PolicySampler(tokenizer, params, templates.stops(config.template))
 
     def answer(model: Any, sets: Sequence[CandidateSet]) -> list[str]:
         prompts = [encode_prompt(tokenizer, s.prompt, config.template, config.system, s.meta) for s in sets]
-        rows = [tokens[-max(1, config.max_length - WATCHED_TOKENS) :] for tokens in prompts]
+        rows = [tokens[-max(1, config.max_length - max_new_tokens) :] for tokens in prompts]
         with torch.no_grad():
             return [found.text for found in sampler(model, rows, [(s.id, 0) for s in sets])]
 
-    prompts = list(data.load(config.eval_data, config.format, Intake(config.skip_invalid)))[:WATCHED]
-    scorer = SCORERS.load("function")("watch", function=config.watch)
-    return Watch(prompts, answer, scorer, models.load_policy(config.model, dtype="float32"))
+    return answer
 
 
 def reward_of(config: PPOConfig) -> ScorerReward:

@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", default="auto", help="format of the file: auto or a name of `rankalign ls formats`")
     parser.add_argument("--judge", default="", help="whose scores; needed where several judges scored")
     parser.add_argument("--truth", default="", help="agreement, subsets: the judge whose order counts as right")
+    parser.add_argument("--raters", nargs="+", help="agreement: two or more judges or annotators, all alike")
     parser.add_argument(
         "--function", help="reward, subsets: score now with this function (module:name or file.py:name)"
     )
@@ -120,9 +121,13 @@ def _lexical(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
 
 def _agreement(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
     from rankalign.evaluation.agreement import evaluate_agreement
+    from rankalign.evaluation.raters import evaluate_raters
 
+    if args.raters:
+        return evaluate_raters(sets, args.raters, args.seed)
     if not args.judge or not args.truth:
-        raise InputError(f"name two judges with --judge and --truth (in the data: {', '.join(judges(sets)) or 'none'})")
+        found = ", ".join(judges(sets)) or "none"
+        raise InputError(f"name two judges with --judge and --truth, or raters with --raters (in the data: {found})")
     return evaluate_agreement(sets, args.judge, args.truth, args.seed)
 
 

@@ -1,16 +1,19 @@
 """Several policies answer each prompt; the candidates land in one file.
 
-The settings file names the policies (`data_generation/configs/` has examples). Killed or interrupted, the same command
-goes on where it stopped and ends in the very file that an uninterrupted run writes.
+The settings file names the policies (`data_generation/configs/` has examples); without one, `--model` answers each
+prompt once. Killed or interrupted, the same command goes on where it stopped and ends in the very file that an
+uninterrupted run writes.
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from rankalign.commands import add_scale_arguments, scale_flags, show_facts
 from rankalign.config import SampleConfig, load, resolve_near
+from rankalign.errors import InputError
 from rankalign.generation import sample
 
 EXAMPLE = "rankalign sample --config data_generation/configs/demo.yaml --output runs/candidates.jsonl"
@@ -19,12 +22,12 @@ show = show_facts
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``rankalign sample``; they win over the settings file."""
-    parser.add_argument("--config", required=True, help="YAML file with prompts, output and policies")
+    parser.add_argument("--config", help="YAML file with prompts, output and policies")
     parser.add_argument("--prompts", help="records with the prompts (JSON Lines)")
     parser.add_argument("--output", help="where the candidates go")
     parser.add_argument("--seed", type=int, help="base seed of all policies")
     parser.add_argument("--max_prompts", type=int, help="take the first so many prompts")
-    parser.add_argument("--model", help="put this model in the place of `default` in every policy")
+    parser.add_argument("--model", help="in the place of `default` in every policy; without --config, who answers")
     add_scale_arguments(parser)
 
 
@@ -38,8 +41,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
         max_prompts=args.max_prompts,
         **scale_flags(args),
+        **_one_policy(args),
     )
-    return sample(_placed(config, args))
+    return sample(_placed(config, args) if args.config else config)
+
+
+def _one_policy(args: argparse.Namespace) -> dict[str, Any]:
+    """Without a settings file: the model, under its own name."""
+    if args.config:
+        return {}
+    if not args.model:
+        raise InputError("sample: give --config FILE, or --model with --prompts and --output")
+    return {"policies": [{"name": Path(args.model).name, "model": args.model}]}
 
 
 def _placed(config: SampleConfig, args: argparse.Namespace) -> SampleConfig:

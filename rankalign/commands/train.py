@@ -15,8 +15,10 @@ from typing import Any
 
 from rankalign.commands import show_facts
 from rankalign.rollouts import reward_of, sampler_of, watch_of
+from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import PPOConfig, describe, parse
 from rankalign.training.ppo_run import train_ppo
+from rankalign.training.processes import only_first_speaks
 from rankalign.training.run import Interrupted, train
 
 EXAMPLE = "rankalign train --config train_scripts/configs/rrhf.yaml --data runs/scored.jsonl --learning_rate 1e-5"
@@ -34,9 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train; see :func:`rankalign.training.run.train` and :func:`rankalign.training.ppo_run.train_ppo`."""
+    with only_first_speaks():
+        return _train(args)
+
+
+def _train(args: argparse.Namespace) -> dict[str, Any]:
     config, notes = parse(args.config, args.rest)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
+    add_tokens(config)
     try:
         if isinstance(config, PPOConfig):
             return train_ppo(config, sampler_of(config), reward_of(config))

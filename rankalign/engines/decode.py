@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -165,6 +165,14 @@ def sample(rows: Rows, params: SamplingParams, uniforms: Tensor, ends: Ending) -
     Returns:
         For each row its token ids, a closing end-of-sequence token included, and whether it ended by itself.
     """
+    *_, answers = stream(rows, params, uniforms, ends)
+    return answers
+
+
+def stream(
+    rows: Rows, params: SamplingParams, uniforms: Tensor, ends: Ending
+) -> Iterator[list[tuple[list[int], bool]]]:
+    """What :func:`sample` returns, as it stands after every token."""
     answers: list[list[int]] = [[] for _ in uniforms]
     uniforms = uniforms.to(rows.logits.device)
     alive = list(range(len(answers)))
@@ -174,8 +182,8 @@ def sample(rows: Rows, params: SamplingParams, uniforms: Tensor, ends: Ending) -
             answers[row].append(token)
         going = [place for place, row in enumerate(alive) if not ends(answers[row])]
         alive = [alive[place] for place in going]
+        yield [(ids, row not in alive) for row, ids in enumerate(answers)]
         if not alive or step == params.max_new_tokens - 1:
-            break
+            return
         rows.select(going)
         rows.append(tokens[going])
-    return [(ids, row not in alive) for row, ids in enumerate(answers)]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from rankalign import models
-from rankalign.engines.beams import search
-from rankalign.engines.decode import Ending, Rows, sample
+from rankalign.engines import Policy
+from rankalign.engines.beams import Ends, search
+from rankalign.engines.decode import Ending, Rows, sample, stream
 from rankalign.engines.local import LocalEngine
 from rankalign.engines.sampling import uniforms
 from rankalign.records import CandidateSet, Response
@@ -62,16 +65,49 @@ class HFEngine(LocalEngine):
         Raises:
             InputError: a prompt leaves no room for ``max_new_tokens`` in the model's context.
         """
+        rows, ends = self._begin(prompts)
+        if self.policy.sampling.num_beams > 1:
+            return self._search(rows, ends, ends)
+        return self._sample(rows, prompts, ends)
+
+    def stream(self, prompt: CandidateSet, stopping: Callable[[], bool] = lambda: False) -> Iterator[Response]:
+        """The first answer that :meth:`generate` gives to one prompt, again after every token, the whole one last.
+
+        A beam search knows its answer only when it is done, and tells it once.
+
+        Args:
+            prompt: what to answer.
+            stopping: asked after every token; True ends the answer there (a search then ends without one).
+        """
         params = self.policy.sampling
+        rows, ends = self._begin([prompt])
+        if params.num_beams > 1:
+            with contextlib.suppress(_Stopped):
+                yield self._search(rows, ends, lambda ids: _unless(stopping) and ends(ids))[0][0]
+            return
+        draws = uniforms(params.seed, prompt.id, self.policy.name, 0, params.max_new_tokens)
+        for [(ids, ended)] in stream(rows, params, draws.unsqueeze(0), ends):
+            yield self._response(_bare(list(ids), ends.eos), ended, 0)
+            if stopping():
+                return
+
+    def under(self, policy: Policy) -> HFEngine:
+        """The same model, loaded once, under another template or other sampling settings."""
+        other = copy.copy(self)
+        LocalEngine.__init__(other, policy)
+        return other
+
+    def _begin(self, prompts: Sequence[CandidateSet]) -> tuple[Rows, Ending]:
         ids = [self._encode(prompt) for prompt in prompts]
         self._check_context(prompts, ids, self._context)
-        rows = Rows(self.model, ids)
         ends = Ending(self.tokenizer, models.end_ids(self.model, self.tokenizer), self._stop)
-        if params.num_beams > 1:
-            found = search(rows, params, ends, len(ends.eos))
-            written = [[(_bare(h.ids, ends.eos), h.ended) for h in beams] for beams in found]
-            return [[self._response(*answer, i) for i, answer in enumerate(answers)] for answers in written]
-        return self._sample(rows, prompts, ends)
+        return Rows(self.model, ids), ends
+
+    def _search(self, rows: Rows, ends: Ending, told: Ends) -> list[list[Response]]:
+        """Answers by beam search; ``told`` is ``ends``, or asks something else as well."""
+        found = search(rows, self.policy.sampling, told, len(ends.eos))
+        written = [[(_bare(h.ids, ends.eos), h.ended) for h in beams] for beams in found]
+        return [[self._response(*answer, i) for i, answer in enumerate(answers)] for answers in written]
 
     def _sample(self, rows: Rows, prompts: Sequence[CandidateSet], ends: Ending) -> list[list[Response]]:
         params, copies = self.policy.sampling, self._copies
@@ -92,6 +128,17 @@ class HFEngine(LocalEngine):
         """Most tokens of prompt and answer, where the model's configuration tells."""
         config: Any = self.model.config
         return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+class _Stopped(Exception):
+    """A search was told to stop."""
+
+
+def _unless(stopping: Callable[[], bool]) -> bool:
+    """True, or the end of the search."""
+    if stopping():
+        raise _Stopped
+    return True
 
 
 def _bare(ids: list[int], eos: set[int]) -> list[int]:

@@ -44,19 +44,21 @@ class FunctionScorer:
 
     Args:
         name: key of the scores.
-        function: ``module:name``, or ``path/file.py:name``.
+        function: ``module:name``, ``path/file.py:name``, or the function itself.
         metadata: options handed to the function.
 
     Raises:
         InputError: there is no such function, it cannot be imported, or it takes no such option.
     """
 
-    def __init__(self, name: str, function: str, **metadata: Any) -> None:
-        self.name, self.spec, self.metadata = name, function, metadata
+    def __init__(self, name: str, function: str | Callable[..., Any], **metadata: Any) -> None:
+        self.name, self.metadata = name, metadata
+        self.spec = function if isinstance(function, str) else _spec_of(function)
         self.tokenizer: Any = None
         self._values: list[list[Any]] = []
-        self._where = f"scorer {name!r}: function {function}"
-        self._function, self._file = _load(function, self._where)
+        self._where = f"scorer {name!r}: function {self.spec}"
+        given = None if isinstance(function, str) else (function, _file_of(function))
+        self._function, self._file = given or _load(self.spec, self._where)
         parameters = inspect.signature(self._function).parameters.values()
         self._first = next((p.name for p in parameters if p.kind in _POSITIONAL), "")
         self._names = [p.name for p in parameters if p.kind in _NAMED]
@@ -152,6 +154,20 @@ def _text(prompt: Prompt, output: str | None = None) -> str:
         return prompt + (output or "")
     answer = [] if output is None else [{"role": "assistant", "content": output}]
     return render([*prompt, *answer], "raw")
+
+
+def _spec_of(function: Callable[..., Any]) -> str:
+    """``module:name`` of a function, of an object that can be called that of its class."""
+    named: Any = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def _file_of(function: Callable[..., Any]) -> str | None:
+    """The file that holds the function; None for one typed at a prompt."""
+    try:
+        return inspect.getsourcefile(inspect.unwrap(function))
+    except TypeError:
+        return inspect.getsourcefile(type(function))
 
 
 def _load(spec: str, where: str) -> tuple[Callable[..., Any], str | None]:

@@ -7,7 +7,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain, takewhile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -143,7 +142,6 @@ class RewardModelScorer:
 
     def fingerprint(self) -> dict[str, Any]:
         """Model, settings that matter, and hashes of weights and tokenizer; a folder is hashed, not loaded."""
-        folder = models.resolve(self.path)
         return {
             "kind": "reward_model",
             "model": self.path,
@@ -153,9 +151,14 @@ class RewardModelScorer:
             "dtype": self.dtype,
             "reference": self.reference,
             "reference_file_sha256": sha256_file(self.reference_file) if self.reference_file else "",
-            "weights": models.weights_fingerprint(folder if (Path(folder) / "config.json").is_file() else self.model),
+            "weights": self._weights(),
             "tokenizer": models.tokenizer_fingerprint(models.load_tokenizer(self.path)),
         }
+
+    def _weights(self) -> str:
+        """Hash of the files: in memory an adapter's base has a random head beside the trained one."""
+        where, adapter = models.base_and_adapter(self.path, "")
+        return "+".join(models.weights_fingerprint(models.local_folder(part)) for part in (where, adapter) if part)
 
     @functools.cached_property
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

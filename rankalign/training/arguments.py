@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +18,12 @@ from rankalign.losses.reward import REWARD_LOSSES
 from rankalign.records import dumps, loads
 from rankalign.registry import did_you_mean
 from rankalign.training.flags import flag as _flag
+from rankalign.training.old_names import modernise
 from rankalign.training.ppo_settings import FOREIGN, PPOSettings
 
 METHODS = ("rank", "sft", "reward", "ppo")
 TWO_PASS = ("auto", "always", "never")
+ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
 @dataclass
@@ -49,13 +52,17 @@ class TrainConfig(TrainingArguments):
     only_use_sample: bool = _flag(False, "all but the last two responses (RRHF's settings D and B)")
     stop_response: bool = _flag(False, "cut responses at the marks of HH dialogues")
     skip_invalid: bool = _flag(False, "leave bad lines of the data out, with their count, instead of stopping")
+    add_tokens: str = _flag("", "special tokens to add, comma-separated; new rows start at the mean of the old ones")
     layout: str = _flag("auto", "tree (prompts shared, nothing padded), padded, or auto")
     token_budget: int = _flag(4096, "most tokens run at once; longer micro-batches run in parts, with the same result")
     two_pass: str = _flag(
         "auto",
         "two backward passes, memory flat in the candidates: always, never, or auto where a list exceeds the budget",
     )
-    use_lora: bool = _flag(False, "train a LoRA adapter instead of all weights")
+    use_lora: bool = _flag(False, "train a LoRA adapter instead of all weights; where --model is one, train it on")
+    use_dora: bool = _flag(False, "with --use_lora: DoRA, which also learns the length of each weight column")
+    load_in_4bit: bool = _flag(False, "with --use_lora: frozen weights in 4 bits (nf4, QLoRA), by bitsandbytes")
+    load_in_8bit: bool = _flag(False, "with --use_lora: frozen weights in 8 bits, by bitsandbytes")
     lora_r: int = _flag(16, "rank of the adapter")
     lora_alpha: int = _flag(32, "scale of the adapter")
     lora_dropout: float = _flag(0.0, "dropout inside the adapter")
@@ -78,13 +85,18 @@ class TrainConfig(TrainingArguments):
     logging_steps: float = _flag(1, "steps between log lines")
     save_steps: float = _flag(100, "steps between checkpoints")
     save_total_limit: int | None = _flag(2, "checkpoints to keep")
+    ddp_find_unused_parameters: bool | None = _flag(False, "off: every weight takes part in every update")
     remove_unused_columns: bool = _flag(False, "must stay off: batches are token lists")
     logging_nan_inf_filter: bool = _flag(False, "off: a loss that is not finite is an error here, not a gap in the log")
 
     def __post_init__(self) -> None:
         if self.method == "reward":
             self._set_reward_defaults()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+            self.use_cpu = True  # else accelerate finds nothing that processes could talk over
         super().__post_init__()  # type: ignore[no-untyped-call]
+        self._check_launch()
+        self._check_adapter()
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         if self.method not in METHODS:
             raise InputError(f"unknown method {self.method!r}{did_you_mean(self.method, METHODS)}")
@@ -92,6 +104,8 @@ class TrainConfig(TrainingArguments):
             self.loss = "sft"
         if self.loss not in self._losses:
             raise InputError(f"unknown loss {self.loss!r}{did_you_mean(self.loss, self._losses)}")
+        if self.add_tokens and self.method == "reward":
+            raise InputError("--add_tokens is for models that write: method rank, sft or ppo")
         if self.early_stopping and not self.load_best_model_at_end:
             raise InputError("--early_stopping needs --load_best_model_at_end True (and --eval_data, --eval_strategy)")
         if not 0 <= self.freeze_layers <= 1 or (self.freeze_layers and self.method != "reward"):
@@ -100,13 +114,42 @@ class TrainConfig(TrainingArguments):
             raise InputError(f"unknown --two_pass {self.two_pass!r} (one of: {', '.join(TWO_PASS)})")
         if self.two_pass == "always" and not self.can_two_pass:
             raise InputError("--two_pass always needs log-probabilities (not --method reward) and no dropout")
-        if self.watch and (self.method == "reward" or self.eval_strategy == "no" or not self.eval_data or self.fsdp):
-            raise InputError("--watch needs --eval_strategy and --eval_data, a model that answers, and no --fsdp")
+        watched = "--watch" if self.watch else "the best checkpoint by ROUGE" if self.best_by_rouge else ""
+        if watched and (self.method == "reward" or self.eval_strategy == "no" or not self.eval_data or self.fsdp):
+            raise InputError(f"{watched} needs --eval_strategy and --eval_data, a model that answers, and no --fsdp")
         if self.token_budget < 1:
             raise InputError("--token_budget must be at least 1")
         if self.only_use_provide and self.only_use_sample:
             raise InputError("--only_use_provide and --only_use_sample leave no response between them; choose one")
         self.loss_keywords()
+
+    def _check_launch(self) -> None:
+        """Refuse what would change the result or do nothing without a word."""
+        if self.torch_compile:
+            raise InputError("--torch_compile would do nothing: rows do not pass through the compiled forward")
+        told: Any = self.accelerator_config
+        if told.split_batches or told.dispatch_batches or not told.even_batches:
+            raise InputError("accelerator_config: split_batches, dispatch_batches and even_batches stay as they are")
+        if (self.watch or self.best_by_rouge) and self.deepspeed_plugin is not None:
+            raise InputError("--watch and ROUGE need a model that answers, which one sharded by DeepSpeed does not")
+        self._n_gpu = min(self.n_gpu, 1)  # one process drives one GPU; several GPUs take a launcher
+
+    def _check_adapter(self) -> None:
+        if self.use_dora and (not self.use_lora or self.method == "ppo"):
+            raise InputError("--use_dora is a kind of --use_lora: give both (and not with --method ppo)")
+        if self.load_in_4bit and self.load_in_8bit:
+            raise InputError("--load_in_4bit and --load_in_8bit exclude each other")
+        if self.quantised and (not self.use_lora or self.method in ("reward", "ppo")):
+            raise InputError(f"--load_in_{self.quantised}bit needs --use_lora and method rank or sft")
+        if self.quantised and (self.deepspeed_plugin is not None or self.fsdp_plugin_args):
+            raise InputError(
+                f"--load_in_{self.quantised}bit works with one process or DDP, not where weights are sharded"
+            )
+
+    @property
+    def quantised(self) -> int:
+        """Bits of the frozen weights, 4 or 8; 0 where they are whole."""
+        return 4 if self.load_in_4bit else 8 if self.load_in_8bit else 0
 
     def _set_reward_defaults(self) -> None:
         if self.loss == TrainConfig.loss:
@@ -118,6 +161,11 @@ class TrainConfig(TrainingArguments):
     def can_two_pass(self) -> bool:
         """Whether two passes give one gradient: dropout would draw another mask in each."""
         return self.method != "reward" and self.disable_dropout and not self.lora_dropout
+
+    @property
+    def best_by_rouge(self) -> bool:
+        """Whether the best checkpoint is the one whose answers come closest to the held-out best responses."""
+        return (self.metric_for_best_model or "").removeprefix("eval_") in ROUGE
 
     @property
     def _losses(self) -> dict[str, Loss]:
@@ -178,63 +226,7 @@ _DECISIVE = {
     "load_best_model_at_end", "metric_for_best_model",
 }  # fmt: skip
 
-# --- the ancestors' command lines --------------------------------------------------------------------------------
-
-_RENAMED = {
-    "evaluation_strategy": "eval_strategy",
-    "model_name_or_path": "model",
-    "model_max_length": "max_length",
-    "data_path": "data",
-    "warmup_ratio": "warmup_steps",
-    "no_cuda": "use_cpu",
-    "lora_target": "lora_target_modules",
-    "use_peft": "use_lora",
-    "loss_type": "loss",
-}
-_IGNORED = {
-    "fsdp_transformer_layer_cls_to_wrap": "the class to wrap is found in the model",
-    "overwrite_output_dir": "see --overwrite",
-    "cache_dir": "the hub's own cache is used",
-    "half_precision_backend": "transformers has one backend now",
-    "fp16_opt_level": "apex is gone",
-}
-
-
-def modernise(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Old names to present ones.
-
-    Returns:
-        The settings under their present names, and one sentence for each that was changed or cannot apply here.
-    """
-    notes: list[str] = []
-    settings: dict[str, Any] = {}
-    for key, value in content.items():
-        if key in _IGNORED:
-            notes.append(f"--{key} is left out: {_IGNORED[key]}")
-        elif key in _RENAMED:
-            settings[_RENAMED[key]] = value
-            notes.append(f"--{key} is now --{_RENAMED[key]} ({value})")
-        else:
-            settings[key] = value
-    return _fit_machine(settings, notes), notes
-
-
-def _fit_machine(settings: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    """What the machine cannot do is said and left out; fp16 on a CPU is an error, since nothing would stand for it."""
-    cuda = torch.cuda.is_available() and not _true(settings.get("use_cpu"))
-    if not cuda and _true(settings.get("tf32")):
-        del settings["tf32"]
-        notes.append("--tf32 is left out: it is a mode of NVIDIA GPUs")
-    if not cuda and _true(settings.get("fp16")):
-        raise InputError("--fp16 needs a GPU; on a CPU use float32 (the default) or --bf16")
-    if not cuda and _true(settings.get("bf16")):
-        settings["use_cpu"] = True
-        notes.append("--bf16 on a CPU without bf16 units is emulated and several times slower than float32")
-    if settings.get("fsdp") and not torch.distributed.is_torchelastic_launched():
-        notes.append(f"--fsdp {settings['fsdp']!r} is left out: this is one process (start with torchrun to shard)")
-        settings.pop("fsdp")
-        settings.pop("fsdp_config", None)
-    return settings
+# --- reading settings ------------------------------------------------------------------------------------------------
 
 
 def _json_object(text: str) -> dict[str, Any]:
@@ -245,10 +237,6 @@ def _json_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"loss_options: expected a JSON object, found {text}")
     return value
-
-
-def _true(value: Any) -> bool:
-    return str(value).lower() in ("true", "1", "yes")
 
 
 def split_flags(argv: list[str]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from rankalign.journal import differences
 from rankalign.progress import Progress
 from rankalign.records import dumps, loads
 from rankalign.training import ppo_state
+from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import PPOConfig
 from rankalign.training.ppo import PPOTrainer, Question, Reward, Sampler
 from rankalign.training.run import Interrupted, StopOnSignal, disable_dropout
@@ -36,6 +37,7 @@ def train_ppo(config: PPOConfig, sampler: Sampler, reward: Reward) -> dict[str, 
         InputError: bad settings or data.
         Interrupted: stopped by a signal; the same call goes on from the checkpoint.
     """
+    add_tokens(config)
     output, started = Path(str(config.output_dir)), time.time()
     settings = _settings(config, reward)
     if config.overwrite:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer
@@ -32,10 +32,14 @@ from rankalign.two_pass import backward_two_pass
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt's candidates with their reference log-probabilities (N,), where the loss needs them."""
+    """One prompt's candidates with their reference log-probabilities (N,), where the loss needs them.
+
+    One that does not count keeps a process busy while the others run the last, short micro-batch of an epoch.
+    """
 
     tokens: TokenList
     ref_logps: Tensor | None = None
+    counts: bool = True
 
 
 Watch = Callable[[Any], Mapping[str, float]]
@@ -132,8 +136,11 @@ class Meter:
             self.sums[name] += float(value)  # type: ignore[assignment]
 
     def read(self, prefix: str = "") -> dict[str, float]:
-        """Means since the last reading: losses over prompts, accuracies and margins over strict pairs."""
-        sums, self.sums = self.sums, Counter()
+        """Means since the last reading, over all processes, which must all come here: losses over prompts, accuracies
+        and margins over strict pairs."""
+        own, self.sums, sums = self.sums, Counter(), Counter[str]()
+        for some in gather_object([own]):
+            sums.update(some)
         self.by_prompt.clear()
         prompts, pairs = max(sums.pop("prompts", 0), 1), sums.pop("pairs", 0)
         logs: dict[str, float] = {"pairs": pairs, "tied_pairs": sums.pop("tied", 0), "tokens": sums.pop("tokens", 0)}
@@ -146,8 +153,10 @@ class Meter:
         return {prefix + name: value for name, value in logs.items()}
 
     def accuracy_bounds(self) -> dict[str, float]:
-        """95 % interval over prompts of the ranking accuracy since the last reading; empty without pairs."""
-        bounds = accuracy_interval(*torch.cat(self.by_prompt, dim=1).tolist()) if self.by_prompt else None
+        """95 % interval over prompts, of all processes, of the ranking accuracy since the last reading; empty without
+        pairs."""
+        by_prompt = gather_object([counts.cpu() for counts in self.by_prompt])
+        bounds = accuracy_interval(*torch.cat(by_prompt, dim=1).tolist()) if by_prompt else None
         return dict(zip(("accuracy_low", "accuracy_high"), bounds or (), strict=False))
 
 
@@ -223,8 +232,21 @@ class RankTrainer(Trainer):
     ) -> tuple[list[Any], Tensor | int | None]:
         """The micro-batches of one update and the number of prompts in them, over all ranks."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        prompts = torch.tensor(sum(len(batch["examples"]) for batch in batches), device=device)
+        if batches and self.accelerator.gradient_state.end_of_dataloader:
+            batches[-1] = self._without_repeats(batches[-1])
+        prompts = torch.tensor(sum(e.counts for batch in batches for e in batch["examples"]), device=device)
         return batches, self.accelerator.gather(prompts).sum()
+
+    def _without_repeats(self, batch: dict[str, list[Example]]) -> dict[str, list[Example]]:
+        """This rank's last batch of an epoch, less what accelerate put behind the last prompts from the beginning so
+        that all ranks have as many; a rank with nothing left runs one example that does not count."""
+        each, examples = self.args.train_batch_size, batch["examples"]
+        dataset: Any = self.train_dataset
+        left = len(dataset) % (each * self.args.world_size)
+        if not left or self.args.dataloader_drop_last:
+            return batch
+        own = examples[: max(left - each * self.args.process_index, 0)]
+        return {"examples": own or [replace(examples[0], counts=False)]}
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -245,13 +267,17 @@ class RankTrainer(Trainer):
     def _parts(self, examples: list[Example]) -> list[list[Example]]:
         """The examples, in order, in groups within the budget; all in one where shards of the weights must meet."""
         parts = [examples[:1]]
-        sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         for example in examples[1:]:
-            if sharded or self._size([*parts[-1], example]) <= self.config.token_budget:
+            if self.sharded or self._size([*parts[-1], example]) <= self.config.token_budget:
                 parts[-1].append(example)
             else:
                 parts.append([example])
         return parts
+
+    @property
+    def sharded(self) -> bool:
+        """Whether weights, gradients or the optimiser's state are spread over the processes."""
+        return self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
     def _size(self, examples: Sequence[Example]) -> int:
         """Tokens of the rows that these lists fill."""
@@ -263,7 +289,7 @@ class RankTrainer(Trainer):
     def _in_two_passes(self, part: list[Example]) -> bool:
         if self.config.two_pass != "auto":
             return self.config.two_pass == "always"
-        return self.config.can_two_pass and self._size(part) > self.config.token_budget
+        return self.config.can_two_pass and not self.sharded and self._size(part) > self.config.token_budget
 
     def _two_pass_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
@@ -272,7 +298,7 @@ class RankTrainer(Trainer):
         examples = inputs["examples"]
 
         def loss_of(logps: Tensor) -> Tensor:
-            return self._share(self.losses_of(logps, examples, self.meter), examples, num_items_in_batch)
+            return self._share(self.losses_of(logps, examples, self._meter(examples)), examples, num_items_in_batch)
 
         budget, backward = self.config.token_budget, self.accelerator.backward
         with self.compute_loss_context_manager():
@@ -292,25 +318,36 @@ class RankTrainer(Trainer):
             InputError: the loss is not finite.
         """
         examples = inputs["examples"]
-        loss = self._share(self.losses(model, examples, self.meter), examples, num_items_in_batch)
+        loss = self._share(self.losses(model, examples, self._meter(examples)), examples, num_items_in_batch)
         return (loss, {}) if return_outputs else loss
+
+    def _meter(self, examples: Sequence[Example]) -> Meter:
+        """Where these examples are metered: nowhere if they do not count."""
+        return self.meter if examples[0].counts else Meter()
 
     def _share(self, losses: Tensor, examples: Sequence[Example], prompts: Tensor | int | None) -> Tensor:
         if not torch.isfinite(losses).all():
             names = [e.tokens.id for e, ok in zip(examples, torch.isfinite(losses), strict=True) if not ok]
             raise InputError(f"the loss is not finite for prompts {', '.join(names)}; lower --learning_rate or --beta")
         prompts = prompts if prompts is not None else len(losses)
-        return losses.sum() * (self.accelerator.num_processes / prompts)  # ranks are averaged afterwards
+        counted = losses.sum() * examples[0].counts
+        return counted * (self.accelerator.num_processes / prompts)  # ranks are averaged afterwards
 
     @torch.no_grad()
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Loss, its parts and accuracies on the held-out examples, each a mean over all of them."""
-        meter, size = Meter(), self.args.per_device_eval_batch_size
-        model: Any = self.model
+        """Loss, its parts and accuracies on the held-out examples, each a mean over all of them.
+
+        Processes share the batches; one that is left without runs the first again, unmetered, for all must run alike.
+        """
+        meter, size, world = Meter(), self.args.per_device_eval_batch_size, self.args.world_size
+        model: Any = self.model_wrapped
+        batches = [self.held_out[start : start + size] for start in range(0, len(self.held_out), size)]
+        count = len(batches)
+        batches += batches[:1] * (-count % world)
         with _eval_mode(model), self.compute_loss_context_manager():
-            for start in range(0, len(self.held_out), size):
-                self.losses(model, self.held_out[start : start + size], meter)
-            seen = self.watch(model) if self.watch is not None else {}
+            for i in range(self.args.process_index, len(batches), world):
+                self.losses(model, batches[i], meter if i < count else Meter())
+            seen = self.watch(self.model) if self.watch is not None else {}
         more = {f"eval_{name}": value for name, value in {**meter.accuracy_bounds(), **seen}.items()}
         metrics = meter.read("eval_") | more
         self.log(metrics)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -42,7 +44,7 @@ class ReferenceCache:
     def __init__(self, folder: Path, weights: str, numerics: str) -> None:
         self.path = folder / f"{weights[:32]}-{numerics}.safetensors"
         self.computed = 0
-        self._known = self._read()
+        self._known: dict[bytes, float] = broadcast_object_list([self._read()])[0]  # the same in all processes
 
     def logps(self, lists: Sequence[TokenList], compute: Compute) -> list[Tensor]:
         """One tensor (N,) a list, from the cache or from ``compute``; new ones are stored.
@@ -62,7 +64,8 @@ class ReferenceCache:
             for tokens, sums in zip(some, compute(some), strict=True):
                 self._known.update(zip(_keys(tokens), sums.double().tolist(), strict=True))
                 self.computed += len(tokens.responses)
-            self._write()
+            if PartialState().is_main_process:
+                self._write()
         return [torch.tensor([self._known[key] for key in _keys(tokens)], dtype=torch.float64) for tokens in lists]
 
     def _verify(self, known: list[TokenList], compute: Compute) -> None:

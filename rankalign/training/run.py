@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object, reduce
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from rankalign import data, logps, manifest, models, rewards
 from rankalign.batching import EncodeOptions, TokenList, encode_all
@@ -23,6 +24,8 @@ from rankalign.convert import Intake
 from rankalign.errors import InputError
 from rankalign.files import sha256_file, write_text
 from rankalign.records import CandidateSet, choose_judge, judges
+from rankalign.training import processes
+from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.diagnosis import Diagnosis
 from rankalign.training.rank import Example, RankTrainer, Watch
@@ -51,10 +54,12 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
         InputError: bad settings or data.
         Interrupted: stopped by a signal; the same call goes on from the checkpoint.
     """
+    add_tokens(config)
     output = Path(str(config.output_dir))
     settings = {**config.own_settings(), "data_sha256": _data_hashes(config), "model_sha256": _start_hash(config)}
     if config.overwrite:
-        shutil.rmtree(output, ignore_errors=True)
+        with PartialState().main_process_first():
+            shutil.rmtree(output, ignore_errors=True)
     elif manifest.is_finished(output, settings):
         print(f"{output} is finished already with these settings: nothing to do", file=sys.stderr)
         return {**_summary(output, manifest.read(output) or {}), "already_finished": True}
@@ -62,7 +67,8 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
     set_seed(config.seed)
     tokenizer = models.load_tokenizer(config.model)
     lists, held_out, counts = _load_data(config, tokenizer)
-    model = _load_model(config, tokenizer)
+    with processes.whole_weights(config):
+        model = _load_model(config, tokenizer)
     layout, why = _layout(config, model, lists)
     print(f"layout: {layout} ({why})", file=sys.stderr)
     if config.method == "reward":
@@ -78,14 +84,23 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
         processing_class=tokenizer,
         callbacks=_callbacks(config, output),
     )
+    processes.check_type(trainer.accelerator.distributed_type, config.fsdp, config.deepspeed)
+    if trainer.is_deepspeed_enabled:
+        processes.save_whole(trainer.accelerator.state.deepspeed_plugin)
     trainer.watch = watch
     _run(trainer, config)
     _save(trainer, tokenizer, output)
     facts = {"counts": counts, "metrics": trainer.state.log_history[-1], "seconds": time.time() - started}
     facts["steps"] = trainer.state.global_step
+    if processes.is_first():
+        _write_manifest(config, output, settings, facts)
+    PartialState().wait_for_everyone()
+    return {**_summary(output, facts), "already_finished": False}
+
+
+def _write_manifest(config: TrainConfig, output: Path, settings: dict[str, Any], facts: dict[str, Any]) -> None:
     outputs = [p for p in sorted(output.iterdir()) if p.is_file() and p.suffix != ".bin" and p.name != "manifest.json"]
     manifest.write(output, "train", settings, _data_paths(config), outputs, **facts)
-    return {**_summary(output, manifest.read(output) or {}), "already_finished": False}
 
 
 def _summary(output: Path, facts: dict[str, Any]) -> dict[str, Any]:
@@ -110,6 +125,10 @@ def _data_hashes(config: TrainConfig) -> list[str]:
 
 def _start_hash(config: TrainConfig) -> str:
     where = models.resolve(config.model)
+    if models.is_adapter(where) and not config.use_lora and config.method in ("rank", "sft"):
+        raise InputError(
+            f"model {config.model} is an adapter: --use_lora trains it on, or merge it into its base first"
+        )
     return models.weights_fingerprint(where) if Path(where).is_dir() else where
 
 
@@ -166,16 +185,27 @@ def _judge(config: TrainConfig, sets: Sequence[CandidateSet]) -> str:
 def _load_model(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
     """The model in float32 (bf16 and fp16 come by autocast), its dropout off, with a fresh adapter where asked."""
     reward = config.method == "reward"
-    model: Any = load_reward(config.model, tokenizer) if reward else models.load_policy(config.model, dtype="float32")
+    more: dict[str, Any] = {"bits": config.quantised, "train_adapter": config.use_lora}
+    model: Any = (
+        load_reward(config.model, tokenizer) if reward else models.load_policy(config.model, dtype="float32", **more)
+    )
     if config.disable_dropout:
         disable_dropout(model)
     if config.use_lora:
-        targets: Any = config.lora_target_modules
-        targets = targets if targets == "auto" else targets.split(",")
-        model = models.add_lora(model, config.lora_r, config.lora_alpha, config.lora_dropout, targets)
+        model = _adapted(config, model)
     if config.freeze_layers:
         freeze_lower(model, config.freeze_layers)
     return model
+
+
+def _adapted(config: TrainConfig, model: Any) -> Any:
+    """The model with an adapter that trains: the one it came with, or a fresh one."""
+    if models.is_adapter(config.model):
+        print(f"LoRA: training the adapter {config.model} on, with its own rank and scale", file=sys.stderr)
+        return models.say_trainable(model)
+    targets: Any = config.lora_target_modules
+    targets = targets if targets == "auto" else targets.split(",")
+    return models.add_lora(model, config.lora_r, config.lora_alpha, config.lora_dropout, targets, config.use_dora)
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -204,10 +234,19 @@ def _references(config: TrainConfig, model: Any, layout: str, lists: list[TokenL
         return {}
     weights = _start_hash(config)
     numerics = f"{'bf16' if config.bf16 else 'fp16' if config.fp16 else 'float32'}-{models.device().type}"
+    numerics += f"-{config.quantised}bit" if config.quantised else ""
     cache = ReferenceCache(models.cache_dir() / "reference", weights.replace("/", "--"), numerics)
-    rows = cache.logps(lists, lambda some: _start_logps(config, model, layout, some))
+    rows = cache.logps(lists, lambda some: _shared_logps(config, model, layout, some))
     print(f"reference: {cache.computed} responses computed, the rest from {cache.path}", file=sys.stderr)
     return {tokens.id: row for tokens, row in zip(lists, rows, strict=True)}
+
+
+def _shared_logps(config: TrainConfig, model: Any, layout: str, lists: Sequence[TokenList]) -> list[Tensor]:
+    """Each process computes its share and has all of them in the end."""
+    state = PartialState()
+    own = _start_logps(config, model, layout, lists[state.process_index :: state.num_processes])
+    shares = gather_object([own])
+    return [shares[i % state.num_processes][i // state.num_processes] for i in range(len(lists))]
 
 
 @torch.no_grad()
@@ -243,20 +282,27 @@ class JsonlLog(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Ctrl-C or SIGTERM: finish the update, write a checkpoint, stop. A second one stops at once."""
+    """Ctrl-C or SIGTERM: finish the update, write a checkpoint, stop. The same signal again stops at once.
+
+    Launchers answer Ctrl-C, which reaches all processes by itself, with SIGTERM to each of them: that is no second.
+    """
 
     def __init__(self) -> None:
         self.caught = 0
+        self._seen: set[int] = set()
         self._old = {s: signal.signal(s, self._catch) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def _catch(self, number: int, frame: Any) -> None:
         self.caught += 1
-        if self.caught > 1:
+        if number in self._seen:
             raise KeyboardInterrupt
+        self._seen.add(number)
         print("stopping after this update (again to stop at once)", file=sys.stderr, flush=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        """Ask for a checkpoint and the end once a signal came."""
+        """Ask for a checkpoint and the end once a signal came, to whichever process."""
+        if args.world_size > 1:
+            self.caught = int(reduce(torch.tensor(self.caught, device=args.device), "sum"))
         if self.caught:
             control.should_save = control.should_training_stop = True
         return control
@@ -267,6 +313,19 @@ class StopOnSignal(TrainerCallback):
             signal.signal(number, handler)
 
 
+class Launch(TrainerCallback):
+    """Says on how many processes and in what wrapper a model trains, once it is wrapped."""
+
+    def __init__(self, trainer: RankTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """One line, and none for a single process."""
+        if args.world_size > 1:
+            kind = self.trainer.accelerator.distributed_type
+            print(processes.describe(kind, self.trainer.model_wrapped), file=sys.stderr, flush=True)
+
+
 def _callbacks(config: TrainConfig, output: Path) -> list[TrainerCallback]:
     stop = [EarlyStoppingCallback(config.early_stopping)] if config.early_stopping else []
     return [Diagnosis(), JsonlLog(output / "log.jsonl"), *stop]
@@ -274,7 +333,7 @@ def _callbacks(config: TrainConfig, output: Path) -> list[TrainerCallback]:
 
 def _run(trainer: RankTrainer, config: TrainConfig) -> None:
     output = Path(str(config.output_dir))
-    last = get_last_checkpoint(str(output)) if output.is_dir() else None  # type: ignore[no-untyped-call]
+    last = last_checkpoint(output)
     if last and not config.resume:
         raise InputError(
             f"{output} holds {Path(last).name} of an earlier run; resume it or start over with --overwrite"
@@ -285,6 +344,7 @@ def _run(trainer: RankTrainer, config: TrainConfig) -> None:
         trainer.remove_callback(PrinterCallback)  # it prints to stdout, which belongs to results
     stop = StopOnSignal()
     trainer.add_callback(stop)
+    trainer.add_callback(Launch(trainer))
     try:
         trainer.train(resume_from_checkpoint=last)
     finally:
@@ -293,7 +353,14 @@ def _run(trainer: RankTrainer, config: TrainConfig) -> None:
         raise Interrupted(f"stopped at step {trainer.state.global_step}; the same command goes on from its checkpoint")
 
 
+def last_checkpoint(output: Path) -> str | None:
+    """The newest checkpoint of a run; one that a kill left half written, without its last file, does not count."""
+    whole = [p.parent for p in output.glob("checkpoint-*/trainer_state.json") if p.parent.name[11:].isdigit()]
+    return str(max(whole, key=lambda p: int(p.name[11:]))) if whole else None
+
+
 def _save(trainer: RankTrainer, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
     """The final weights and tokenizer, loadable by transformers (or peft) without us."""
     trainer.save_model(str(output))
-    tokenizer.save_pretrained(str(output))
+    if processes.is_first():
+        tokenizer.save_pretrained(str(output))

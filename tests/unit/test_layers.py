@@ -23,11 +23,27 @@ L0 = {
 }
 L1 = {
     "config", "formats", "convert", "mixing", "data", "lint", "lint_rules", "models", "default_model", "tiny",
-    "weights", "batching", "tree", "attention", "gemm", "head", "linears", "two_pass", "logps", "rewards",
+    "weights", "quant", "batching", "tree", "attention", "gemm", "head", "linears", "two_pass", "logps", "rewards",
     "engines", "scorers",
 }  # fmt: skip
-L2 = {"stages", "shards", "runner_ray", "generation", "training", "evaluation", "delta", "delta_legacy"}
-TOP = {"experiment", "rollouts", "cli", "commands", "__main__", "__init__"}
+L2 = {
+    "stages",
+    "shards",
+    "runner_ray",
+    "generation",
+    "training",
+    "evaluation",
+    "delta",
+    "delta_legacy",
+    "plan",
+    "memory",
+    "label",
+    "pages",
+    "chat",
+    "votes",
+    "repl",
+}
+TOP = {"api", "experiment", "iterate", "rounds", "rollouts", "paper", "cli", "commands", "__main__", "__init__"}
 LAYER = {**dict.fromkeys(L0, 0), **dict.fromkeys(L1, 1), **dict.fromkeys(L2, 2), **dict.fromkeys(TOP, 3)}
 OPTIONAL = {
     "vader": {"rankalign/scorers/builtin.py"},
@@ -38,6 +54,8 @@ OPTIONAL = {
     "openai": {"rankalign/engines/openai_client.py"},
     "rouge_score": {"rankalign/evaluation/lexical.py"},
     "vllm": {"rankalign/engines/vllm.py"},
+    "gradio": {"rankalign/pages/chat.py"},
+    "uvicorn": {"rankalign/pages/chat.py"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -328,6 +328,15 @@ def test_reward_model_settings_and_fingerprint(tmp_path: Path, monkeypatch: pyte
         RewardModelScorer("rm", model="tiny").score(SETS)
 
 
+def test_an_adapters_fingerprint_is_that_of_its_files(tmp_path: Path) -> None:
+    model, tokenizer = models.load_reward_model("tiny")
+    models.add_lora(model).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    first, second = (RewardModelScorer("rm", model=str(tmp_path)).fingerprint() for _ in range(2))
+    assert first == second  # the base's own head is random anew at each loading
+    assert first["weights"] != RewardModelScorer("rm", model="tiny-rm").fingerprint()["weights"]
+
+
 @pytest.mark.parametrize("kind", list(SCORERS))
 def test_every_scorer_keeps_the_contract(kind: str, file: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("RANKALIGN_CACHE", str(tmp_path / "cache"))

@@ -1,0 +1,67 @@
+"""Train in rounds: the model answers anew, the answers are graded, it learns from their order.
+
+IP-n: --rounds N whole training runs, each on answers of the model before it. OP-k: one run whose prompts are answered
+anew every --refresh_every K updates. With `loss: raft` the rounds are RAFT's. Killed or interrupted, the same command
+goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+from rankalign.config import load, resolve_near
+from rankalign.errors import InputError
+from rankalign.evaluation.tables import Table, render
+from rankalign.iterate import KEEP, IterateConfig
+from rankalign.iterate import run as run_rounds
+from rankalign.records import loads
+from rankalign.training.run import Interrupted
+
+EXAMPLE = "rankalign iterate --config train_scripts/configs/ip.yaml --rounds 3 --output runs/ip3"
+FLAGS = (
+    "output", "prompts", "model", "rounds", "refresh_every", "kl_coef", "seed", "max_prompts", "keep", "overwrite",
+)  # fmt: skip
+SHOWN = ("round", "refreshed_at", "steps", "prompts", "mean_score", "max_score", "kl", "sampled_tokens")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``rankalign iterate``; they win over the settings file."""
+    parser.add_argument("--config", required=True, help="YAML file with policies, scorers and training settings")
+    parser.add_argument("--output", help="folder of the run")
+    parser.add_argument("--prompts", help="records with the prompts (JSON Lines)")
+    parser.add_argument("--model", help="the model to start from")
+    parser.add_argument("--rounds", type=int, help="IP: how many rounds")
+    parser.add_argument("--refresh_every", type=int, help="OP: answer anew every so many updates; 0 is IP")
+    parser.add_argument("--kl_coef", type=float, help="weight of the divergence from the start model in the score")
+    parser.add_argument("--train", metavar="JSON", help="more settings of training, as an object", default="{}")
+    parser.add_argument("--seed", type=int, help="seed of sampling and training")
+    parser.add_argument("--max_prompts", type=int, help="take the first so many prompts")
+    parser.add_argument("--keep", choices=KEEP, help="models of all IP rounds, or the last alone")
+    parser.add_argument("--overwrite", action="store_true", default=None, help="start over")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Run; see :func:`rankalign.iterate.run`."""
+    config = load(IterateConfig, args.config, **{name: getattr(args, name) for name in FLAGS})
+    policies = [replace(p, file=resolve_near(p.file, args.config) if p.file else "") for p in config.policies]
+    prompts, training = resolve_near(config.prompts, args.config), {**config.train, **_object(args.train)}
+    try:
+        return run_rounds(replace(config, prompts=prompts, policies=policies, train=training))
+    except Interrupted as stop:
+        raise KeyboardInterrupt(str(stop)) from None
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        return dict(loads(text))
+    except (TypeError, ValueError):
+        raise InputError(f"--train: expected a JSON object, found {text}") from None
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print a table of the rounds and where the model is."""
+    table = Table("Rounds", list(SHOWN), [[row[name] for name in SHOWN] for row in result["rounds"]])
+    table.note = f"model: {result['model']} after {result['steps']} updates, {result['sampled_tokens']} sampled tokens"
+    render(table)

@@ -1,0 +1,76 @@
+"""A page in the browser to rank the answers of each record by hand; scores are stored under the annotator's name.
+
+Several annotators share one --output, each with an own order of the answers and without sight of the others' ranking;
+their work lies in OUTPUT.labels. Stopped at any moment, the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from rankalign.commands import show_facts
+from rankalign.data import load
+from rankalign.evaluation import EvalResult
+from rankalign.evaluation.tables import from_result, render
+from rankalign.label import Session
+from rankalign.pages.label import LabelServer
+
+EXAMPLE = "rankalign label runs/candidates.jsonl --output runs/labelled.jsonl --annotator ann"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to rank, who ranks and where the scores go."""
+    parser.add_argument("file", help="records with responses, in any known format")
+    parser.add_argument("--output", required=True, help="where the records with the scores of all annotators go")
+    parser.add_argument("--annotator", required=True, help="who ranks: the name under which the scores are stored")
+    parser.add_argument("--port", type=int, default=0, help="port on the loopback address; 0 takes a free one")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the order in which answers are shown")
+    parser.add_argument(
+        "--overlap",
+        action="store_true",
+        help="begin with the sets that other annotators have ranked, to measure agreement; else these come last",
+    )
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Serve until the page's finish button or Ctrl-C, then write the output; see :mod:`rankalign.label`."""
+    sets = list(load(args.file))
+    with Session(sets, Path(args.output), args.annotator, args.seed, args.overlap) as session:
+        facts = _serve(session, args.port)
+        return facts | {"agreement": session.agreement()}
+
+
+def _serve(session: Session, port: int) -> dict[str, Any]:
+    with LabelServer(session, port) as server:
+        _greet(session, server.url)
+        try:
+            server.serve_forever(poll_interval=0.1)
+        except KeyboardInterrupt:
+            facts = session.write()
+            if facts["left"]:
+                done = f"{facts['ranked']} ranked, {facts['skipped']} skipped, {facts['left']} to go"
+                raise KeyboardInterrupt(f"{done}; {session.output} is written, the same command goes on") from None
+            return facts
+        return session.write()
+
+
+def _greet(session: Session, url: str) -> None:
+    counts = session.counts()
+    print(f"{counts['left']} of {counts['total']} sets to rank; open {url}", file=sys.stderr)
+    if passed := len(session.sets) - counts["total"]:
+        print(f"passed over: {passed} records with fewer than two answers", file=sys.stderr)
+    if aside := len(session.rankings.aside):
+        print(f"set aside: work on {aside} sets that are not, or no longer so, in the file", file=sys.stderr)
+    print("Ctrl-C stops; every committed ranking is on disk already", file=sys.stderr, flush=True)
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the counts and, of two annotators or more, their agreement."""
+    show_facts({name: value for name, value in result.items() if name not in ("agreement", "annotators")})
+    if found := result["agreement"]:
+        ci95 = {name: (low, high) for name, (low, high) in found["ci95"].items()}
+        title = f"Agreement of {', '.join(found['raters'])}"
+        render(from_result(title, EvalResult(found["metrics"], found["n"], ci95)))

@@ -1,0 +1,316 @@
+"""Iterative and online rank training: the model answers anew, the answers are graded, it learns from their order.
+
+IP-n and OP-k of RRHF (Yuan et al. 2023, section 3.1 and table 1), and with the loss ``raft`` RAFT (Dong et al. 2023).
+Every step is resumable: killed anywhere, the same command ends in the uninterrupted run's files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rankalign import manifest, models
+from rankalign.batching import encode_text
+from rankalign.errors import InputError
+from rankalign.files import read_text, sha256_file, write_text
+from rankalign.journal import differences
+from rankalign.records import CandidateSet, dumps, loads, read, read_rows, write, write_rows
+from rankalign.rollouts import watch_of
+from rankalign.rounds import KL, Current, Gatherer, IterateConfig, is_current, ranked_by
+from rankalign.training.arguments import TrainConfig, parse_settings
+from rankalign.training.online import Block, StartModel, plan, train_online
+from rankalign.training.run import train
+
+__all__ = ["IterateConfig", "run"]
+
+KEEP = ("all", "last")
+METHODS = ("rank", "sft")
+
+
+def run(config: IterateConfig) -> dict[str, Any]:
+    """Run all rounds; leave the final model, every round's records, ``log.jsonl``, ``result.json`` and a manifest.
+
+    Returns:
+        ``{"output", "model", "rounds": [{"round", "model", "steps", "refreshed_at", "mean_score", "max_score", "kl",
+        ...}], "steps", "sampled_tokens"}``.
+
+    Raises:
+        InputError: bad settings or data.
+        Interrupted: training was stopped by a signal; the same call goes on.
+    """
+    _check(config)
+    folder, settings = Path(config.output), _settings(config)
+    if config.overwrite:
+        _clear(folder)
+    elif manifest.is_finished(folder, settings):
+        print(f"{folder} is finished already with these settings: nothing to do", file=sys.stderr)
+        return {**loads(read_text(folder / "result.json")), "already_finished": True}
+    _claim(folder, settings)
+    rows, lines = _online(config) if config.refresh_every else _iterate(config)
+    write_rows(folder / "log.jsonl", lines)
+    result = {
+        "output": str(folder),
+        "model": str(folder / "model"),
+        "rounds": rows,
+        "steps": sum(row["steps"] for row in rows),
+        "sampled_tokens": sum(row["sampled_tokens"] for row in rows),
+    }
+    write_text(folder / "result.json", dumps(result) + "\n")
+    made = [_round_folder(config, row["round"]) / "candidates.jsonl" for row in rows]
+    manifest.write(folder, "iterate", settings, [config.prompts], [*made, folder / "log.jsonl", folder / "result.json"])
+    return {**result, "already_finished": False}
+
+
+def _check(config: IterateConfig) -> None:
+    names = [scorer.name for scorer in config.scorers]
+    problems = {
+        f"judge {config.judge!r} is none of the scorers": config.judge not in names,
+        f"scorers: the name {KL!r} is taken, kl_coef stores the divergence under it": bool(config.kl_coef)
+        and KL in names,
+        "rounds must be at least 1": config.rounds < 1,
+        "refresh_every must not be negative": config.refresh_every < 0,
+        "kl_coef must not be negative": not config.kl_coef >= 0,
+        "keep_above: quantiles lie between 0 and 1": not all(0 <= share <= 1 for share in config.keep_above),
+        f"unknown keep {config.keep!r} (one of: {', '.join(KEEP)})": config.keep not in KEEP,
+        "policies: none samples with the model that is trained; name `default` as its model": (
+            not any(map(is_current, config.policies))
+        ),
+        "policies: the model that is trained takes no adapter of another": any(
+            is_current(policy) and policy.adapter for policy in config.policies
+        ),
+        "policies: with refresh_every the engine is hf, which samples with the weights in memory": bool(
+            config.refresh_every
+        )
+        and any(is_current(policy) and policy.engine != "hf" for policy in config.policies),
+    }
+    if broken := [text for text, yes in problems.items() if yes]:
+        raise InputError(broken[0])
+    _training(config, 1)
+
+
+def _settings(config: IterateConfig) -> dict[str, Any]:
+    """All that the result depends on, as it reads back from JSON."""
+    if not Path(config.prompts).is_file():
+        raise InputError(f"{config.prompts}: no such file")
+    own = {
+        key: value for key, value in dataclasses.asdict(config).items() if key not in ("output", "keep", "overwrite")
+    }
+    hashes = {"prompts_sha256": sha256_file(config.prompts), "model_sha256": fingerprint(config.model)}
+    return dict(loads(dumps({**own, **hashes})))
+
+
+def fingerprint(model: str) -> str:
+    """Of the weights in a folder; a hub id stands for itself."""
+    where = models.resolve(model)
+    return models.weights_fingerprint(where) if Path(where).is_dir() else where
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run made, and nothing else."""
+    for path in [folder / "model", *folder.glob("round-*")]:
+        shutil.rmtree(path, ignore_errors=True)
+    for name in ("manifest.json", "result.json", "log.jsonl", "settings.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Note the settings of a run that begins; refuse to go on with one that was begun under others."""
+    path = folder / "settings.json"
+    if path.exists():
+        if changed := differences(loads(read_text(path)), settings):
+            raise InputError(f"{folder} was begun with other settings ({'; '.join(changed[:4])}); or --overwrite it")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, dumps(settings) + "\n")
+
+
+def _round_folder(config: IterateConfig, number: int) -> Path:
+    return Path(config.output) / f"round-{number}"
+
+
+def _announce(text: str) -> None:
+    print(f"\n== {text}", file=sys.stderr, flush=True)
+
+
+def _training(config: IterateConfig, number: int, **fixed: Any) -> TrainConfig:
+    """Settings of the training of a round.
+
+    Raises:
+        InputError: they do not fit, or not into rounds.
+    """
+    settings = {"seed": config.seed, **config.train, "judge": ranked_by(config, number), **fixed}
+    wanted = parse_settings(settings)
+    if wanted.method not in METHODS:
+        raise InputError(f"method {wanted.method}: rounds are trained by {' or '.join(METHODS)}")
+    if wanted.world_size > 1:
+        raise InputError("iterate is one process; for several, run `sample`, `score` and `train` round by round")
+    return wanted
+
+
+# --- IP-n --------------------------------------------------------------------------------------------------------
+
+
+def _iterate(config: IterateConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Every round a whole training run, from the model of the round before; rows of rounds and lines of the log."""
+    rows: list[dict[str, Any]] = []
+    model = config.model
+    for number in range(1, config.rounds + 1):
+        folder = _round_folder(config, number)
+        done = folder / "result.json"
+        if not done.exists():
+            _announce(f"round {number}/{config.rounds}: {model} answers, is graded and learns")
+            row, lines = _round(config, number, model, sum(row["steps"] for row in rows))
+            write_rows(folder / "log.jsonl", lines)
+            write_text(done, dumps(row) + "\n")
+        if config.keep == "last" and number > 1:
+            _forget(config, number - 1)
+        rows.append(loads(read_text(done)))
+        model = str(_model_folder(config, number))
+    return rows, [line for row in rows for _, line in read_rows(_round_folder(config, row["round"]) / "log.jsonl")]
+
+
+def _model_folder(config: IterateConfig, number: int) -> Path:
+    return (Path(config.output) if number == config.rounds else _round_folder(config, number)) / "model"
+
+
+def _forget(config: IterateConfig, number: int) -> None:
+    for name in ("model", "adapter"):
+        shutil.rmtree(_round_folder(config, number) / name, ignore_errors=True)
+
+
+def _round(config: IterateConfig, number: int, model: str, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Sample, score and train; the round's row and log."""
+    folder, target = _round_folder(config, number), _model_folder(config, number)
+    now = Current(number, step, fingerprint(model), model)
+    gatherer = _gatherer(config, StartModel(config.model))
+    path = gatherer.gather(folder, now, config.prompts, config.max_prompts)
+    del gatherer  # scorers and samplers leave memory before training
+    wanted = _training(config, number, model=model, data=str(path), output_dir=str(target))
+    if wanted.use_lora:
+        wanted.output_dir = str(folder / "adapter")
+    told = train(wanted, watch_of(wanted))
+    if wanted.use_lora and not target.exists():  # the next round needs whole weights
+        models.merge_lora(str(wanted.output_dir), str(target))
+    lines = [row for _, row in read_rows(Path(str(wanted.output_dir)) / "log.jsonl")]
+    globally = [{**row, "step": row["step"] + step, "round": number, "refreshed_at": step} for row in lines]
+    return _row(config, number, path, told["steps"], step, str(target)), globally
+
+
+def _gatherer(config: IterateConfig, start: StartModel) -> Gatherer:
+    """Sampling and scoring as the settings say."""
+    return Gatherer(config, _training(config, 1, model=config.model), start)
+
+
+# --- OP-k --------------------------------------------------------------------------------------------------------
+
+
+def _online(config: IterateConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """One training run that answers its next prompts anew every ``refresh_every`` updates; rows of blocks, and log."""
+    prompts = list(read(config.prompts))
+    prompts = prompts[: config.max_prompts] if config.max_prompts else prompts
+    wanted = _training(config, 1, model=config.model, data=config.prompts, output_dir=f"{config.output}/model")
+    if "train_sampling_strategy" not in config.train:
+        wanted.train_sampling_strategy = "sequential"
+    steps = plan(wanted, len(prompts), config.refresh_every)
+    start = StartModel(config.model, below_adapter=wanted.use_lora and not models.is_adapter(config.model))
+    refresher = Refresher(config, prompts, _gatherer(config, start))
+    ids = [record.id for record in prompts]
+    train_online(wanted, ids, steps, refresher, start, watch_of(wanted), settings_sha256=_settings_hash(config))
+    rows = [_row(config, b.number, refresher.path(b), b.updates, b.step, None) for b in steps]
+    return rows, [line for _, line in read_rows(Path(config.output) / "model/log.jsonl")]
+
+
+def _settings_hash(config: IterateConfig) -> str:
+    return sha256_file(Path(config.output) / "settings.json")
+
+
+class Refresher:
+    """Answers a block's prompts with the weights in memory; see :data:`rankalign.training.online.Refresh`.
+
+    Args:
+        config: settings.
+        prompts: all of them.
+        gatherer: samples and scores.
+    """
+
+    def __init__(self, config: IterateConfig, prompts: Sequence[CandidateSet], gatherer: Gatherer) -> None:
+        self.config, self.prompts, self.gatherer = config, prompts, gatherer
+
+    def path(self, block: Block) -> Path:
+        """The file of a block's candidates."""
+        return _round_folder(self.config, block.number) / "candidates.jsonl"
+
+    def __call__(self, model: Any, block: Block, fresh: bool) -> Path:
+        """The candidates, sampled now, or read where they are done.
+
+        Raises:
+            InputError: those of a block that is half learned are gone.
+        """
+        path = self.path(block)
+        if not fresh:
+            if manifest.read(path) is None:
+                raise InputError(f"{path} is gone, of which the checkpoint has learned a part; start with --overwrite")
+            return path
+        _announce(f"round {block.number}: the weights of step {block.step} answer {len(block.prompts)} prompts")
+        now = Current(block.number, block.step, models.weights_fingerprint(model), model=model)
+        folder = path.parent
+        _drop_strangers(folder, now.weights)
+        chosen = folder / "prompts.jsonl"
+        write(chosen, [self.prompts[i] for i in block.prompts])
+        return self.gatherer.gather(folder, now, str(chosen))
+
+
+def _drop_strangers(folder: Path, weights: str) -> None:
+    """Remove a block that other weights wrote: updates repeat bit by bit on a CPU, and on a GPU they may not."""
+    note = folder / "weights.json"
+    if note.exists() and loads(read_text(note))["weights"] != weights:
+        print(f"{folder}: written by other weights than those that this resume arrived at; anew", file=sys.stderr)
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(note, dumps({"weights": weights}) + "\n")
+
+
+# --- what a round was like ---------------------------------------------------------------------------------------
+
+
+def _row(config: IterateConfig, number: int, path: Path, steps: int, step: int, model: str | None) -> dict[str, Any]:
+    """The figures of a round, from its records."""
+    sets = list(read(path))
+    scores = [values for record in sets if (values := _scores(record, config.judge))]
+    return {
+        "round": number,
+        "model": model,
+        "steps": steps,
+        "refreshed_at": step,
+        "prompts": len(sets),
+        "mean_score": _mean([sum(values) / len(values) for values in scores]),
+        "max_score": _mean([max(values) for values in scores]),
+        "kl": _mean([kl for record in sets for kl in _scores(record, KL, own=True)]) if config.kl_coef else None,
+        "sampled_tokens": _tokens(config, sets),
+    }
+
+
+def _scores(record: CandidateSet, name: str, own: bool = False) -> list[float]:
+    """A record's scores, an answer that came several times several times; ``own`` takes the current model's alone."""
+    answers = [r for r in record.responses if not own or "round" in r.sampling]
+    return [value for r in answers if (value := r.scores.get(name)) is not None for _ in range(r.count)]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _tokens(config: IterateConfig, sets: Sequence[CandidateSet]) -> int:
+    """Tokens of all answers that were written for this run, ends of sequence included."""
+    tokenizer = models.load_tokenizer(config.model)
+    written = {policy.name for policy in config.policies if policy.engine != "replay"}
+
+    def length(text: str, tokens: Mapping[str, Any] | None) -> int:
+        return len(tokens["ids"]) if tokens else len(encode_text(tokenizer, text))
+
+    answers = [r for record in sets for r in record.responses if r.policy in written]
+    return sum((length(r.text, r.tokens) + r.finished) * r.count for r in answers)

@@ -1,0 +1,328 @@
+"""How much memory a training step takes, by running it on tensors that have shapes and no numbers.
+
+The step is the trainer's own code (tree rows, chunked head, two passes, checkpointing, optimiser), run under torch's
+``FakeTensorMode``. What lives when is therefore read off the program, tensor by tensor, and not put into formulas.
+
+On a CPU the process holds more than its tensors: glibc keeps freed blocks, and asks for more than a block of the same
+size when it aligns a new one, so holes stay empty. :class:`Heap` follows its rules.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, Trainer
+
+from rankalign import models
+from rankalign.batching import TokenList
+from rankalign.errors import InputError
+from rankalign.head import head_of, label_logps
+from rankalign.logps import causal_lm, label_states, lay_out
+from rankalign.rewards import list_rewards
+from rankalign.training.arguments import TrainConfig
+from rankalign.training.reward import freeze_lower
+from rankalign.training.run import disable_dropout
+from rankalign.two_pass import backward_two_pass
+
+ALIGN = 64  # bytes, of torch's tensors on a CPU
+SPARE = ALIGN + 32  # what glibc asks for beyond an aligned block
+LARGEST_THRESHOLD = 32 << 20  # bytes from which every block is mapped on its own
+NODE = 320  # bytes of an operation's node in the graph of autograd, which lies between the tensors it made
+_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+
+
+class Heap:
+    """The resident bytes of glibc's malloc: best fit with coalescing, large blocks mapped apart.
+
+    Attributes:
+        mapped: bytes of blocks that are mapped on their own, and returned when freed.
+        top: end of the heap; what lies below was touched once and stays resident, in use or not.
+    """
+
+    def __init__(self) -> None:
+        self.mapped, self.top, self.threshold = 0, 0, 128 << 10
+        self._free: list[tuple[int, int]] = []  # (size, start), sorted
+        self._starts: dict[int, int] = {}  # start -> size of a free block
+        self._ends: dict[int, int] = {}  # end -> start of a free block
+
+    @property
+    def resident(self) -> int:
+        """Bytes that the process holds."""
+        return self.mapped + self.top
+
+    def take(self, size: int) -> tuple[int, int]:
+        """Allocate ``size`` bytes; returns the block, ``(-1, size)`` for a mapped one."""
+        size = -(-size // 16) * 16 + 16
+        if size >= self.threshold:
+            self.mapped += size
+            return -1, size
+        at = bisect_left(self._free, (size + SPARE, -1))
+        if at == len(self._free):
+            start = self._ends.get(self.top)
+            if start is None:
+                start = self.top
+            else:
+                self._forget(start)
+            self.top = max(self.top, start + size)
+            return start, size
+        found, start = self._free[at]
+        self._forget(start)
+        self._keep(start + size, found - size)
+        return start, size
+
+    def give(self, block: tuple[int, int]) -> None:
+        """Free a block; the heap shrinks where enough of its end is free."""
+        start, size = block
+        if start < 0:
+            self.mapped -= size
+            if self.threshold < size <= LARGEST_THRESHOLD:
+                self.threshold = size
+            return
+        end = start + size
+        if end in self._starts:
+            end += self._forget(end)
+        if start in self._ends:
+            before = self._ends[start]
+            self._forget(before)
+            start = before
+        if end == self.top and end - start > 2 * self.threshold:
+            self.top = start
+        else:
+            self._keep(start, end - start)
+
+    def _keep(self, start: int, size: int) -> None:
+        insort(self._free, (size, start))
+        self._starts[start], self._ends[start + size] = size, start
+
+    def _forget(self, start: int) -> int:
+        size = self._starts.pop(start)
+        del self._ends[start + size]
+        del self._free[bisect_left(self._free, (size, start))]
+        return size
+
+
+class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes when each tensor's storage comes and goes, and what was there at the peak."""
+
+    def __init__(self, heap: Heap | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.heap, self.label = heap, "activations"
+        self.live: dict[int, int] = {}
+        self.labels: dict[int, str] = {}
+        self.apart = self.peak = 0  # bytes outside the heap; most bytes held so far
+        self.at_peak: dict[int, int] = {}
+        self._blocks: dict[int, tuple[int, int]] = {}
+        self._nodes: list[tuple[int, int]] = []
+        self._keys: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default:  # asked before every operation, and makes nothing
+            return func(*args)
+        out = _worst(func, args, kwargs or {})
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.note(leaf)
+        if self.heap is not None and func in _PRODUCTS:
+            self._pack(args[-2:])
+        if self.heap is not None and torch.is_grad_enabled():
+            self._nodes.append(self.heap.take(NODE))
+        return out
+
+    def end_graph(self) -> None:
+        """Backward is done, and the graph's nodes are gone."""
+        while self._nodes and self.heap is not None:
+            self.heap.give(self._nodes.pop())
+
+    def _pack(self, operands: Sequence[Any]) -> None:
+        """oneDNN copies what it multiplies by into blocks, beside the result, for as long as the product takes."""
+        assert self.heap is not None
+        for block in [self.heap.take(t.numel() * t.element_size()) for t in operands[1:]]:
+            self.heap.give(block)
+        self._look()
+
+    def note(self, tensor: Tensor, label: str = "") -> None:
+        """Take in a tensor's storage, or give a known one another label. Weights are mapped from their file."""
+        storage = tensor.untyped_storage()
+        if storage in self._keys:
+            if label:
+                self.labels[self._keys[storage]] = label
+            return
+        key = self._keys[storage] = len(self.labels)
+        self.live[key], self.labels[key] = storage.nbytes(), label or self.label
+        if self.heap is None or label == "weights":
+            self.apart += storage.nbytes()
+        else:
+            self._blocks[key] = self.heap.take(storage.nbytes())
+        weakref.finalize(storage, self._drop, key).atexit = False
+        self._look()
+
+    def _look(self) -> None:
+        held = self.apart + (self.heap.resident if self.heap else 0)
+        if held > self.peak:
+            self.peak, self.at_peak = held, dict(self.live)
+
+    def _drop(self, key: int) -> None:
+        size = self.live.pop(key)
+        if self.heap is not None and key in self._blocks:
+            self.heap.give(self._blocks.pop(key))
+        else:
+            self.apart -= size
+
+    def items(self) -> dict[str, int]:
+        """Bytes at the peak by label; ``allocator`` is what is held in holes."""
+        found: Counter[str] = Counter()
+        for key, size in self.at_peak.items():
+            found[self.labels[key]] += size
+        return {**found, "allocator": self.peak - found.total()}
+
+
+def _worst(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Run an operation; where its result depends on numbers that are not there, as if all of them counted."""
+    if func is torch.ops.aten._local_scalar_dense.default:
+        return True
+    if func is torch.ops.aten.nonzero.default:
+        return torch.zeros((len(args[0]), args[0].dim()), dtype=torch.long)
+    return func(*args, **kwargs)
+
+
+# --- the model ---------------------------------------------------------------------------------------------------
+
+
+def build(config: TrainConfig) -> Any:
+    """The model that training would load, in float32 on the meta device: shapes alone, no weights read.
+
+    Raises:
+        InputError: no configuration of a model is there.
+    """
+    where = models.local_folder(config.model)
+    if not (where / "config.json").is_file():
+        raise InputError(f"model {config.model}: plan needs its config.json, and {where} has none")
+    kind: Any = AutoModelForSequenceClassification if config.method == "reward" else AutoModelForCausalLM
+    settings = AutoConfig.from_pretrained(where, **({"num_labels": 1} if config.method == "reward" else {}))
+    with torch.device("meta"):
+        model = kind.from_config(settings, dtype=torch.float32)
+        if config.disable_dropout:
+            disable_dropout(model)
+        if config.use_lora:
+            named: Any = config.lora_target_modules
+            targets = named if named == "auto" else named.split(",")
+            model = models.add_lora(model, config.lora_r, config.lora_alpha, config.lora_dropout, targets)
+    if config.freeze_layers:
+        freeze_lower(model, config.freeze_layers)
+    return model
+
+
+def _make_fake(model: nn.Module) -> None:
+    """Put tensors that claim to lie on the CPU in the place of those on the meta device; shared ones stay shared."""
+    made: dict[int, Tensor] = {}
+    for module in model.modules():
+        tables: Any = (module._parameters, module._buffers)
+        for table in tables:
+            for name, old in table.items():
+                if old is None:
+                    continue
+                if id(old) not in made:
+                    new = torch.empty(old.shape, dtype=old.dtype, device="cpu")
+                    made[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+                table[name] = made[id(old)]
+
+
+# --- the step ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes at the peak of training.
+
+    Attributes:
+        items: by what they are: ``weights``, ``gradients``, ``optimiser``, ``activations``, ``head``, ``allocator``.
+    """
+
+    items: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        """All of them."""
+        return sum(self.items.values())
+
+
+def trace(config: TrainConfig, part: Sequence[TokenList], layout: str, two_pass: bool, again: bool) -> Footprint:
+    """The peak of two updates, the second with the optimiser's states there from its start.
+
+    Args:
+        config: the run.
+        part: lists that run at once.
+        layout: ``tree`` or ``padded``.
+        two_pass: whether their backward runs in two passes.
+        again: whether an update has more parts, whose backward meets the gradients of the first.
+    """
+    model = build(config)
+    on_cpu = config.use_cpu or models.device().type == "cpu"
+    ledger = _Ledger(Heap() if on_cpu and sys.platform == "linux" else None)
+    with FakeTensorMode(allow_non_fake_inputs=True), ledger:
+        _make_fake(model)
+        for tensor in (*model.parameters(), *model.buffers()):
+            ledger.note(tensor, "weights")
+        _prepare(model, config)
+        kind, keywords = Trainer.get_optimizer_cls_and_kwargs(config, model)
+        optimiser = kind([p for p in model.parameters() if p.requires_grad], **keywords)
+        for _ in range(2):
+            for _ in range(2 if again else 1):
+                _backward(model, config, part, layout, two_pass, ledger)
+                ledger.end_graph()
+                for parameter in model.parameters():
+                    if parameter.grad is not None:
+                        ledger.note(parameter.grad, "gradients")
+            ledger.label = "optimiser"
+            optimiser.step()
+            optimiser.zero_grad()
+    return Footprint(ledger.items())
+
+
+def _prepare(model: Any, config: TrainConfig) -> None:
+    model.train()
+    if config.gradient_checkpointing:
+        kwargs = config.gradient_checkpointing_kwargs or {"use_reentrant": False}
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+
+
+def _backward(
+    model: Any, config: TrainConfig, part: Sequence[TokenList], layout: str, two_pass: bool, ledger: _Ledger
+) -> None:
+    prompts, responses = [t.prompt for t in part], [t.responses for t in part]
+    ledger.label = "activations"
+    kind = torch.bfloat16 if config.bf16 else torch.float16
+    with torch.autocast("cpu", dtype=kind) if config.bf16 or config.fp16 else nullcontext():
+        if two_pass:
+            backward_two_pass(model, prompts, responses, Tensor.sum, config.token_budget, layout=layout)
+            return
+        values = list_rewards if config.method == "reward" else _label_logps(ledger)
+        out = values(model, prompts, responses, layout=layout)
+    out.sum().backward()  # type: ignore[no-untyped-call]
+
+
+def _label_logps(ledger: _Ledger) -> Callable[..., Tensor]:
+    """:func:`rankalign.logps.list_logps`, with what its head makes, forward and backward, under the head's name."""
+
+    def values(model: Any, prompts: Any, responses: Any, layout: str) -> Tensor:
+        lm = causal_lm(model)
+        rows = lay_out(lm, prompts, responses, layout)
+        assert rows is not None  # lists without a token take no memory and are never the largest
+        states = label_states(lm, rows)
+        states.register_hook(lambda _: setattr(ledger, "label", "activations"))  # type: ignore[no-untyped-call]
+        ledger.label = "head"
+        return label_logps(head_of(lm), states, rows.labels, rows.forest.note_gradient if rows.forest else None)
+
+    return values

@@ -1,0 +1,1 @@
+"""Pages in the browser, each served on loopback alone."""

@@ -1,0 +1,62 @@
+"""The table: every row with every seed, then the page. What is finished is never run again."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rankalign.files import read_text
+from rankalign.paper.child import Lock
+from rankalign.paper.claims import Results
+from rankalign.paper.page import write_page
+from rankalign.paper.settings import TableConfig
+from rankalign.paper.unit import Bench, Unit
+from rankalign.records import loads
+
+
+def run(config: TableConfig) -> dict[str, Any]:
+    """Run every unit that is missing, and write the page.
+
+    Returns:
+        ``{"output", "page", "units", "ran", "seconds", "claims": [{"claim", "verdict"}]}``.
+
+    Raises:
+        InputError: bad settings or data, another process is at it, or a row failed; finished units stay.
+    """
+    folder, started, ran = Path(config.output), time.monotonic(), 0
+    with Lock(folder) as lock:
+        if config.overwrite:
+            for seed in config.seeds:
+                shutil.rmtree(folder / f"seed-{seed}", ignore_errors=True)
+        units: dict[tuple[str, int], dict[str, Any]] = {}
+        bench = Bench(config, lock)
+        for seed in config.seeds:
+            for row in sorted(config.rows, key=lambda row: row.kind == "best_of"):  # which reads the start row's
+                unit = Unit(bench, row, seed)
+                ran += unit.run()
+                units[row.name, seed] = loads(read_text(unit.folder / "unit.json"))
+        page = Path(config.page or folder / "results.md")
+        claims = write_page(page, config, results(config, units), units)
+    told = [{"claim": claim.text, "verdict": str(claim.verdict)} for claim in claims]
+    seconds = round(time.monotonic() - started, 1)
+    return {"output": config.output, "page": str(page), "units": len(units), "ran": ran} | {
+        "seconds": seconds,
+        "claims": told,
+    }
+
+
+def results(config: TableConfig, units: dict[tuple[str, int], dict[str, Any]]) -> Results:
+    """The figures of all units as arrays of seeds by prompts."""
+
+    def collect(part: str) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for row in config.rows:
+            of_seeds = [units[row.name, seed][part] for seed in config.seeds]
+            found[row.name] = {name: np.array([one[name] for one in of_seeds], float) for name in of_seeds[0]}
+        return {name: columns for name, columns in found.items() if columns}
+
+    return Results(collect("held"), collect("pool"), collect("cost"))

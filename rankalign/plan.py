@@ -1,0 +1,308 @@
+"""What a training run will take, before any weights are loaded: counts, updates, memory, arithmetic, disk, advice."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankalign import models
+from rankalign.batching import TokenList
+from rankalign.errors import InputError
+from rankalign.logps import ATTENTION_FAMILIES, MASK_FAMILIES, list_logps
+from rankalign.memory import Footprint, build, trace
+from rankalign.rewards import list_rewards
+from rankalign.training.arguments import TrainConfig
+from rankalign.training.run import _data_hashes, _load_data, _load_model
+from rankalign.tree import tree_tokens
+
+UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+LAUNCHERS = ("one process", "DDP", "FSDP2 or ZeRO-2", "ZeRO-3", "ZeRO-3 with offload")
+
+
+def plan(config: TrainConfig, device_memory: str = "", devices: int = 0, probe: bool = False) -> dict[str, Any]:
+    """Everything that ``rankalign plan`` prints.
+
+    Args:
+        config: the run, of method rank, sft or reward.
+        device_memory: of one device, such as ``24GiB``; empty for this machine's.
+        devices: how many there are; 0 for this machine's.
+        probe: load the model and time three micro-batches.
+
+    Raises:
+        InputError: bad settings or data, or ``--method ppo``, whose answers are not there yet.
+    """
+    if config.method == "ppo":
+        raise InputError("plan reads a file of candidates; --method ppo writes its own answers while it runs")
+    room = _bytes(device_memory) if device_memory else _memory_here(config)
+    devices = devices or max(torch.cuda.device_count(), 1)
+    _data_hashes(config)
+    lists, _, counts = _load_data(config, models.load_tokenizer(config.model))
+    model = build(config)
+    baseline = _resident()  # after all that training imports, adapters among them
+    layout = _layout(config, model)
+    batches = Batches(lists, config, layout, devices)
+    footprint = batches.trace()
+    items = {**footprint.items, "process": baseline}
+    work = _work(model, lists, config, batches)
+    facts = {**_counts(lists, counts), "steps": batches.steps, "epochs": batches.epochs}
+    facts |= {"micro_batches": batches.micro_batches, "layout": layout, "tokens": batches.tokens(), "work": work}
+    facts |= {"peak_memory_bytes": sum(items.values()), "memory": items, "disk_bytes": _disk(config, model, footprint)}
+    launchers = _launchers(items, devices, len(_layers(model)))
+    facts |= {"device_memory_bytes": room, "devices": devices, "launchers": launchers}
+    facts["launcher"] = next((name for name in LAUNCHERS if launchers.get(name, math.inf) <= room), None)
+    facts["advice"] = _advice(config, facts, model)
+    return facts | {"seconds": _probe(config, batches, layout) if probe else None}
+
+
+# --- counts ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How the trainer will cut the lists into updates.
+
+    Attributes:
+        lists: the data, in file order.
+        config: the run.
+        layout: ``tree`` or ``padded``.
+        devices: ranks that share each update.
+    """
+
+    lists: Sequence[TokenList]
+    config: TrainConfig
+    layout: str
+    devices: int = 1
+
+    @property
+    def micro_batches_an_epoch(self) -> int:
+        """Of one rank."""
+        size, count = self.config.train_batch_size, len(self.lists)
+        whole = count // size if self.config.dataloader_drop_last else -(-count // size)
+        return -(-whole // self.devices)
+
+    @property
+    def updates_an_epoch(self) -> int:
+        """The last one may have fewer micro-batches."""
+        return max(-(-self.micro_batches_an_epoch // self.config.gradient_accumulation_steps), 1)
+
+    @property
+    def steps(self) -> int:
+        """Updates of the run."""
+        if self.config.max_steps > 0:
+            return self.config.max_steps
+        return math.ceil(self.config.num_train_epochs * self.updates_an_epoch)
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the data, the last perhaps not whole."""
+        return self.steps / self.updates_an_epoch
+
+    @property
+    def micro_batches(self) -> int:
+        """Of one rank, over the whole run."""
+        whole, rest = divmod(self.steps, self.updates_an_epoch)
+        some = min(rest * self.config.gradient_accumulation_steps, self.micro_batches_an_epoch)
+        return whole * self.micro_batches_an_epoch + some
+
+    def size(self, lists: Sequence[TokenList], layout: str = "") -> int:
+        """Tokens of the rows that these lists fill."""
+        if (layout or self.layout) == "tree":
+            return sum(tree_tokens(len(t.prompt), [len(r) for r in t.responses]) for t in lists)
+        return sum(len(t.responses) for t in lists) * max(len(t.prompt) + max(map(len, t.responses)) for t in lists)
+
+    def largest(self) -> list[TokenList]:
+        """The largest micro-batch that the shuffle can draw."""
+        return sorted(self.lists, key=lambda t: -self.size([t]))[: self.config.train_batch_size]
+
+    def largest_part(self) -> list[TokenList]:
+        """The most that runs at once: whole lists within the token budget, or one list that exceeds it."""
+        order = sorted(self.lists, key=lambda t: -self.size([t]))
+        best: list[TokenList] = order[:1]
+        for start in range(len(order)):
+            part = order[start : start + 1]
+            for tokens in order[start + 1 : start + self.config.train_batch_size]:
+                if self.size([*part, tokens]) <= self.config.token_budget:
+                    part.append(tokens)
+            if self.size(part) > self.size(best):
+                best = part
+            if len(part) == self.config.train_batch_size:
+                break  # later windows hold smaller lists
+        return best
+
+    def two_passes(self, part: Sequence[TokenList]) -> bool:
+        """Whether the trainer runs these lists in two passes."""
+        if self.config.two_pass != "auto":
+            return self.config.two_pass == "always"
+        return self.config.can_two_pass and self.size(part) > self.config.token_budget
+
+    def trace(self) -> Footprint:
+        """Memory of the largest part, see :func:`rankalign.memory.trace`."""
+        part = self.largest_part()
+        again = self.config.gradient_accumulation_steps > 1 or len(part) < len(self.largest())
+        return trace(self.config, part, self.layout, self.two_passes(part), again)
+
+    def tokens(self) -> dict[str, int | float]:
+        """Tokens of a list and of the data, in rows that share prompts and in padded ones."""
+        each = [self.size([t], "tree") for t in self.lists]
+        found = {"median": statistics.median(each), "max": max(each), "packed": sum(each)}
+        return {**found, "padded": sum(self.size([t], "padded") for t in self.lists)}
+
+
+def _counts(lists: Sequence[TokenList], counts: dict[str, int]) -> dict[str, Any]:
+    cut = {name: counts.get(name, 0) for name in ("prompt_truncated", "response_truncated")}
+    kept = {"prompts": len(lists), "candidates": sum(len(t.responses) for t in lists)}
+    dropped = counts.get("dropped_prompts", 0) + counts.get("skipped_invalid", 0)
+    kept["widest_list"] = max(len(t.responses) for t in lists)
+    return {**kept, "dropped": dropped, "truncated": sum(cut.values()), "counts": counts}
+
+
+def _layout(config: TrainConfig, model: Any) -> str:
+    """``auto`` is decided by numbers when training starts; here by the family."""
+    if config.layout != "auto":
+        return config.layout
+    return "tree" if model.config.model_type in ATTENTION_FAMILIES | MASK_FAMILIES else "padded"
+
+
+# --- memory, arithmetic, disk ------------------------------------------------------------------------------------
+
+
+def _resident() -> int:
+    """Bytes this process holds now, with all that training imports."""
+    status = Path("/proc/self/status")
+    found = re.search(r"VmRSS:\s*(\d+) kB", status.read_text()) if status.exists() else None
+    return int(found[1]) * 1024 if found else 0
+
+
+def _memory_here(config: TrainConfig) -> int:
+    if torch.cuda.is_available() and not config.use_cpu:
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"([\d.]+)\s*([A-Za-z]*)", text.strip())
+    if not match or match[2] not in UNITS or match[1].count(".") > 1 or match[1] == ".":
+        raise InputError(f"--device_memory {text!r} is no amount of memory; write it like 24GiB")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def _layers(model: Any) -> list[nn.Module]:
+    count = model.config.num_hidden_layers
+    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    return list(stacks[0]) if stacks else [model]
+
+
+def _weights(model: nn.Module) -> tuple[int, int]:
+    """Bytes of all weights, and numbers that train."""
+    every = list(model.parameters())
+    return sum(p.numel() * p.element_size() for p in every), sum(p.numel() for p in every if p.requires_grad)
+
+
+def _work(model: Any, lists: Sequence[TokenList], config: TrainConfig, batches: Batches) -> dict[str, int]:
+    """Tokens and multiply-adds times two, of the whole run over all ranks; attention's own products are left out."""
+    embedding = model.get_input_embeddings().weight.numel()
+    body = sum(p.numel() for p in model.parameters() if p.dim() == 2) - embedding
+    head = model.get_output_embeddings()
+    tied = head is None or head.weight is model.get_input_embeddings().weight
+    rows = sum(batches.size([t]) for t in lists)
+    labels = sum(len(r) for t in lists for r in t.responses)
+    body -= 0 if tied else head.weight.numel()
+    forward = 2 * (body * rows + (head.weight.numel() * labels if head is not None else 0))
+    _, training = _weights(model)
+    share = 1 + min(training / max(body + embedding, 1), 1)  # gradients of inputs, and of the weights that train
+    more = forward * (int(bool(config.gradient_checkpointing)) + int(batches.two_passes(batches.largest_part())))
+    epochs = batches.epochs
+    return {
+        "forward_tokens": round(rows * epochs),
+        "backward_tokens": round(rows * epochs),
+        "forward_flops": round((forward + more) * epochs),
+        "backward_flops": round(forward * share * epochs),
+    }
+
+
+def _disk(config: TrainConfig, model: nn.Module, footprint: Footprint) -> int:
+    """Checkpoints with their optimiser states, and the model at the end."""
+    whole, training = _weights(model)
+    saved = training * 4 if config.use_lora else whole
+    kept = 0 if config.save_strategy == "no" else config.save_total_limit or 1
+    return saved + kept * (saved + footprint.items.get("optimiser", 0))
+
+
+def _launchers(items: dict[str, int], devices: int, layers: int) -> dict[str, int]:
+    """Peak bytes of one device by launcher. Sharded weights are gathered a layer at a time, two layers at once."""
+    get = items.get
+    weights, gradients, states = (get(name, 0) for name in ("weights", "gradients", "optimiser"))
+    rest = sum(items.values()) - weights - gradients - states
+    found = {"one process": weights + gradients + states + rest}
+    gathered = 2 * weights // layers
+    if devices > 1:
+        found["DDP"] = found["one process"] + gradients  # its buckets are a second copy
+        found["FSDP2 or ZeRO-2"] = weights + (gradients + states) // devices + rest
+        found["ZeRO-3"] = (weights + gradients + states) // devices + gathered + rest
+    return {**found, "ZeRO-3 with offload": gathered + rest}
+
+
+# --- advice ------------------------------------------------------------------------------------------------------
+
+
+def _advice(config: TrainConfig, facts: dict[str, Any], model: Any) -> list[str]:
+    """What would make the run smaller, each with about what it would bring; and what the data loses."""
+    items, said = facts["memory"], []
+    active = items.get("activations", 0) + items.get("head", 0) + items.get("allocator", 0)
+    fixed = items.get("gradients", 0) + items.get("optimiser", 0)
+    if facts["launcher"] is None:
+        said.append(f"Nothing fits in {_human(facts['device_memory_bytes'])}: take more or larger devices.")
+    if not config.use_lora and not config.freeze_layers:
+        said.append(f"--use_lora true would save about {_human(fixed)} of gradients and optimiser states.")
+    if not config.gradient_checkpointing:
+        saved = int(active * (1 - 2 / max(len(_layers(model)), 2)))
+        said.append(f"--gradient_checkpointing true would save up to {_human(saved)}, for about a third more time.")
+    widest = facts["widest_list"]
+    if widest > 4:
+        said.append(f"--max_candidates {widest // 2} would about halve the {_human(active)} that lists take.")
+    if config.can_two_pass and config.two_pass == "auto":
+        said.append(
+            f"--token_budget {config.token_budget // 2} halves what runs at once (the result stays the same); a list "
+            "that is longer runs in two passes, for about a third more time."
+        )
+    if facts["truncated"]:
+        said.append(f"{facts['truncated']} texts are cut: a --max_length above {config.max_length} would keep more.")
+    if facts["launcher"] == "one process" and facts["devices"] > 1:
+        said.append("One process fits; DDP (torchrun) over all devices divides the time.")
+    return said
+
+
+def _human(count: int) -> str:
+    return f"{count / (1 << 30):.2f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.1f} MiB"
+
+
+# --- time --------------------------------------------------------------------------------------------------------
+
+
+def _probe(config: TrainConfig, batches: Batches, layout: str) -> float:
+    """Seconds of the run, from a step on the largest, the median and the first lists, after one to warm up."""
+    model = _load_model(config, models.load_tokenizer(config.model)).train()
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    order = sorted(batches.lists, key=lambda t: batches.size([t]))
+    largest, median = order[-1], order[len(order) // 2]
+    values: Callable[..., Tensor] = list_rewards if config.method == "reward" else list_logps
+    took, tokens = 0.0, 0
+    for i, one in enumerate((median, largest, median, batches.lists[0])):
+        started = time.perf_counter()
+        values(model, [one.prompt], [one.responses], layout=layout).sum().backward()  # type: ignore[no-untyped-call]
+        if i:  # the first one sets the kernels up
+            took, tokens = took + time.perf_counter() - started, tokens + batches.size([one])
+    started = time.perf_counter()
+    optimiser.step()
+    rows = sum(batches.size([t]) for t in batches.lists) * batches.epochs / batches.devices
+    return took / tokens * rows + (time.perf_counter() - started) * batches.steps

@@ -1,0 +1,88 @@
+"""Old names of settings: the command lines of RRHF, Open-ChatGPT, Stanford Alpaca and TRL, under present ones."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from rankalign.errors import InputError
+
+_RENAMED = {
+    "evaluation_strategy": "eval_strategy",
+    "model_name_or_path": "model",
+    "model_max_length": "max_length",
+    "data_path": "data",
+    "warmup_ratio": "warmup_steps",
+    "no_cuda": "use_cpu",
+    "lora_target": "lora_target_modules",
+    "use_peft": "use_lora",
+    "loss_type": "loss",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+}
+_OLD_VALUES = {
+    ("optim", "adamw_hf"): "adamw_torch",  # transformers' own AdamW is gone
+    ("loss", "sigmoid"): "dpo",  # TRL's names of losses
+    ("loss", "exo_pair"): "exo",
+    ("loss", "nca_pair"): "nca",
+    ("loss", "bco_pair"): "bco",
+    ("loss", "sppo_hard"): "sppo",
+}
+_IGNORED = {
+    "fsdp_transformer_layer_cls_to_wrap": "the class to wrap is found in the model",
+    "overwrite_output_dir": "see --overwrite",
+    "cache_dir": "the hub's own cache is used",
+    "half_precision_backend": "transformers has one backend now",
+    "fp16_opt_level": "apex is gone",
+    "fp16_backend": "transformers has one backend now",
+    "fsdp_min_num_params": "the class to wrap is found in the model",
+    "logging_dir": "the log is log.jsonl in output_dir",
+    "save_safetensors": "weights are always saved as safetensors",
+}
+
+
+def modernise(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Old names to present ones.
+
+    Returns:
+        The settings under their present names, and one sentence for each that was changed or cannot apply here.
+    """
+    notes: list[str] = []
+    settings: dict[str, Any] = {}
+    for key, value in content.items():
+        name = _RENAMED.get(key, key)
+        now = _OLD_VALUES.get((name, value), value) if isinstance(value, str) else value
+        if key in _IGNORED:
+            notes.append(f"--{key} is left out: {_IGNORED[key]}")
+        elif name != key and name in content:
+            notes.append(f"--{key} {value} is left out: --{name} is given as well")
+        else:
+            settings[name] = now
+            if (name, now) != (key, value):
+                notes.append(f"--{key} {value} is now --{name} {now}")
+    return _fit_machine(settings, notes), notes
+
+
+def _fit_machine(settings: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """What the machine cannot do is said and left out; fp16 on a CPU is an error, since nothing would stand for it."""
+    cuda = torch.cuda.is_available() and not _true(settings.get("use_cpu"))
+    if not cuda and _true(settings.get("tf32")):
+        del settings["tf32"]
+        notes.append("--tf32 is left out: it is a mode of NVIDIA GPUs")
+    if not cuda and _true(settings.get("fp16")):
+        raise InputError("--fp16 needs a GPU; on a CPU use float32 (the default) or --bf16")
+    if not cuda and _true(settings.get("bf16")):
+        settings["use_cpu"] = True
+        notes.append("--bf16 on a CPU without bf16 units is emulated and several times slower than float32")
+    for name in ("fsdp", "deepspeed"):
+        if settings.get(name) and "LOCAL_RANK" not in os.environ:  # every launcher sets it
+            how = f"this is one process (torchrun -m rankalign train starts several, over which {name} shards)"
+            notes.append(f"--{name} {settings.pop(name)} is left out: {how}")
+            settings.pop("fsdp_config", None)
+    return settings
+
+
+def _true(value: Any) -> bool:
+    return str(value).lower() in ("true", "1", "yes")

@@ -1,0 +1,254 @@
+"""Online rank training (OP-k): the model answers the prompts it is about to learn from, anew every k updates.
+
+Optimiser, schedule and step count are those of one run; only the lists change under it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import set_seed
+
+from rankalign import manifest, models
+from rankalign.batching import TokenList
+from rankalign.errors import InputError
+from rankalign.training import run
+from rankalign.training.arguments import TrainConfig
+from rankalign.training.rank import Example, RankTrainer, Watch
+
+
+@dataclass(frozen=True)
+class Block:
+    """The updates between two refreshes.
+
+    Attributes:
+        number: its place, from 1.
+        step: how many updates are made before it; it is sampled with the weights of then.
+        updates: how many it makes.
+        prompts: indices of the prompts that they need, each once, in the order in which they come.
+    """
+
+    number: int
+    step: int
+    updates: int
+    prompts: list[int]
+
+
+Refresh = Callable[[Any, Block, bool], Path]
+"""Lets the model answer the prompts of a block: called with the model in eval mode, the block, and whether no update of
+it is made yet; returns the file of scored candidates. A run resumed within a block calls it with False: the model has
+moved on since, and what it answered then must be found again, not sampled."""
+
+
+def blocks(prompts: int, per_update: int, updates: int, every: int) -> Iterator[Block]:
+    """All blocks of a run that walks through the prompts in order, again and again.
+
+    Args:
+        prompts: how many there are.
+        per_update: how many an update takes; the last of a pass takes what is left.
+        updates: how many the run makes.
+        every: how many a block makes.
+    """
+    a_pass = math.ceil(prompts / per_update)
+    for start in range(0, updates, every):
+        end = min(start + every, updates)
+        firsts = [update % a_pass * per_update for update in range(start, end)]
+        needed = dict.fromkeys(i for first in firsts for i in range(first, min(first + per_update, prompts)))
+        yield Block(start // every + 1, start, end - start, list(needed))
+
+
+def plan(config: TrainConfig, prompts: int, every: int) -> list[Block]:
+    """The blocks of a run with these settings.
+
+    Raises:
+        InputError: settings that an online run cannot have.
+    """
+    if config.train_sampling_strategy != "sequential":
+        raise InputError("online training walks through the prompts in order: leave train_sampling_strategy out")
+    if config.dataloader_drop_last:
+        raise InputError("online training takes every prompt: leave dataloader_drop_last out")
+    per_update = config.train_batch_size * config.gradient_accumulation_steps
+    epochs = math.ceil(config.num_train_epochs * math.ceil(prompts / per_update))
+    return list(blocks(prompts, per_update, config.max_steps if config.max_steps > 0 else epochs, every))
+
+
+class StartModel:
+    """The model as it was before training, for references; loaded once, and only if asked for.
+
+    Args:
+        name: where its weights lie.
+        below_adapter: it is what the trained model computes with its adapter off; no second copy is needed.
+    """
+
+    def __init__(self, name: str, below_adapter: bool = False) -> None:
+        self.name, self.below_adapter = name, below_adapter
+
+    @functools.cached_property
+    def _loaded(self) -> Any:
+        return models.load_policy(self.name, dtype="float32")
+
+    @contextlib.contextmanager
+    def beside(self, model: Any) -> Iterator[Any]:
+        """The start model of ``model``, for as long as the context lasts."""
+        if not self.below_adapter:
+            yield self._loaded
+            return
+        with model.disable_adapter():
+            yield model
+
+
+class OnlineTrainer(RankTrainer):
+    """Trains on lists that it has its own model write, block by block.
+
+    Args:
+        model: the policy.
+        config: settings.
+        ids: ids of all prompts, in order.
+        plan: the blocks of the run.
+        refresh: makes a block's candidates.
+        start: the start model, for losses that need a reference.
+        evaluation: examples to measure while training.
+        **more: passed to transformers' Trainer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        ids: Sequence[str],
+        plan: Sequence[Block],
+        refresh: Refresh,
+        start: StartModel,
+        evaluation: Sequence[Example] = (),
+        **more: Any,
+    ) -> None:
+        places = [Example(TokenList(ident, [], [], [])) for ident in ids]
+        super().__init__(model, config, places, evaluation, config.layout, **more)
+        self.plan, self.refresh, self.start = plan, refresh, start
+        self.block: Block | None = None
+        self.lists: dict[str, Example] = {}
+
+    def enter(self, step: int) -> None:
+        """Have the lists of the block that update ``step`` (from 0) belongs to."""
+        if self.block and self.block.step <= step < self.block.step + self.block.updates:
+            return
+        self.block = next(block for block in self.plan if block.step <= step < block.step + block.updates)
+        model: Any = self.model
+        training = model.training
+        model.eval()
+        with torch.random.fork_rng():  # what is read from disk after a kill must leave the same state as what was made
+            path = self.refresh(model, self.block, step == self.block.step)
+        tokenizer: Any = self.processing_class
+        lists, counts = run._encode(self.config, tokenizer, str(path))
+        print("data: " + ", ".join(f"{value} {name}" for name, value in counts.items() if value), file=sys.stderr)
+        if self.layout == "auto" and lists:
+            self.layout, why = run._layout(self.config, model, lists)
+            print(f"layout: {self.layout} ({why})", file=sys.stderr)
+        self.lists = {example.tokens.id: example for example in self.referred(lists)}
+        model.train(training)
+
+    def referred(self, lists: Sequence[TokenList]) -> list[Example]:
+        """Lists with their log-probabilities under the start model, where the loss needs them."""
+        if not self.config.loss_entry.needs_reference:
+            return [Example(tokens) for tokens in lists]
+        with self.start.beside(self.model) as reference:
+            rows = run._start_logps(self.config, reference, self.layout, lists)
+        return [Example(tokens, row) for tokens, row in zip(lists, rows, strict=True)]
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The lists of one update, which the weights of the block's beginning have written.
+
+        A prompt of which no candidate is usable is left out; its count is said when the block begins.
+        """
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.enter(self.state.global_step)
+        ids = [[example.tokens.id for example in batch["examples"]] for batch in batches]
+        found = [{"examples": [self.lists[i] for i in batch if i in self.lists]} for batch in ids]
+        return found, torch.tensor(sum(len(batch["examples"]) for batch in found), device=device)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """As :meth:`RankTrainer.training_step`; nothing where no list of the micro-batch is left."""
+        if not inputs["examples"]:
+            return torch.zeros((), device=self.args.device)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Say with each line which block it belongs to and at which step its lists were written."""
+        if "loss" in logs and self.block:
+            logs = {**logs, "round": self.block.number, "refreshed_at": self.block.step}
+        super().log(logs, start_time)
+
+
+def train_online(
+    config: TrainConfig,
+    ids: Sequence[str],
+    plan: Sequence[Block],
+    refresh: Refresh,
+    start: StartModel,
+    watch: Watch | None = None,
+    **decisive: Any,
+) -> dict[str, Any]:
+    """Train as ``config`` says on the lists of ``refresh``; leave what :func:`rankalign.training.run.train` leaves.
+
+    Args:
+        config: settings; ``data`` is the file of the prompts.
+        ids: ids of all prompts, in order.
+        plan: the blocks of the run, from :func:`plan`.
+        refresh: makes a block's candidates.
+        start: the start model.
+        watch: measures the model at each evaluation.
+        **decisive: what else the result depends on, for the manifest.
+
+    Returns:
+        As :func:`rankalign.training.run.train`.
+
+    Raises:
+        InputError: bad settings or data.
+        Interrupted: stopped by a signal; the same call goes on from the checkpoint.
+    """
+    output, started = Path(str(config.output_dir)), time.time()
+    hashes = {"data_sha256": run._data_hashes(config), "model_sha256": run._start_hash(config)}
+    settings = {**config.own_settings(), **hashes, **decisive}
+    if config.overwrite:
+        shutil.rmtree(output, ignore_errors=True)
+    elif manifest.is_finished(output, settings):
+        return {**run._summary(output, manifest.read(output) or {}), "already_finished": True}
+    set_seed(config.seed)
+    tokenizer = models.load_tokenizer(config.model)
+    held_out = run._encode(config, tokenizer, config.eval_data)[0] if config.eval_data else []
+    trainer = OnlineTrainer(
+        run._load_model(config, tokenizer),
+        config,
+        ids,
+        plan,
+        refresh,
+        start,
+        evaluation=[Example(tokens) for tokens in held_out],
+        processing_class=tokenizer,
+        callbacks=run._callbacks(config, output),
+    )
+    trainer.enter(0)  # with the start weights, also when a checkpoint follows: they decide the layout
+    trainer.held_out = trainer.referred(held_out)
+    trainer.watch = watch
+    run._run(trainer, config)
+    run._save(trainer, tokenizer, output)
+    facts = {"counts": {"prompts": len(ids), "blocks": len(plan)}, "metrics": trainer.state.log_history[-1]}
+    made = [p for p in sorted(output.iterdir()) if p.is_file() and p.suffix != ".bin" and p.name != "manifest.json"]
+    facts |= {"steps": trainer.state.global_step, "seconds": time.time() - started}
+    manifest.write(output, "train", settings, run._data_paths(config), made, **facts)
+    return {**run._summary(output, manifest.read(output) or {}), "already_finished": False}

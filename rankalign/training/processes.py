@@ -1,0 +1,94 @@
+"""Several processes that train one model: who speaks and writes, what accelerate made of the launch, whole weights."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+from rankalign.errors import InputError
+
+
+def is_first() -> bool:
+    """Whether this process writes files and speaks: the first of all, or the only one."""
+    return PartialState().is_main_process
+
+
+@contextlib.contextmanager
+def only_first_speaks() -> Iterator[None]:
+    """Drop what processes other than the first print. Errors pass through and are shown by whoever catches them."""
+    if os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):
+        yield
+
+
+@contextlib.contextmanager
+def whole_weights(config: Any) -> Iterator[None]:
+    """Load all weights in every process: layout, reference and fingerprint are computed before they are sharded.
+
+    DeepSpeed's ``zero.Init`` and FSDP's loading on the first process alone would leave the others with parts.
+
+    Args:
+        config: transformers' TrainingArguments.
+    """
+    name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    zero, ram = getattr(config.deepspeed_plugin, "dschf", None), os.environ.get(name)
+    unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if ram is not None:
+            os.environ[name] = ram
+        if zero is not None:
+            set_hf_deepspeed_config(zero)  # type: ignore[no-untyped-call]
+
+
+def save_whole(plugin: Any) -> None:
+    """Have DeepSpeed gather ZeRO-3's shards whenever it saves a model, so that every folder is a whole model.
+
+    Args:
+        plugin: accelerate's DeepSpeedPlugin.
+    """
+    stage3 = plugin.deepspeed_config.get("zero_optimization", {})
+    if stage3.get("stage") == 3:
+        stage3["stage3_gather_16bit_weights_on_model_save"] = True
+
+
+def check_type(kind: DistributedType, fsdp: Any, deepspeed: Any) -> None:
+    """Refuse to go on with plain data parallelism where shards were asked for, which accelerate does on CPUs.
+
+    Args:
+        kind: what the launch came to.
+        fsdp: whether FSDP was asked for by a flag; ``accelerate launch --use_fsdp`` is seen in the environment.
+        deepspeed: whether DeepSpeed was asked for by a flag.
+
+    Raises:
+        InputError: FSDP or DeepSpeed was asked for and is not there.
+    """
+    for name, wanted, asked in (("FSDP", "FSDP", fsdp), ("DeepSpeed", "DEEPSPEED", deepspeed)):
+        env = os.environ.get(f"ACCELERATE_USE_{wanted}", "false").lower() in ("true", "1")
+        if (asked or env) and kind != DistributedType[wanted]:
+            raise InputError(f"{name} was asked for, but accelerate started {kind.value}; FSDP needs GPUs")
+
+
+def describe(kind: DistributedType, model: nn.Module) -> str:
+    """One line on how a model is spread, to be printed once it is wrapped."""
+    text = f"distributed: {PartialState().num_processes} processes, {kind.value}, model in {type(model).__name__}"
+    units = sorted({_plain_name(m) for m in model.modules() if m is not model and isinstance(m, FSDPModule)})
+    return f"{text}, shards of {', '.join(units)}" if units else text
+
+
+def _plain_name(module: nn.Module) -> str:
+    """The name of the class that FSDP2 put its own on top of."""
+    return type(module).__name__.removeprefix("FSDP")

@@ -1,0 +1,86 @@
+"""Two processes on one CPU: how tests launch them and read what they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from rankalign.records import CandidateSet, Response, write
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCHER = Path(__file__).with_name("cpu_launch.py")
+
+# What accelerate must have made of each launch, and the class around the model; zero3's DeepSpeedEngine is zero2's too.
+LAUNCHED = {
+    "ddp": ("MULTI_CPU", "DistributedDataParallel"),
+    "fsdp": ("FSDP", "FSDP"),
+    "zero2": ("DEEPSPEED", "DeepSpeedEngine"),
+    "zero3": ("DEEPSPEED", "DeepSpeedEngine"),
+}
+
+
+def write_data(path: Path, prompts: int = 9) -> Path:
+    """Ragged lists; so many that two processes are left with one prompt at the end of an epoch."""
+    rng = random.Random(3)
+    sets = []
+    for i in range(prompts):
+        texts = ["".join(rng.choices("abcdefgh ", k=rng.randint(2, 12))) for _ in range(rng.randint(2, 5))]
+        answers = [Response(text, finished=True, scores={"toy": float(rng.randint(0, 4))}) for text in texts]
+        sets.append(CandidateSet(f"p{i}", "prompt " + "x" * rng.randint(0, 9), answers))
+    write(path, sets)
+    return path
+
+
+def settings(data: Path, output: Path, **more: Any) -> dict[str, Any]:
+    """Ten updates of two micro-batches with 2 x 1 prompts, or one with 4 x 1; the third is short.
+
+    AdamW divides by the size of the gradient, so a mean over the wrong number of prompts would hardly show in the
+    weights; clipping the gradient by its norm, and the norm itself in the log, make it show.
+    """
+    fixed = {"model": "tiny", "data": str(data), "output_dir": str(output), "max_steps": 10, "save_steps": 5}
+    fixed |= {"learning_rate": 1e-3, "lr_scheduler_type": "cosine", "logging_steps": 1, "disable_tqdm": True}
+    return {**fixed, "max_grad_norm": 20.0, "gradient_accumulation_steps": 2, **more}
+
+
+def launch(kind: str, facts: Path, words: dict[str, Any], **environment: str) -> subprocess.CompletedProcess[str]:
+    """The documented line with overrides for the CPU: two processes, no bf16, the launcher for ``-m rankalign``."""
+    python = [sys.executable, "-m"]
+    if kind == "ddp":
+        start = [*python, "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    else:
+        port = str(20000 + os.getpid() % 20000)
+        config = str(ROOT / "train_scripts" / "accelerate" / f"{kind}.yaml")
+        start = [*python, "accelerate.commands.accelerate_cli", "launch", "--config_file", config]
+        start += ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", port]
+    flags = [str(word) for name, value in words.items() for word in (f"--{name}", value)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "RANKALIGN_TEST_FACTS": str(facts), **environment}
+    command = [*start, str(LAUNCHER), "train", *flags]
+    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """All weights of a folder, by name."""
+    (file,) = folder.glob("*.safetensors")
+    return load_file(file)
+
+
+def furthest(a: Path, b: Path) -> float:
+    """Largest difference between the weights of two folders, which must have the same names and float32."""
+    ours, theirs = tensors(a), tensors(b)
+    assert ours.keys() == theirs.keys()
+    assert all(weight.dtype == torch.float32 for weight in theirs.values())
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log, less what a clock wrote."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]

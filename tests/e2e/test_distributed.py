@@ -1,0 +1,146 @@
+"""Two processes against one at the same global batch: weights, logs, ledger, folders, resume.
+
+Sums of float32 in another order are all that may differ.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
+from transformers import AutoModelForCausalLM
+
+from rankalign.records import read_rows
+from rankalign.training.arguments import parse_settings
+from rankalign.training.run import train
+from tests.e2e.distributed import LAUNCHED, ROOT, furthest, launch, log, settings, tensors, write_data
+
+METHODS: dict[str, dict[str, Any]] = {
+    "rrhf": {"loss": "rrhf"},
+    "dpo": {"loss": "dpo"},
+    "rrhf-lora": {"loss": "rrhf", "use_lora": True},
+    "dpo-lora": {"loss": "dpo", "use_lora": True},
+    "reward": {"method": "reward"},
+    "sft": {"method": "sft"},
+}
+SLOW = [
+    pytest.param(kind, method, marks=pytest.mark.slow)
+    for kind in LAUNCHED
+    for method in METHODS
+    if (kind, method) != ("ddp", "rrhf") and (kind in ("ddp", "zero3") or method not in ("reward", "sft"))
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data") / "data.jsonl")
+
+
+@pytest.fixture(scope="module")
+def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Runs of one process, by method, each made once."""
+    folder, made = tmp_path_factory.mktemp("alone"), dict[str, Path]()
+
+    def run(method: str) -> Path:
+        if method not in made:
+            one = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "use_cpu": True}
+            train(parse_settings(settings(data, folder / method, **METHODS[method], **one)))
+            made[method] = folder / method
+        return made[method]
+
+    return run
+
+
+@pytest.mark.parametrize(("kind", "method"), [("ddp", "rrhf"), *SLOW])
+def test_two_processes_are_one(kind: str, method: str, data: Path, alone: Any, tmp_path: Path) -> None:
+    one, two = alone(method), tmp_path / "two"
+    words = settings(data, two, **METHODS[method], per_device_train_batch_size=1)
+    done = launch(kind, tmp_path / "facts.json", words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert (facts["type"], facts["processes"]) == (LAUNCHED[kind][0], 2)
+    assert facts["wrapper"] == LAUNCHED[kind][1] or (kind == "fsdp" and facts["wrapper"] == f"FSDP{_model(method)}")
+    for folder in ("", "checkpoint-5", "checkpoint-10"):
+        assert furthest(one / folder, two / folder) < 1e-5
+    assert furthest(one / "checkpoint-5", one) > 1e-3  # the bound above means something
+    for ours, theirs in zip(log(one), log(two), strict=True):
+        assert ours.keys() == theirs.keys()
+        # The share of an epoch is counted in micro-batches, of which one process has other ones than two.
+        assert {**theirs, "epoch": ours["epoch"]} == pytest.approx(ours, rel=1e-4, abs=1e-5)
+    _check_ledger(one, two)
+    assert done.stderr.count("data: 9 prompts") == 1  # only the first process speaks
+    assert done.stdout.count("already_finished") == 1
+    assert (two / "manifest.json").exists()
+    _check_loads(method, two)
+
+
+def _model(method: str) -> str:
+    return "PeftModelForCausalLM" if "lora" in method else "LlamaForCausalLM"
+
+
+def _check_ledger(one: Path, two: Path) -> None:
+    """Every prompt once an epoch, and none of those that only kept a process busy."""
+    ours, theirs = (
+        {(row["id"], row["epoch"], row["step"]): row["loss"] for _, row in read_rows(folder / "ledger.jsonl")}
+        for folder in (one, two)
+    )
+    assert theirs == pytest.approx(ours, rel=1e-4, abs=1e-5)
+
+
+def _check_loads(method: str, folder: Path) -> None:
+    """The final folder and a checkpoint in plain transformers or peft, without us."""
+    for path in (folder, folder / "checkpoint-5"):
+        if "lora" in method:
+            from peft import AutoPeftModelForCausalLM
+
+            model = AutoPeftModelForCausalLM.from_pretrained(path)
+            assert any(bool(p.any()) for name, p in model.named_parameters() if "lora_B" in name)
+        elif method != "reward":
+            model = AutoModelForCausalLM.from_pretrained(path)
+            saved = tensors(path)
+            assert all(torch.equal(p, saved[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "zero2", "zero3"])
+def test_interrupted_and_resumed_is_uninterrupted(kind: str, data: Path, alone: Any, tmp_path: Path) -> None:
+    one, two = alone("rrhf"), tmp_path / "two"
+    words = settings(data, two, **METHODS["rrhf"], per_device_train_batch_size=1, dataloader_num_workers=1)
+    cut = launch(kind, tmp_path / "facts.json", words, RANKALIGN_TEST_STOP="7")  # a signal to the second process alone
+    assert cut.returncode != 0
+    assert "interrupted" in cut.stderr
+    assert not (two / "manifest.json").exists()
+    assert (two / "checkpoint-7").exists()
+    done = launch(kind, tmp_path / "facts.json", words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "resuming from" in done.stderr
+    assert furthest(one, two) < 1e-6
+    assert [line["step"] for line in log(two)] == list(range(1, 11))
+    for ours, theirs in zip(log(one), log(two), strict=True):
+        assert {**theirs, "epoch": ours["epoch"]} == pytest.approx(ours, rel=1e-5, abs=1e-6)
+    assert sorted(p.name for p in two.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-7"]  # save_total_limit 2
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "train_scripts" / "accelerate").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_launch_files_are_valid(path: Path) -> None:
+    config: Any = load_config_from_file(str(path))
+    wanted = {"single": "NO", "ddp": "MULTI_GPU", "fsdp": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
+    assert config.distributed_type == DistributedType[wanted[path.stem]]
+    if path.stem.startswith("zero"):
+        assert config.deepspeed_config["zero_stage"] == int(path.stem[-1])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "train_scripts" / "deepspeed").glob("*.json")), ids=lambda p: p.stem)
+def test_shipped_deepspeed_files_are_valid(path: Path) -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    content = json.loads(path.read_text())
+    zero = DeepSpeedZeroConfig(**content["zero_optimization"])
+    assert int(zero.stage) == int(path.stem[-1])
+    unknown = set(zero.model_dump()) - set(DeepSpeedZeroConfig.model_fields)
+    assert not unknown

@@ -1,0 +1,268 @@
+"""The paper's comparison on the tiny model: rows, figures against the files they come from, and interruptions."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rankalign.cli import main
+from rankalign.errors import InputError
+from rankalign.paper import unit
+from rankalign.paper.child import Lock
+from rankalign.paper.metered import peak_bytes
+from rankalign.records import CandidateSet, Response, read, write
+
+REWARD = """
+def share(samples, prompts, outputs, **meta):
+    return [sum('a' <= c <= 'z' for c in o) / max(len(o), 1) for o in outputs]
+"""
+ROWS: list[dict[str, Any]] = [
+    {"name": "start", "title": "start", "kind": "start"},
+    {"name": "best_of", "title": "best of 3", "kind": "best_of"},
+    {"name": "rrhf_dp", "title": "RRHF | DP", "policies": ["drawn", "human"], "train": {"loss": "rrhf"}},
+    {"name": "dpo", "title": "DPO", "policies": ["drawn", "human"], "train": {"loss": "dpo"}},
+    {
+        "name": "ppo",
+        "title": "PPO",
+        "train": {"method": "ppo", "rollouts": 4, "max_steps": 2, "max_new_tokens": 8, "ppo_epochs": 1},
+    },
+    {"name": "rrhf_ip2", "title": "IP-2", "kind": "iterate", "policies": ["drawn", "human"], "iterate": {"rounds": 2}},
+    {"name": "rrhf_op", "title": "OP-1", "kind": "iterate", "policies": ["drawn"], "iterate": {"refresh_every": 1}},
+]
+
+
+def config(folder: Path, names: list[str], output: str = "table", **more: Any) -> Path:
+    rng = random.Random(0)
+    for name, count in (("train", 5), ("heldout", 5)):
+        words = [" ".join(rng.choices(["red", "blue", "old", "new", "cat"], k=3)) for _ in range(count)]
+        human = [Response("a good day", "human")]
+        write(folder / f"{name}.jsonl", [CandidateSet(f"{name}{i}", text, human) for i, text in enumerate(words)])
+    (folder / "reward.py").write_text(REWARD)
+    settings = {
+        "output": str(folder / output),
+        "prompts": str(folder / "train.jsonl"),
+        "heldout": str(folder / "heldout.jsonl"),
+        "max_prompts": 4,
+        "max_heldout": 3,
+        "model": "tiny",
+        "reward": f"{folder}/reward.py:share",
+        "seeds": [1],
+        "policies": [
+            {"name": "drawn", "n": 2, "max_new_tokens": 8},
+            {"name": "human", "engine": "replay", "only": "human"},
+        ],
+        "dataset": ["human"],
+        "answer": {"n": 3, "max_new_tokens": 8},
+        "train": {
+            "learning_rate": 1e-2, "num_train_epochs": 1, "per_device_train_batch_size": 2, "use_cpu": True,
+            "gradient_accumulation_steps": 1, "save_strategy": "no", "disable_tqdm": True, "max_length": 128,
+        },
+        "rows": [row for row in ROWS if row["name"] in names],
+        **more,
+    }  # fmt: skip
+    (folder / f"{output}.yaml").write_text(json.dumps(settings))  # JSON is YAML
+    return folder / f"{output}.yaml"
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Training runs in this process, to be quick; the folders of the units that trained."""
+    calls: list[str] = []
+
+    def here(folder: Path, command: str, settings: dict[str, Any], lock: Lock) -> Any:
+        calls.append(folder.name)
+        path, out = folder / "here.yaml", io.StringIO()
+        path.write_text(json.dumps(settings))
+        with contextlib.redirect_stdout(out):
+            assert main([command, "--config", str(path), "--json"]) == 0
+        return json.loads(out.getvalue()), {"seconds": 2.0, "peak_bytes": 3e9}
+
+    monkeypatch.setattr(unit, "run_metered", here)
+    return calls
+
+
+def table(path: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
+    assert main(["table", "--config", str(path), "--json", *flags]) == 0
+    return dict(json.loads(capsys.readouterr().out))
+
+
+def figures(folder: Path, row: str, seed: int = 1) -> dict[str, Any]:
+    return dict(json.loads((folder / f"seed-{seed}" / row / "unit.json").read_text()))
+
+
+def test_rows_and_figures(tmp_path: Path, trained: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    path = config(tmp_path, ["start", "best_of", "rrhf_dp", "dpo", "ppo"])
+    told = table(path, capsys)
+    assert (told["units"], told["ran"], trained) == (5, 5, ["rrhf_dp", "dpo", "ppo"])
+    check_answers(tmp_path / "table")
+    check_costs(tmp_path / "table")
+    page = (tmp_path / "table/results.md").read_text()
+    assert "| RRHF \\| DP |" in page
+    assert "lacks the rows it needs: no_rank." in page
+    assert not list((tmp_path / "table").rglob("work")), "models stay on disk"
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert table(path, capsys)["ran"] == 0
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert len(trained) == 3
+
+
+def check_answers(folder: Path) -> None:
+    """Rewards from the texts by hand; the best of 3 from the start model's."""
+    texts = [[r.text for r in s.responses for _ in range(r.count)] for s in read(folder / "seed-1/start/answers.jsonl")]
+    rewards = [[sum("a" <= c <= "z" for c in text) / max(len(text), 1) for text in of] for of in texts]
+    assert [len(of) for of in rewards] == [3, 3, 3]
+    start, best = figures(folder, "start")["held"], figures(folder, "best_of")["held"]
+    assert start["reward"] == pytest.approx([sum(of) / 3 for of in rewards], abs=1e-12)
+    assert best["reward"] == pytest.approx([max(of) for of in rewards], abs=1e-12)
+    assert start["kl"] == [0.0] * 3
+    assert best["kl"] == pytest.approx([math.log(3) - 2 / 3] * 3)
+    assert all(len(column) == 3 for column in figures(folder, "ppo")["held"].values())
+    pool = figures(folder, "rrhf_dp")["pool"]
+    assert len(pool["mean"]) == 4
+    assert np.all(np.array(pool["mean"]) <= np.array(pool["max"]))
+
+
+def check_costs(folder: Path) -> None:
+    """Tokens by counting: the tiny tokenizer has one a byte, and plain prompts begin with one more."""
+    sets = list(read(folder / "seed-1/rrhf_dp/candidates.jsonl"))
+    length = {id(r): len(r.tokens["ids"] if r.tokens else r.text) + r.finished for s in sets for r in s.responses}
+    assert all(len(r.tokens["ids"]) <= 8 for s in sets for r in s.responses if r.tokens)
+    drawn = sum(length[id(r)] * r.count for s in sets for r in s.responses if r.policy == "drawn")
+    rendered = "<|user|>\n{}<|eos|>\n<|assistant|>\n"
+    prompts = [1 + len(rendered.format(s.prompt)) - len("<|user|><|eos|><|assistant|>") + 3 for s in sets]
+    lists = sum(prompts) + sum(length.values())
+    rrhf, dpo, ppo = (figures(folder, row)["cost"] for row in ("rrhf_dp", "dpo", "ppo"))
+    assert rrhf["sampled"] == dpo["sampled"] == drawn
+    assert (rrhf["forward"], rrhf["backward"]) == (drawn + sum(prompts) + lists, lists)
+    assert (dpo["forward"], dpo["backward"]) == (rrhf["forward"] + lists, lists)
+    assert (rrhf["models"], dpo["models"], ppo["models"], rrhf["peak_bytes"]) == (1, 1, 2, 3e9)
+    assert ppo["backward"] == pytest.approx(ppo["sampled"] + 2 * sum(prompts))  # 8 rollouts, each prompt twice
+    assert ppo["forward"] == pytest.approx(4 * ppo["backward"])
+    assert rrhf["seconds"] >= 2.0
+
+
+@pytest.mark.slow
+def test_online_rows(tmp_path: Path, trained: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert table(config(tmp_path, ["start", "rrhf_ip2", "rrhf_op"]), capsys)["ran"] == 3
+    ip2, op = (figures(tmp_path / "table", row)["cost"] for row in ("rrhf_ip2", "rrhf_op"))
+    assert ip2["sampled"] > op["sampled"] > 0
+    assert ip2["backward"] > op["backward"] > op["sampled"]
+    assert (ip2["models"], op["models"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "stage",
+    ["training", pytest.param("sampling", marks=pytest.mark.slow), pytest.param("measuring", marks=pytest.mark.slow)],
+)
+def test_an_interrupted_unit_ends_as_an_undisturbed_one(
+    tmp_path: Path, trained: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    plain = config(tmp_path, ["start", "rrhf_dp"])
+    table(plain, capsys)
+    cut, interrupt = config(tmp_path, ["start", "rrhf_dp"], "cut"), broken(stage)
+    with monkeypatch.context() as patch:
+        patch.setattr(unit, *interrupt)
+        assert main(["table", "--config", str(cut)]) == 130
+    assert not (tmp_path / "cut/seed-1/rrhf_dp/manifest.json").exists()
+    assert table(cut, capsys)["ran"] == (2 if stage == "sampling" else 1)
+    assert trained == ["rrhf_dp"] * 2  # once each: what was measured is a whole run, and it is not run again
+    for row in ("start", "rrhf_dp"):
+        one, other = figures(tmp_path / "table", row), figures(tmp_path / "cut", row)
+        one["cost"].pop("seconds"), other["cost"].pop("seconds")
+        assert one == other
+
+
+def broken(stage: str) -> tuple[str, Callable[..., Any]]:
+    """What to replace in the module of the units, so that a run is interrupted just there."""
+
+    def halfway(folder: Path, *_: Any) -> Any:
+        (folder / "work/model").mkdir(parents=True)
+        (folder / "work/model/config.json").write_text("half a model")
+        raise KeyboardInterrupt
+
+    def never(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    return {
+        "sampling": ("score", never),
+        "training": ("run_metered", halfway),
+        "measuring": ("evaluate_divergence", never),
+    }[stage]
+
+
+def test_one_process_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = config(tmp_path, ["start"])
+    with Lock(tmp_path / "table"), pytest.raises(InputError, match="another process"), Lock(tmp_path / "table"):
+        pass
+    with Lock(tmp_path / "table"):
+        assert main(["table", "--config", str(path)]) == 1
+    assert "another process is at it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"answer": {"temperature": 0.7}}, "temperature must be 1"),
+        ({"seeds": [1, 1]}, "a seed stands twice"),
+        ({"rows": [{"name": "a", "title": "a", "policies": ["drwn"]}]}, "did you mean 'drawn'"),
+        ({"rows": [{"name": "a", "title": "a", "kind": "best_of"}]}, "needs a row of kind start"),
+        ({"rows": [{"name": "a", "title": "a", "kind": "iterate"}]}, "name its policies"),
+    ],
+)
+def test_bad_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], said: str) -> None:
+    assert main(["table", "--config", str(config(tmp_path, ["start"], **change))]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_peak_is_the_childs_own(tmp_path: Path) -> None:
+    """A child of a large process does not inherit its size."""
+    ballast = np.ones(100_000_000)  # 800 MB
+    words = [sys.executable, "-m", "rankalign.paper.metered", str(tmp_path / "took.json"), "ls", "losses", "--json"]
+    subprocess.run(words, check=True, capture_output=True)
+    took = json.loads((tmp_path / "took.json").read_text())
+    assert 1e7 < took["peak_bytes"] < ballast.nbytes < peak_bytes()
+    assert took["seconds"] > 0
+
+
+@pytest.mark.slow
+def test_killed_for_real(tmp_path: Path) -> None:
+    """SIGKILL at any moment; what training leaves behind holds the lock until it ends."""
+    flags = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def words(path: Path) -> list[str]:
+        return [sys.executable, "-m", "rankalign", "table", "--config", str(path), "--json"]
+
+    subprocess.run(words(config(tmp_path, ["start", "rrhf_dp"])), check=True, env=flags, capture_output=True)
+    path = config(tmp_path, ["start", "rrhf_dp"], "cut")
+    process = subprocess.Popen(words(path), env=flags, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not (tmp_path / "cut/seed-1/rrhf_dp/train.log").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    tries = 0
+    while (again := subprocess.run(words(path), env=flags, capture_output=True, text=True)).returncode:
+        assert "another process is at it" in again.stderr
+        assert tries < 100
+        tries, _ = tries + 1, time.sleep(1)
+    one, other = figures(tmp_path / "table", "rrhf_dp"), figures(tmp_path / "cut", "rrhf_dp")
+    assert one["cost"].pop("seconds") > 0
+    assert 1e8 < one["cost"].pop("peak_bytes") < 4e9
+    assert one["held"] == other["held"]
+    assert one["pool"] == other["pool"]
+    shutil.rmtree(tmp_path / "cut")

@@ -1,0 +1,170 @@
+"""The paper's claims on hand-made figures: each can hold, fail and stay open."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rankalign.evaluation.statistics import Interval
+from rankalign.paper.claims import STATEMENTS, Claim, Finding, Resamples, Results, Verdict, claims, divergence_bound
+from rankalign.paper.costs import models_in_memory
+from rankalign.paper.page import budget, claim_text, spent
+
+HELD, FAILED, OPEN = Verdict.HELD, Verdict.FAILED, Verdict.OPEN
+ROWS = ("start", "rrhf_d", "rrhf_p", "rrhf_dp", "no_rank", "rrhf_op", "ppo")
+SEEDS, PROMPTS, TRAIN = 3, 40, 30
+NOISE = np.random.default_rng(0).normal(size=(len(ROWS), SEEDS, PROMPTS))
+
+
+def results(noise: float = 0.01, **figures: dict[str, float]) -> Results:
+    """All rows alike, but for the figures given by row; ``noise`` on rewards, and a tenth of it on repetition."""
+    held: dict[str, Any] = {}
+    pool: dict[str, Any] = {}
+    costs: dict[str, Any] = {}
+    for row, wobble in zip(ROWS, NOISE, strict=True):
+        own = {"reward": 0.3, "ppl": 10.0, "repetition": 0.05, "mean": 0.2, "max": 0.6, "models": 1, "peak": 3e9}
+        own |= figures.get(row, {})
+        tokens = np.full((SEEDS, PROMPTS), 20.0)
+        held[row] = {
+            "reward": own["reward"] + noise * wobble,
+            "nats": tokens * np.log(own["ppl"]) * (1 + noise * wobble),
+            "tokens": tokens,
+            "repetition": own["repetition"] + noise / 10 * wobble,
+        }
+        pool[row] = {name: np.full((SEEDS, TRAIN), own[name]) for name in ("mean", "max")}
+        costs[row] = {"models": np.full(SEEDS, own["models"]), "peak_bytes": np.full(SEEDS, own["peak"])}
+    return Results(held, pool, costs)
+
+
+def verdicts(given: Results) -> list[Verdict]:
+    return [claim.verdict for claim in claims(Resamples(given, draws=500))]
+
+
+DP = {"rrhf_dp": {"reward": 0.5}}
+CASES = [
+    # claim, figures, noise, verdict
+    (0, DP, 0.01, HELD),
+    (0, {"rrhf_dp": {"reward": 0.5, "ppl": 20.0}}, 0.01, FAILED),  # more reward, but other text
+    (0, {"ppo": {"reward": 0.5}}, 0.01, FAILED),
+    (0, {"ppo": {"reward": 0.35}}, 0.2, OPEN),
+    (1, {"ppo": {"models": 2, "peak": 4e9}}, 0.01, HELD),
+    (1, {"ppo": {"models": 2, "peak": 2e9}}, 0.01, FAILED),
+    (1, {}, 0.01, FAILED),  # as much is not less
+    (2, DP, 0.01, HELD),
+    (2, {"no_rank": {"reward": 0.5}}, 0.01, FAILED),
+    (2, {"rrhf_dp": {"reward": 0.301}}, 0.2, OPEN),
+    (3, DP, 0.01, HELD),
+    (3, {**DP, "rrhf_p": {"reward": 0.6}}, 0.01, FAILED),  # against D alone it would hold
+    (3, {**DP, "rrhf_p": {"reward": 0.5}}, 0.2, OPEN),
+    (4, {row: {"reward": 0.5} for row in ROWS}, 0.01, HELD),
+    (4, {**{row: {"reward": 0.5} for row in ROWS}, "rrhf_d": {"reward": 0.35}}, 0.01, FAILED),
+    (4, {row: {"reward": 0.41} for row in ROWS}, 0.2, OPEN),
+    (5, {"rrhf_op": {"repetition": 0.2}}, 0.01, HELD),
+    (5, {"rrhf_op": {"ppl": 20.0}}, 0.01, HELD),  # either sign is enough
+    (5, {}, 0.01, FAILED),
+    (5, {"rrhf_op": {"repetition": 0.07}}, 0.2, OPEN),
+]
+
+
+@pytest.mark.parametrize(("claim", "figures", "noise", "verdict"), CASES)
+def test_verdicts(claim: int, figures: dict[str, dict[str, float]], noise: float, verdict: Verdict) -> None:
+    assert verdicts(results(noise, **figures))[claim] == verdict
+
+
+def test_every_claim_is_tested_with_every_verdict() -> None:
+    seen = {(claim, verdict) for claim, _, _, verdict in CASES}
+    wanted = {(i, verdict) for i in range(len(STATEMENTS)) for verdict in Verdict} - {(1, OPEN)}
+    assert seen >= wanted
+    memory = results()
+    memory.costs["ppo"]["models"][:] = 2
+    memory.costs["ppo"]["peak_bytes"][:] = [2.5e9, 3.5e9, 4e9]  # some seeds so, some so
+    assert verdicts(memory)[1] == OPEN
+
+
+@pytest.mark.parametrize(
+    ("interval", "above", "verdict"),
+    [
+        ((0.1, 0.2), True, HELD), ((-0.2, -0.1), True, FAILED), ((-0.1, 0.1), True, OPEN), ((0.0, 0.0), True, FAILED),
+        ((0.1, 0.2), False, FAILED), ((-0.2, -0.1), False, HELD), ((-0.1, 0.1), False, OPEN), ((0, 0), False, FAILED),
+    ],
+)  # fmt: skip
+def test_a_finding_is_decided_by_its_interval(interval: tuple[float, float], above: bool, verdict: Verdict) -> None:
+    assert Finding("", 0.0, Interval(*interval), 0.0, above).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("found", "every", "verdict"),
+    [
+        ((HELD, HELD), True, HELD), ((HELD, OPEN), True, OPEN), ((HELD, FAILED), True, FAILED),
+        ((OPEN, FAILED), True, FAILED), ((HELD, FAILED), False, HELD), ((OPEN, FAILED), False, OPEN),
+        ((FAILED, FAILED), False, FAILED), ((), True, OPEN), ((), False, OPEN),
+    ],
+)  # fmt: skip
+def test_findings_together(found: tuple[Verdict, ...], every: bool, verdict: Verdict) -> None:
+    interval = {HELD: Interval(1, 2), FAILED: Interval(-2, -1), OPEN: Interval(-1, 1)}
+    assert Claim("", "", tuple(Finding("", 0, interval[v], 0) for v in found), every).verdict == verdict
+
+
+def test_a_claim_without_its_rows_stays_open() -> None:
+    full = results()
+    few = Results({name: full.held[name] for name in ("start", "rrhf_dp")}, full.pool, full.costs)
+    found = claims(Resamples(few, draws=10))
+    assert {claim.verdict for claim in found} == {OPEN}
+    assert found[0].missing == ("ppo",)
+    assert found[3].missing == ("rrhf_d", "rrhf_p")
+
+
+def test_bootstrap_over_seeds_and_prompts() -> None:
+    """Of values a_s + b_p, the bootstrap's variance is var(a) / S + var(b) / P; the figures stand in front."""
+    a, b = np.array([0.0, 3.0, 6.0]), np.linspace(-2, 2, 20)
+    column = {"reward": a[:, None] + b, "nats": np.ones((3, 20)), "tokens": np.full((3, 20), 4.0)}
+    of = Resamples(Results({"x": column}, {"x": {"mean": a[:, None] + np.zeros((3, 7))}}, {}), draws=40_000)
+    means = of.mean("x", "reward")
+    assert means[0] == pytest.approx(3.0, abs=1e-12)
+    assert means[1:].var() == pytest.approx(a.var() / 3 + b.var() / 20, rel=0.03)
+    assert of.perplexity("x") == pytest.approx(np.full(40_001, np.exp(0.25)))
+    assert np.corrcoef(of.pool_mean("x", "mean")[1:], means[1:])[0, 1] > 0.9  # the same seeds in each draw
+    alone = Resamples(Results({"x": {"reward": b[None]}}, {}, {}), draws=40_000).mean("x", "reward")
+    assert alone[1:].var() == pytest.approx(b.var() / 20, rel=0.03)  # of one seed, the bootstrap over prompts
+
+
+def test_divergence_bound() -> None:
+    assert divergence_bound(1) == 0
+    assert divergence_bound(4) == pytest.approx(0.6362943611198906)
+
+
+def test_models_in_memory() -> None:
+    ppo = {"method": "ppo", "reward": "a.py:b"}
+    assert models_in_memory({"loss": "dpo"}) == models_in_memory({}) == 1
+    assert models_in_memory({}, online_kl=0.01) == 2
+    assert models_in_memory(ppo) == 2  # policy and reference; a value head is no model
+    assert models_in_memory(ppo | {"use_lora": True}) == 1  # the reference is the policy with its adapter off
+    assert models_in_memory(ppo | {"value_model": "rm", "reward": "rm"}) == 4  # the paper's count
+
+
+def test_the_page_says_whose_budget_differs() -> None:
+    names = {"start": "start", "rrhf_d": "RRHF D", "ppo": "PPO", "rrhf_op": "OP"}
+
+    def costs(**sampled: float) -> Results:
+        keys = ("seconds", "peak_bytes", "models", "forward", "backward")
+        return Results(
+            {}, {}, {k: dict.fromkeys(keys, np.ones(2)) | {"sampled": np.full(2, v)} for k, v in sampled.items()}
+        )
+
+    equal = costs(start=0, rrhf_d=1000, ppo=1050, rrhf_op=950)
+    assert budget(equal, names).startswith("All rows that learn from sampled answers had the same budget")
+    assert budget(costs(start=0, rrhf_d=1000, ppo=1050, rrhf_op=2000), names).endswith("of that of RRHF D: OP 2.00.")
+    assert spent(equal, names)[0] == ["start", "1", "1e-09", "1", "–", "0.001", "0.001"]
+    assert spent(equal, names)[1][4] == "1"
+
+
+def test_a_claim_on_the_page() -> None:
+    findings = (Finding("x", 0.5, Interval(0.4, 0.6), 0.0), Finding("y", 0.0, Interval(-0.1, 0.1), 0.0))
+    text = claim_text(Claim("a beats b", "table 9", findings))
+    assert text.splitlines() == [
+        "**a beats b** (table 9): **not decided**. All of these have to hold:", "",
+        "* x: 0.5 [0.4, 0.6], held", "* y: 0 [-0.1, 0.1], not decided",
+    ]  # fmt: skip
+    assert "lacks the rows it needs: ppo." in claim_text(Claim("a", "b", missing=("ppo",)))
