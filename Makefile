@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 PYTEST := $(BIN)/python -m pytest
 WORKERS ?= 2
 
-.PHONY: env dev demo test test-slow test-vllm parity lint clean
+.PHONY: env dev demo test test-slow test-vllm parity support docs lint clean
 
 env: $(READY)
 dev: $(DEV)
@@ -46,6 +46,13 @@ $(VLLM)/.ready: tests/vllm/environment.sh setup.cfg constraints.txt
 
 parity: $(DEV)
 	$(BIN)/python -m tests.numerics.parity
+
+support: $(DEV)
+	$(BIN)/python -m tests.e2e.support
+
+docs: $(DEV)
+	$(BIN)/python -m docs.reference
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(DEV)
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ from rankalign.registry import did_you_mean
 COMMANDS: dict[str, tuple[str, str]] = {
     "sample": ("sample", "several policies answer each prompt"),
     "score": ("score", "scorers grade the answers"),
-    "merge": ("merge", "join what several `sample` or `score --shard` processes wrote"),
+    "merge": ("merge", "join what several `--shard` processes wrote; fold an adapter into its base"),
     "plan": ("plan", "what a training run will take, before any weights are loaded"),
     "train": ("train", "learn from the order of the answers"),
     "eval": ("evaluate", "perplexity, reward and text statistics of answers"),

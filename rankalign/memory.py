@@ -32,8 +32,8 @@ from rankalign.head import head_of, label_logps
 from rankalign.logps import causal_lm, label_states, lay_out
 from rankalign.rewards import list_rewards
 from rankalign.training.arguments import TrainConfig
+from rankalign.training.inputs import disable_dropout
 from rankalign.training.reward import freeze_lower
-from rankalign.training.run import disable_dropout
 from rankalign.two_pass import backward_two_pass
 
 ALIGN = 64  # bytes, of torch's tensors on a CPU

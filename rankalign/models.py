@@ -350,6 +350,9 @@ def add_lora(
 
     Returns:
         The ``PeftModel``; under ``model.disable_adapter()`` it computes what the base does.
+
+    Raises:
+        InputError: peft knows no adapter for one of the layers.
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
@@ -362,7 +365,13 @@ def add_lora(
         task_type=TaskType.SEQ_CLS if classifier else TaskType.CAUSAL_LM,
         use_dora=dora,
     )
-    return say_trainable(get_peft_model(model, config))
+    named: Any = model
+    if Path(named.name_or_path).is_dir():  # the adapter names its base, and must find it from any folder
+        named.name_or_path = str(Path(named.name_or_path).absolute())
+    try:
+        return say_trainable(get_peft_model(model, config))
+    except ValueError as error:
+        raise InputError(f"no adapter fits: {error} (name other layers in --lora_target_modules)") from None
 
 
 def say_trainable(adapted: Any) -> Any:

@@ -22,7 +22,7 @@ from rankalign.logps import ATTENTION_FAMILIES, MASK_FAMILIES, list_logps
 from rankalign.memory import Footprint, build, trace
 from rankalign.rewards import list_rewards
 from rankalign.training.arguments import TrainConfig
-from rankalign.training.run import _data_hashes, _load_data, _load_model
+from rankalign.training.inputs import data_hashes, load_data, load_model
 from rankalign.tree import tree_tokens
 
 UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -45,8 +45,8 @@ def plan(config: TrainConfig, device_memory: str = "", devices: int = 0, probe: 
         raise InputError("plan reads a file of candidates; --method ppo writes its own answers while it runs")
     room = _bytes(device_memory) if device_memory else _memory_here(config)
     devices = devices or max(torch.cuda.device_count(), 1)
-    _data_hashes(config)
-    lists, _, counts = _load_data(config, models.load_tokenizer(config.model))
+    data_hashes(config)
+    lists, _, counts = load_data(config, models.load_tokenizer(config.model))
     model = build(config)
     baseline = _resident()  # after all that training imports, adapters among them
     layout = _layout(config, model)
@@ -291,7 +291,7 @@ def _human(count: int) -> str:
 
 def _probe(config: TrainConfig, batches: Batches, layout: str) -> float:
     """Seconds of the run, from a step on the largest, the median and the first lists, after one to warm up."""
-    model = _load_model(config, models.load_tokenizer(config.model)).train()
+    model = load_model(config, models.load_tokenizer(config.model)).train()
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
     order = sorted(batches.lists, key=lambda t: batches.size([t]))
     largest, median = order[-1], order[len(order) // 2]

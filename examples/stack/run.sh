@@ -4,11 +4,11 @@
 . "$(dirname "$0")/../start.sh"
 rankalign convert data/pairs.jsonl pairs.jsonl --from stack-exchange --test-size 0.3
 rankalign train --config configs/sft.yaml
-[ -d sft ] || python -c 'from rankalign.models import merge_lora; merge_lora("sft-lora", "sft")'
+[ -d sft ] || rankalign merge sft-lora --output sft
 rankalign train --config configs/reward.yaml
 rankalign sample --config configs/sample.yaml
 rankalign score --config configs/score.yaml
-rankalign train --config configs/dpo.yaml --model "$PWD/sft"  # an adapter names its base: so that it loads from anywhere
+rankalign train --config configs/dpo.yaml --model sft
 rankalign sample --config configs/heldout.yaml
 rankalign score --config configs/score.yaml --input heldout.raw.jsonl --output heldout.jsonl
 python "$root/examples/table.py" heldout.jsonl --judges rm --reference response_j --title "Stack, held-out questions"

@@ -32,7 +32,7 @@ from rankalign.progress import Progress
 from rankalign.records import CandidateSet, Prompt, Response, dumps
 from rankalign.registry import did_you_mean
 from rankalign.training import ilql_math
-from rankalign.training.run import disable_dropout
+from rankalign.training.inputs import disable_dropout
 from rankalign.training.value import ValueHead, predicting_states
 
 HEADS_FILE = "ilql_heads.safetensors"

@@ -23,7 +23,8 @@ from transformers import set_seed
 from rankalign import manifest, models
 from rankalign.batching import TokenList
 from rankalign.errors import InputError
-from rankalign.training import run
+from rankalign.training import inputs, run
+from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.rank import Example, RankTrainer, Watch
 
@@ -150,10 +151,10 @@ class OnlineTrainer(RankTrainer):
         with torch.random.fork_rng():  # what is read from disk after a kill must leave the same state as what was made
             path = self.refresh(model, self.block, step == self.block.step)
         tokenizer: Any = self.processing_class
-        lists, counts = run._encode(self.config, tokenizer, str(path))
+        lists, counts = inputs.encode(self.config, tokenizer, str(path))
         print("data: " + ", ".join(f"{value} {name}" for name, value in counts.items() if value), file=sys.stderr)
         if self.layout == "auto" and lists:
-            self.layout, why = run._layout(self.config, model, lists)
+            self.layout, why = inputs.choose_layout(self.config, model, lists)
             print(f"layout: {self.layout} ({why})", file=sys.stderr)
         self.lists = {example.tokens.id: example for example in self.referred(lists)}
         model.train(training)
@@ -163,7 +164,7 @@ class OnlineTrainer(RankTrainer):
         if not self.config.loss_entry.needs_reference:
             return [Example(tokens) for tokens in lists]
         with self.start.beside(self.model) as reference:
-            rows = run._start_logps(self.config, reference, self.layout, lists)
+            rows = inputs.start_logps(self.config, reference, self.layout, lists)
         return [Example(tokens, row) for tokens, row in zip(lists, rows, strict=True)]
 
     def get_batch_samples(
@@ -221,18 +222,19 @@ def train_online(
         InputError: bad settings or data.
         Interrupted: stopped by a signal; the same call goes on from the checkpoint.
     """
+    add_tokens(config)
     output, started = Path(str(config.output_dir)), time.time()
-    hashes = {"data_sha256": run._data_hashes(config), "model_sha256": run._start_hash(config)}
+    hashes = {"data_sha256": inputs.data_hashes(config), "model_sha256": inputs.start_hash(config)}
     settings = {**config.own_settings(), **hashes, **decisive}
     if config.overwrite:
         shutil.rmtree(output, ignore_errors=True)
     elif manifest.is_finished(output, settings):
-        return {**run._summary(output, manifest.read(output) or {}), "already_finished": True}
+        return {**run.summary(output, manifest.read(output) or {}), "already_finished": True}
     set_seed(config.seed)
     tokenizer = models.load_tokenizer(config.model)
-    held_out = run._encode(config, tokenizer, config.eval_data)[0] if config.eval_data else []
+    held_out = inputs.encode(config, tokenizer, config.eval_data)[0] if config.eval_data else []
     trainer = OnlineTrainer(
-        run._load_model(config, tokenizer),
+        inputs.load_model(config, tokenizer),
         config,
         ids,
         plan,
@@ -240,15 +242,14 @@ def train_online(
         start,
         evaluation=[Example(tokens) for tokens in held_out],
         processing_class=tokenizer,
-        callbacks=run._callbacks(config, output),
+        callbacks=run.callbacks(config, output),
     )
     trainer.enter(0)  # with the start weights, also when a checkpoint follows: they decide the layout
     trainer.held_out = trainer.referred(held_out)
     trainer.watch = watch
-    run._run(trainer, config)
-    run._save(trainer, tokenizer, output)
+    run.run_trainer(trainer, config)
+    run.save(trainer, tokenizer, output)
     facts = {"counts": {"prompts": len(ids), "blocks": len(plan)}, "metrics": trainer.state.log_history[-1]}
-    made = [p for p in sorted(output.iterdir()) if p.is_file() and p.suffix != ".bin" and p.name != "manifest.json"]
     facts |= {"steps": trainer.state.global_step, "seconds": time.time() - started}
-    manifest.write(output, "train", settings, run._data_paths(config), made, **facts)
-    return {**run._summary(output, manifest.read(output) or {}), "already_finished": False}
+    run.conclude(config, output, settings, facts)
+    return {**run.summary(output, manifest.read(output) or {}), "already_finished": False}

@@ -22,8 +22,10 @@ from rankalign.records import dumps, loads
 from rankalign.training import ppo_state
 from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import PPOConfig
+from rankalign.training.card import write_card
+from rankalign.training.inputs import disable_dropout
 from rankalign.training.ppo import PPOTrainer, Question, Reward, Sampler
-from rankalign.training.run import Interrupted, StopOnSignal, disable_dropout
+from rankalign.training.run import Interrupted, StopOnSignal
 from rankalign.training.value import ActorCritic, load_value_net
 
 
@@ -56,6 +58,7 @@ def train_ppo(config: PPOConfig, sampler: Sampler, reward: Reward) -> dict[str, 
         actor.save(output)
         tokenizer.save_pretrained(str(output))
         facts = {"counts": counts, "metrics": trainer.history[-1], "steps": trainer.step}
+        write_card(output, config.method, config.model, config.data, settings, facts)
         made = [p for p in sorted(output.iterdir()) if not p.name.startswith(("checkpoint-", "manifest", "."))]
         manifest.write(output, "train", settings, [config.data], made, **facts, seconds=time.time() - started)
     trainer.accelerator.wait_for_everyone()
@@ -115,7 +118,7 @@ def load_actor(config: PPOConfig, questions: list[Question]) -> ActorCritic:
     policy: Any = models.load_policy(config.model, dtype="float32")
     if hasattr(policy, "get_base_model"):
         raise InputError(
-            f"model {config.model}: is an adapter; fold it into its base first (rankalign.models.merge_lora)"
+            f"model {config.model}: is an adapter; fold it into its base first (rankalign merge ADAPTER --output FOLDER)"
         )
     print(f"policy {config.model}: weights sha256 {models.weights_fingerprint(policy)}", file=sys.stderr)
     critic = load_value_net(config.value_model, config.model) if config.value_model else None

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rankalign import models, tiny
+from rankalign.cli import main
 from rankalign.errors import InputError
 
 IDS = torch.tensor([[1, 70, 80, 90, 100, 2]])
@@ -326,3 +329,21 @@ def test_tied_weights_count_once(tmp_path: Path) -> None:
     model = small(tied=True)
     model.save_pretrained(tmp_path)
     assert models.weights_fingerprint(model) == models.weights_fingerprint(tmp_path)
+
+
+def test_an_adapter_names_its_base_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(models.resolve("tiny"), tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    models.add_lora(models.load_policy("base", dtype="float32")).save_pretrained("adapter")
+    monkeypatch.chdir(tmp_path / "base")
+    assert models.load_policy(str(tmp_path / "adapter"), dtype="float32") is not None
+    assert main(["merge", str(tmp_path / "adapter"), "--output", str(tmp_path / "whole")]) == 0
+    saved = load_file(tmp_path / "whole" / "model.safetensors")
+    before = load_file(tmp_path / "base" / "model.safetensors")
+    assert all(torch.equal(saved[name], before[name]) for name in saved)  # a fresh adapter adds nothing
+
+
+def test_an_adapter_that_does_not_fit_is_one_sentence() -> None:
+    config = transformers.MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4)
+    with pytest.raises(InputError, match="no adapter fits"):
+        models.add_lora(transformers.MambaForCausalLM(config))
