@@ -1,7 +1,7 @@
 """Join the shards of an output that several processes wrote with --shard, or fold a LoRA adapter into its base.
 
-Shards: the file is the one that a single process would have written, byte for byte. Shards that are missing, unfinished,
-doubled, or of other settings are refused by name. The shards stay; delete them when you like.
+Shards: the file is the one that a single process would have written, byte for byte. Shards that are missing,
+unfinished, doubled, or of other settings are refused by name. The shards stay; delete them when you like.
 An adapter's folder, with --output: a plain model with its tokenizer, which loads without peft.
 """
 

@@ -117,9 +117,7 @@ def load_actor(config: PPOConfig, questions: list[Question]) -> ActorCritic:
     """
     policy: Any = models.load_policy(config.model, dtype="float32")
     if hasattr(policy, "get_base_model"):
-        raise InputError(
-            f"model {config.model}: is an adapter; fold it into its base first (rankalign merge ADAPTER --output FOLDER)"
-        )
+        raise InputError(f"model {config.model}: is an adapter; `rankalign merge` folds it into its base")
     print(f"policy {config.model}: weights sha256 {models.weights_fingerprint(policy)}", file=sys.stderr)
     critic = load_value_net(config.value_model, config.model) if config.value_model else None
     if critic is not None:
