@@ -134,12 +134,17 @@ def _judged(
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print the table, and what looks like cheating."""
+    """Print the tables, what to know about them, and what looks like cheating."""
     for name in ("table", "ladder"):
         if name in result:
             render(from_dict(result[name]))
     if "calls" in result:
         read = f"{result['parsed']} of {result['calls']} verdicts could be read ({result['parse_rate']:.0%})"
         print(f"judge {result['judge']}: {read}; {result['identical']} prompts with equal answers were not judged")
+    for remark in result.get("remarks", ()):
+        print(f"remark: {remark}")
+    for one in result.get("disagreements", ()):
+        where = f"question {one['question']}, {one['first']} against {one['second']}"
+        print(f"remark: {where}: the stored score is {one['stored']}, the text says {one['text']}")
     for flag in result["flags"]:
         print(f"look at: {flag['message']}")

@@ -98,14 +98,20 @@ class Comparison:
 
     def table(self) -> Table:
         """The comparison for people."""
-        keys = ["a", "b", "sum_a", "sum_b", "difference", "ci95", "win", "tie", "loss", "win_rate", "n", "unparsed"]
-        columns = [{"ci95": "95 % interval", "difference": "a − b"}.get(key, key.replace("_", " ")) for key in keys]
-        rows = [[interval(s.ci95) if key == "ci95" else getattr(s, key) for key in keys] for s in self.systems]
+        names = {
+            "a": "a", "b": "b", "sum_a": "sum a", "sum_b": "sum b", "difference": "a − b", "ci95": "95 % interval",
+            "win": "win", "tie": "tie", "loss": "loss", "exact_ci95": "won of decided, exact 95 %",
+            "win_rate": "win rate", "n": "n", "unparsed": "unparsed",
+        }  # fmt: skip
+        rows = [
+            [interval(getattr(s, key)) if key.endswith("ci95") else getattr(s, key) for key in names]
+            for s in self.systems
+        ]
         consistency = (
             "one order" if self.order_consistency is None else f"order-consistent {self.order_consistency:.1%}"
         )
         note = f"seen from a; scores by: {self.parser}; {consistency}; intervals bootstrapped over prompts"
-        return Table("Pairwise comparison", columns, rows, note)
+        return Table("Pairwise comparison", list(names.values()), rows, note)
 
 
 def summarise(

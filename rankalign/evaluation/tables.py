@@ -40,6 +40,9 @@ def printable(text: str) -> str:
     return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+WIDE = 1000  # columns of what is no terminal
+
+
 def cell(value: Any) -> str:
     """A value as people read it: four significant digits, thousands by blanks, a dash where there is none."""
     if value is None:
@@ -76,7 +79,10 @@ def turned(table: Table) -> Table:
 
 
 def render(table: Table, stderr: bool = False) -> None:
-    """Print a table to standard output, or to standard error beside ``--json``; plain where it is no terminal."""
+    """Print a table to standard output, or to standard error beside ``--json``.
+
+    Plain and as wide as it needs where that is no terminal; in a terminal too narrow for it, cells fold. None is cut.
+    """
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -86,7 +92,10 @@ def render(table: Table, stderr: bool = False) -> None:
     grid = RichTable(title=Text(printable(table.title)), caption=Text(printable(table.note)), title_justify="left")
     for index, name in enumerate(table.columns):
         numeric = index > 0 and all(isinstance(row[index], int | float | None) for row in table.rows)
-        grid.add_column(Text(printable(name)), justify="right" if numeric else "left")
+        grid.add_column(Text(printable(name)), justify="right" if numeric else "left", overflow="fold")
     for row in table.rows:
         grid.add_row(*(Text(cell(value)) for value in row))
-    Console(stderr=stderr).print(grid)
+    console = Console(stderr=stderr)
+    if not console.is_terminal:
+        console.width = WIDE
+    console.print(grid)
