@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,3 +19,14 @@ def data_kit() -> Path:
     if not folder.is_dir():
         pytest.skip("the real-data kit is not on this machine")
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real Chromium."""
+    from tests.unit.chromium import BROWSER, playwright
+
+    with playwright.sync_playwright() as tools:
+        found = tools.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield found
+        found.close()

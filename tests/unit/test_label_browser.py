@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +14,8 @@ import pytest
 from rankalign.label import Session, shown_order
 from rankalign.pages.label import LabelServer
 from rankalign.records import CandidateSet, Response, read
+from tests.unit.chromium import BROWSER, listened, playwright
 
-playwright = pytest.importorskip("playwright.sync_api")
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 
 HOSTILE = [
@@ -39,14 +37,6 @@ def make_sets(count: int = 10, width: int = 4) -> list[CandidateSet]:
     ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as tools:
-        found = tools.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
 Opener = Callable[..., Any]
 
 
@@ -61,12 +51,8 @@ def label(browser: Any, tmp_path: Path) -> Iterator[Opener]:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         own = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **context})
-        page = own.new_page()
-        page.session, page.server, page.heard, page.asked = session, server, [], []
-        page.on("console", lambda message: page.heard.append(message.text))
-        page.on("pageerror", lambda error: page.heard.append(str(error)))
-        page.on("dialog", lambda dialog: page.heard.append("dialog"))
-        page.on("request", lambda request: page.asked.append(request.url))
+        page = listened(own.new_page())
+        page.session, page.server = session, server
 
         def close() -> None:
             own.close()

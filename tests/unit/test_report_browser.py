@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,11 @@ import pytest
 
 from rankalign.evaluation import report
 from rankalign.records import read_rows, write_rows
+from tests.unit.chromium import BROWSER, listened
 from tests.unit.test_report import HOSTILE, make_run
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
-playwright = pytest.importorskip("playwright.sync_api")
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 
 
@@ -41,23 +39,10 @@ def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return report.write_report(folder)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as tools:
-        found = tools.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
 @pytest.fixture
 def page(browser: Any, page_path: Path) -> Iterator[Any]:
     context = browser.new_context(offline=True, viewport={"width": 1200, "height": 900})
-    opened = context.new_page()
-    opened.heard, opened.asked = [], []
-    opened.on("console", lambda message: opened.heard.append(message.text))
-    opened.on("pageerror", lambda error: opened.heard.append(str(error)))
-    opened.on("dialog", lambda dialog: opened.heard.append("dialog"))
-    opened.on("request", lambda request: opened.asked.append(request.url))
+    opened = listened(context.new_page())
     opened.goto(page_path.as_uri())
     yield opened
     assert opened.heard == []
