@@ -116,7 +116,7 @@ def trainer_of(tmp_path: Path, seed: int, steps: int) -> PPOTrainer:
     tokenizer.save_pretrained(tmp_path)
     settings = {"method": "ppo", "model": str(tmp_path), "data": "-", "reward": "a:b", "template": "raw", "seed": seed}
     settings |= {"rollouts": 128, "per_device_train_batch_size": 64, "gradient_accumulation_steps": 1, "use_cpu": True}
-    settings |= {"max_new_tokens": LIMIT - 1, "learning_rate": 1e-3, "lr_scheduler_type": "constant"}
+    settings |= {"max_new_tokens": LIMIT - 1, "learning_rate": 3e-4, "lr_scheduler_type": "constant"}
     settings |= {"kl_coef": 0.0, "vf_coef": 0.5, "warmup_steps": 0, "max_steps": steps, "output_dir": str(tmp_path)}
     config = parse_settings(settings)
     assert isinstance(config, PPOConfig)
