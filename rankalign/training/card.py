@@ -12,6 +12,7 @@ import rankalign
 from rankalign.files import write_text
 
 NAME = "README.md"
+BUILT_IN = {"default": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # what hubs know the embedded model as
 LOADERS = {
     "model": "AutoModelForCausalLM.from_pretrained(folder)",
     "reward": "AutoModelForSequenceClassification.from_pretrained(folder)  # one output: the reward",
@@ -32,7 +33,7 @@ def write_card(
         settings: what decided the result.
         facts: ``steps``, ``counts`` and ``metrics`` of the run.
     """
-    base = Path(model).name if Path(model).exists() else model
+    base = Path(model).name if Path(model).exists() else BUILT_IN.get(model, model)
     path = output / NAME
     write_text(path, "\n".join([_head(base, method, settings), *_body(output, method, base, data, settings, facts)]))
     return path

@@ -19,7 +19,11 @@ def card(folder: Path, method: str = "rank", model: str = "default", data: str =
 
 def test_the_head_is_yaml_that_hubs_read(tmp_path: Path) -> None:
     head = yaml.safe_load(card(tmp_path / "m").split("---\n")[1])
-    assert head == {"base_model": "default", "library_name": "transformers", "tags": ["rankalign", "rank", "rrhf"]}
+    assert head == {
+        "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "library_name": "transformers",
+        "tags": ["rankalign", "rank", "rrhf"],
+    }
 
 
 def test_figures_are_those_of_the_run(tmp_path: Path) -> None:
