@@ -198,3 +198,18 @@ def test_every_page_is_in_the_menu() -> None:
     menu = yaml.safe_dump(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
     for page in PAGES:
         assert page in menu, page
+
+
+def test_benchmarks_take_the_flags_that_the_page_shows(tmp_path: Path) -> None:
+    """They take from minutes to an hour, so what runs here is their reading of the flags, and the smallest of one."""
+    shown = re.findall(r"^python -m (benchmarks\.\w+)(.*)$", (DOCS / "performance.md").read_text("utf-8"), re.MULTILINE)
+    assert {module for module, _ in shown} == {"benchmarks.train", "benchmarks.scoring", "benchmarks.sampling"}
+    python = [str(ROOT / ".venv/bin/python"), "-m"]
+    for module, flags in shown:
+        told = subprocess.run([*python, module, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert [flag for flag in re.findall(r"--[\w-]+", flags) if flag not in told] == []
+    words = "--model tiny --prompts 2 --prompt-tokens 8 --new-tokens 4 --batch-sizes 2 --rows 4 --beams --repeats 1"
+    small = [*python, "benchmarks.sampling", *words.split()]
+    table = subprocess.run(small, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "generate, batch 2" in table
+    assert "diverse, rows 4" in table
