@@ -99,14 +99,8 @@ def _settings(config: IterateConfig) -> dict[str, Any]:
     own = {
         key: value for key, value in dataclasses.asdict(config).items() if key not in ("output", "keep", "overwrite")
     }
-    hashes = {"prompts_sha256": sha256_file(config.prompts), "model_sha256": fingerprint(config.model)}
+    hashes = {"prompts_sha256": sha256_file(config.prompts), "model_sha256": models.weights_of(config.model)}
     return dict(loads(dumps({**own, **hashes})))
-
-
-def fingerprint(model: str) -> str:
-    """Of the weights in a folder; a hub id stands for itself."""
-    where = models.resolve(model)
-    return models.weights_fingerprint(where) if Path(where).is_dir() else where
 
 
 def _clear(folder: Path) -> None:
@@ -185,7 +179,7 @@ def _forget(config: IterateConfig, number: int) -> None:
 def _round(config: IterateConfig, number: int, model: str, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Sample, score and train; the round's row and log."""
     folder, target = _round_folder(config, number), _model_folder(config, number)
-    now = Current(number, step, fingerprint(model), model)
+    now = Current(number, step, models.weights_of(model), model)
     gatherer = _gatherer(config, StartModel(config.model))
     path = gatherer.gather(folder, now, config.prompts, config.max_prompts)
     del gatherer  # scorers and samplers leave memory before training

@@ -437,6 +437,12 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps([state, ends], sort_keys=True).encode()).hexdigest()[:16]
 
 
+def weights_of(model: str) -> str:
+    """What stands for the weights behind a model's name: their fingerprint, or the hub id itself."""
+    where = resolve(model)
+    return weights_fingerprint(where) if Path(where).is_dir() else where
+
+
 def weights_fingerprint(model_or_folder: nn.Module | str | os.PathLike[str]) -> str:
     """64 hex digits over the names, types, shapes and bits of all weights, in whatever files or order they lie.
 

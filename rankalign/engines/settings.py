@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from rankalign import models
@@ -16,8 +15,7 @@ def policy_settings(policy: Policy) -> dict[str, Any]:
     settings = {key: value for key, value in dataclasses.asdict(policy).items() if key not in ABOUT_THE_CALL}
     if policy.engine in ("hf", "vllm"):
         for key in ("model", "adapter"):
-            where = models.resolve(settings[key]) if settings[key] else ""
-            settings[f"{key}_sha256"] = models.weights_fingerprint(where) if where and Path(where).is_dir() else where
+            settings[f"{key}_sha256"] = models.weights_of(settings[key]) if settings[key] else ""
     if policy.file:
         settings["file_sha256"] = sha256_file(policy.file)
     return settings

@@ -46,8 +46,7 @@ class Bench:
         self.config, self.lock, self.folder = config, lock, Path(config.output)
         self.policies = {p.name: dataclasses.replace(p, model=self._model(p)) for p in config.policies}
         self.scorer = ScorerConfig(JUDGE, "function", {"function": config.reward})
-        where = models.resolve(config.model)
-        self.weights = models.weights_fingerprint(where) if Path(where).is_dir() else where
+        self.weights = models.weights_of(config.model)
         sets = list(read(config.prompts))
         self.prompts = self.folder / "prompts.jsonl"
         write(self.prompts, sets[: config.max_prompts] if config.max_prompts else sets)

@@ -168,6 +168,11 @@ class TrainConfig(TrainingArguments):
         return (self.metric_for_best_model or "").removeprefix("eval_") in ROUGE
 
     @property
+    def lora_targets(self) -> str | list[str]:
+        """``auto``, or the names of the modules to adapt."""
+        return "auto" if self.lora_target_modules == "auto" else self.lora_target_modules.split(",")
+
+    @property
     def _losses(self) -> dict[str, Loss]:
         return REWARD_LOSSES if self.method == "reward" else LOSSES
 

@@ -308,10 +308,8 @@ def records_of(samples: Sequence[Sample], returns: Sequence[float]) -> list[Cand
 def _told(settings: ILQLSettings, samples: Sequence[Sample], returns: Sequence[float]) -> dict[str, Any]:
     """All that the result depends on."""
     own = {name: value for name, value in asdict(settings).items() if name not in ("output_dir", "overwrite")}
-    where = models.resolve(settings.model)
-    weights = models.weights_fingerprint(where) if Path(where).is_dir() else where
     data = hashlib.sha256(dumps([list(samples), [float(value) for value in returns]]).encode()).hexdigest()
-    return {"method": "ilql", **own, "data_sha256": data, "model_sha256": weights}
+    return {"method": "ilql", **own, "data_sha256": data, "model_sha256": models.weights_of(settings.model)}
 
 
 def _summary(output: Path, already_finished: bool) -> dict[str, Any]:

@@ -54,12 +54,11 @@ def start_hash(config: TrainConfig) -> str:
     Raises:
         InputError: an adapter that nothing asks to train on.
     """
-    where = models.resolve(config.model)
-    if models.is_adapter(where) and not config.use_lora and config.method in ("rank", "sft"):
+    if models.is_adapter(config.model) and not config.use_lora and config.method in ("rank", "sft"):
         raise InputError(
             f"model {config.model} is an adapter: --use_lora trains it on, `rankalign merge` folds it into its base"
         )
-    return models.weights_fingerprint(where) if Path(where).is_dir() else where
+    return models.weights_of(config.model)
 
 
 def load_data(
@@ -134,8 +133,7 @@ def _adapted(config: TrainConfig, model: Any) -> Any:
     if models.is_adapter(config.model):
         print(f"LoRA: training the adapter {config.model} on, with its own rank and scale", file=sys.stderr)
         return models.say_trainable(model)
-    targets: Any = config.lora_target_modules
-    targets = targets if targets == "auto" else targets.split(",")
+    targets = config.lora_targets
     return models.add_lora(model, config.lora_r, config.lora_alpha, config.lora_dropout, targets, config.use_dora)
 
 

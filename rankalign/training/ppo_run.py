@@ -78,14 +78,9 @@ def _settings(config: PPOConfig, reward: Reward) -> dict[str, Any]:
     if not Path(config.data).is_file():
         raise InputError(f"{config.data}: no such file")
     named = {"model_sha256": config.model, "value_sha256": config.value_model}
-    hashes = {key: _weights_hash(model) for key, model in named.items() if model}
+    hashes = {key: models.weights_of(model) for key, model in named.items() if model}
     found = {**config.own_settings(), "data_sha256": sha256_file(config.data), **hashes}
     return dict(loads(dumps({**found, "reward_sha256": reward.fingerprint()})))
-
-
-def _weights_hash(model: str) -> str:
-    where = models.resolve(model)
-    return models.weights_fingerprint(where) if Path(where).is_dir() else where
 
 
 def load_questions(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Question], dict[str, int]]:
@@ -129,9 +124,7 @@ def load_actor(config: PPOConfig, questions: list[Question]) -> ActorCritic:
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable(config.gradient_checkpointing_kwargs or {"use_reentrant": False})
     if config.use_lora:
-        targets: Any = config.lora_target_modules
-        targets = targets if targets == "auto" else targets.split(",")
-        policy = models.add_lora(policy, config.lora_r, config.lora_alpha, 0.0, targets)
+        policy = models.add_lora(policy, config.lora_r, config.lora_alpha, 0.0, config.lora_targets)
     return ActorCritic(policy, critic, layout, config.temperature)
 
 
