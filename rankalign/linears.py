@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.distributed.fsdp import FSDPModule
 from torch.overrides import TorchFunctionMode
 
 from rankalign import gemm
+from rankalign.recompute import out_of_reach
 from rankalign.tree import Forest
 
 
@@ -29,7 +29,7 @@ def fast_linears(model: nn.Module, forest: Forest | None) -> Iterator[None]:
         model: the transformers model that runs.
         forest: the row that runs, whose ``active`` is read when backward runs; None where every row counts.
     """
-    if any(map(_out_of_reach, model.modules())) or (forest is None and not gemm.faster()):
+    if any(map(out_of_reach, model.modules())) or (forest is None and not gemm.faster()):
         yield
         return
     layers: list[Any] = [m for m in model.modules() if m.training and getattr(m, "gradient_checkpointing", False)]
@@ -43,13 +43,6 @@ def fast_linears(model: nn.Module, forest: Forest | None) -> Iterator[None]:
     finally:
         for layer, checkpoint in zip(layers, functions, strict=True):
             layer._gradient_checkpointing_func = checkpoint
-
-
-def _out_of_reach(module: nn.Module) -> bool:
-    """Whether torch's own checkpoint wrapper recomputes a module, which must find what it has seen, or its weights are
-    sharded (FSDP2, ZeRO-3), and so come and go around its forward."""
-    zero3 = any(hasattr(parameter, "ds_id") for parameter in module._parameters.values())
-    return hasattr(module, "checkpoint_fn") or isinstance(module, FSDPModule) or zero3
 
 
 def _checkpoint_within(checkpoint: Callable[..., Any], forest: Forest | None) -> Callable[..., Any]:

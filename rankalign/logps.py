@@ -6,7 +6,7 @@ Prompts and responses go in as token lists; only the positions that predict a re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +17,7 @@ from rankalign.attention import install
 from rankalign.errors import InputError
 from rankalign.head import head_layer, head_of, label_logps
 from rankalign.linears import fast_linears
+from rankalign.recompute import cheap_again
 from rankalign.tree import Lists, Rows, Tokens, padded_rows, tree_row
 
 LAYOUTS = ("auto", "tree", "padded")
@@ -212,7 +213,7 @@ def label_states(lm: Any, rows: Rows, embeddings: Tensor | None = None) -> Tenso
     states = [prefix.end] if prefix and prefix.end is not None else []
     if rows.ids.numel():  # responses of one token add nothing to their prompt
         states.append(hidden_states(lm, rows, embeddings).flatten(0, 1))
-    return torch.cat(states)[rows.predictors.to(lm.device)]
+    return torch.cat(states).index_select(0, rows.predictors.to(lm.device))
 
 
 def hidden_states(lm: Any, rows: Rows, embeddings: Tensor | None = None) -> Tensor:
@@ -225,8 +226,10 @@ def hidden_states(lm: Any, rows: Rows, embeddings: Tensor | None = None) -> Tens
     """
     device, forest = lm.device, rows.forest
     tokens = {"input_ids": rows.ids.to(device)} if embeddings is None else {"inputs_embeds": embeddings}
+    # What is known of the families whose rows may be trees, in-place operations among it, is not known of others.
+    again = cheap_again(lm) if supports_tree(lm) else nullcontext()
     if forest is None:
-        with fast_linears(lm, None):
+        with fast_linears(lm, None), again:
             return lm.base_model(**tokens, use_cache=False).last_hidden_state
     if lm.config.model_type in MASK_FAMILIES:
         extra: dict[str, Any] = {"attention_mask": forest.bias(lm.dtype, device)}
@@ -235,7 +238,7 @@ def hidden_states(lm: Any, rows: Rows, embeddings: Tensor | None = None) -> Tens
         # A 4-D mask is handed on as it is, so the model builds none; attention reads the forest alone.
         extra = {"attention_mask": torch.zeros(1, 1, 1, 1, device=device), "forest": forest}
     extra |= {**tokens, "position_ids": rows.positions.to(device)}
-    with fast_linears(lm, forest if torch.is_grad_enabled() and not forest.prefix else None):
+    with fast_linears(lm, forest if torch.is_grad_enabled() and not forest.prefix else None), again:
         return lm.base_model(use_cache=False, **extra).last_hidden_state
 
 

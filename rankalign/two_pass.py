@@ -30,6 +30,7 @@ from rankalign.logps import (
     sum_responses,
     supports_tree,
 )
+from rankalign.recompute import runs_layers_again
 from rankalign.tree import Lists, Prefix, Tokens, branch_row, tree_row, tree_tokens
 
 Candidate = tuple[int, int]  # prompt, response
@@ -229,5 +230,4 @@ def _padded_cost(prompts: Sequence[Tokens], responses: Lists, chunk: list[Candid
 
 def _can_keep_prefix(model: nn.Module) -> bool:
     """Whether attention can store a prompt's keys: not with a mask for trees, nor where backward runs layers again."""
-    again = any(m.training and getattr(m, "gradient_checkpointing", False) for m in model.modules())
-    return not again and causal_lm(model).config.model_type in ATTENTION_FAMILIES
+    return not runs_layers_again(model) and causal_lm(model).config.model_type in ATTENTION_FAMILIES

@@ -147,7 +147,9 @@ def test_values_and_gradients_equal_one_response_at_a_time(name, layout):
     assert ours.dtype == torch.float64
     assert ours.shape == (3, 6)
     torch.testing.assert_close(ours, reference, rtol=1e-12, atol=1e-12)
-    assert largest_error(gradients(model, weigh(ours)), gradients(model, weigh(reference))) < 1e-10
+    with StayWide():
+        expected, found = gradients(model, weigh(reference)), gradients(model, weigh(ours))
+    assert largest_error(found, expected) < 1e-10
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "opt", "gemma2", "gptj"])
@@ -219,15 +221,6 @@ def test_layers_under_torchs_own_checkpoint_wrapper_are_left_alone():
     apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, type(model.transformer.h[0])))
     ours = list(gradients(model, weigh(list_logps(model, prompts, responses))).values())
     assert largest_error(dict(enumerate(ours)), dict(enumerate(expected))) < 1e-10
-
-
-def test_frozen_layers_keep_no_inputs():
-    model, (prompts, responses) = adapted(["query_key_value"]), lists()
-    sizes = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.shape) or t, lambda t: t):
-        list_logps(model, prompts, responses, layout="tree")
-    wide = [s for s in sizes if s[-1] == 24]  # the inner width of an MLP, whose second layer has no adapter
-    assert len(wide) == 2  # what its activation keeps, in each of two layers
 
 
 def test_token_logps_are_per_token_and_in_order():

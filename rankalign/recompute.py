@@ -1,0 +1,153 @@
+"""Activations that cost little to compute again are not kept for backward: norms, activation functions, products.
+
+Autograd keeps what every operation needs for its gradient. Much of that is a cheap function of something it keeps as
+well: the input of a linear layer is the norm of the residual stream, that of the last layer of a gated MLP is
+silu(gate) * up. Inside :func:`cheap_again` such a tensor is kept as the recipe that made it, a chain of elementwise
+operations down to tensors that are there anyway, and backward follows the recipe. The numbers are the same to the bit,
+for the same operations run on the same values; matrix products and attention never run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.fsdp import FSDPModule
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+# Keeping the inputs of these in the place of their result never takes more: their gradient keeps them anyway, or the
+# result is as large as the one input.
+_CHEAP = frozenset(
+    (
+        *(Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.mul),
+        *(Tensor.pow, Tensor.__pow__, torch.pow, Tensor.neg, Tensor.tanh, torch.tanh, torch.sigmoid),
+        *(functional.silu, functional.gelu, functional.relu, torch.relu),
+        *(functional.layer_norm, functional.rms_norm),
+        *(Tensor.view, Tensor.reshape, Tensor.transpose, Tensor.unsqueeze, Tensor.flatten, Tensor.contiguous),
+    )
+)
+_SUMS = frozenset((Tensor.add, Tensor.__add__, Tensor.__radd__, torch.add, Tensor.sub, Tensor.__sub__))
+_CASTS = frozenset((Tensor.to, Tensor.float, Tensor.type))
+_RECIPE = "_rankalign_recipe"
+
+
+@contextmanager
+def cheap_again(model: nn.Module) -> Iterator[None]:
+    """What runs in this context keeps recipes for its backward, which may run outside of it.
+
+    Args:
+        model: the transformers model that runs. Nothing changes where its layers run again in backward anyway, or its
+            weights are sharded, and so come and go around its forward.
+    """
+    if not torch.is_grad_enabled() or runs_layers_again(model) or any(map(out_of_reach, model.modules())):
+        yield
+        return
+    with _Recorder(), saved_tensors_hooks(_pack, _unpack):
+        yield
+
+
+def runs_layers_again(model: nn.Module) -> bool:
+    """Whether gradient checkpointing is on."""
+    return any(m.training and getattr(m, "gradient_checkpointing", False) for m in model.modules())
+
+
+def out_of_reach(module: nn.Module) -> bool:
+    """Whether torch's own checkpoint wrapper recomputes a module, which must find what it has seen, or its weights are
+    sharded (FSDP2, ZeRO-3)."""
+    zero3 = any(hasattr(parameter, "ds_id") for parameter in module._parameters.values())
+    return hasattr(module, "checkpoint_fn") or isinstance(module, FSDPModule) or zero3
+
+
+class _Kept:
+    """A tensor that is kept as it is.
+
+    Attributes:
+        roots: identities of the storages that must stay for it.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        # Detached: the result of an operation that keeps its result would otherwise keep itself alive.
+        self.tensor, self.version = tensor.detach(), tensor._version
+        self.roots = frozenset((tensor.untyped_storage()._cdata,))
+
+    def value(self) -> Tensor:
+        """The tensor.
+
+        Raises:
+            RuntimeError: it has been changed in place.
+        """
+        if self.tensor._version != self.version:
+            raise RuntimeError("a tensor that backward needs was changed in place after forward had used it")
+        return self.tensor
+
+
+@dataclass(eq=False)
+class _Recipe:
+    """The operation that makes a tensor again, and what it is applied to.
+
+    Attributes:
+        function: the operation.
+        args: its arguments, tensors as what is kept for them.
+        kwargs: its other arguments, none of them a tensor.
+        roots: as in :class:`_Kept`.
+        version: of the result, which may be changed in place later.
+        autocast: device type and data type of the mixed precision it ran under.
+    """
+
+    function: Callable[..., Tensor]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    roots: frozenset[int]
+    version: int
+    autocast: tuple[str, torch.dtype] | None
+
+    def value(self) -> Tensor:
+        """The result, computed again."""
+        args = [arg.value() if isinstance(arg, (_Kept, _Recipe)) else arg for arg in self.args]
+        with torch.autocast(*self.autocast) if self.autocast else nullcontext():
+            return self.function(*args, **self.kwargs)
+
+
+class _Recorder(TorchFunctionMode):
+    """Attaches recipes to the results of cheap operations."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if (func in _CHEAP or func in _SUMS or func in _CASTS) and type(out) is Tensor and out.requires_grad:
+            recipe = _recipe(func, args, kwargs, out)
+            if recipe is not None:
+                setattr(out, _RECIPE, recipe)
+        return out
+
+
+def _recipe(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> _Recipe | None:
+    """How to make ``out`` again, or None where keeping it takes less."""
+    if any(arg is out for arg in args) or any(isinstance(value, Tensor) for value in kwargs.values()):
+        return None
+    parts = [_pack(arg) if isinstance(arg, Tensor) else arg for arg in args]
+    inputs = [part for part in parts if isinstance(part, (_Kept, _Recipe))]
+    roots = frozenset[int]().union(*(part.roots for part in inputs))
+    if func in _SUMS and all(part.roots != roots for part in inputs):
+        return None  # the gradient of a sum keeps neither summand
+    if func in _CASTS and isinstance(inputs[0], _Kept) and out.element_size() < args[0].element_size():
+        return None
+    device = out.device.type
+    autocast = (device, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
+    return _Recipe(func, tuple(parts), kwargs, roots, out._version, autocast)
+
+
+def _pack(tensor: Tensor) -> _Kept | _Recipe:
+    recipe: _Recipe | None = getattr(tensor, _RECIPE, None)
+    return recipe if recipe is not None and recipe.version == tensor._version else _Kept(tensor)
+
+
+@torch.no_grad()
+def _unpack(packed: _Kept | _Recipe) -> Tensor:
+    return packed.value()
