@@ -39,7 +39,6 @@ from rankalign.two_pass import backward_two_pass
 ALIGN = 64  # bytes, of torch's tensors on a CPU
 SPARE = ALIGN + 32  # what glibc asks for beyond an aligned block
 LARGEST_THRESHOLD = 32 << 20  # bytes from which every block is mapped on its own
-NODE = 320  # bytes of an operation's node in the graph of autograd, which lies between the tensors it made
 _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
 
 
@@ -124,7 +123,6 @@ class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.apart = self.peak = 0  # bytes outside the heap; most bytes held so far
         self.at_peak: dict[int, int] = {}
         self._blocks: dict[int, tuple[int, int]] = {}
-        self._nodes: list[tuple[int, int]] = []
         self._keys: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -136,14 +134,7 @@ class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.note(leaf)
         if self.heap is not None and func in _PRODUCTS:
             self._pack(args[-2:])
-        if self.heap is not None and torch.is_grad_enabled():
-            self._nodes.append(self.heap.take(NODE))
         return out
-
-    def end_graph(self) -> None:
-        """Backward is done, and the graph's nodes are gone."""
-        while self._nodes and self.heap is not None:
-            self.heap.give(self._nodes.pop())
 
     def _pack(self, operands: Sequence[Any]) -> None:
         """oneDNN copies what it multiplies by into blocks, beside the result, for as long as the product takes."""
@@ -281,7 +272,6 @@ def trace(config: TrainConfig, part: Sequence[TokenList], layout: str, two_pass:
         for _ in range(2):
             for _ in range(2 if again else 1):
                 _backward(model, config, part, layout, two_pass, ledger)
-                ledger.end_graph()
                 for parameter in model.parameters():
                     if parameter.grad is not None:
                         ledger.note(parameter.grad, "gradients")

@@ -175,6 +175,23 @@ def test_responses_without_a_gradient_are_left_out_exactly(name, checkpointing):
     assert largest_error(ours, expected) < (1e-6 if checkpointing else 1e-10)
 
 
+def test_gradients_do_not_depend_on_the_threads():
+    """The last state of the prompt predicts sixty tokens; their gradients are summed in one order."""
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=50, hidden_size=256, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4
+        )
+    )
+    responses = [[[(7 * i + j) % 50 for j in range(12)] for i in range(60)]]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        runs = [gradients(model, list_logps(model, [[1, 2, 3]], responses).sum()) for _ in range(6)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(run[name], runs[0][name]) for run in runs for name in run)
+
+
 def test_the_backward_of_a_flat_loss_is_zero():
     model, (prompts, responses) = build("llama"), lists()
     grads = gradients(model, list_logps(model, prompts, responses).sum() * 0.0)
