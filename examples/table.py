@@ -20,7 +20,8 @@ from rankalign.evaluation.perplexity import evaluate_perplexity
 from rankalign.evaluation.reward import evaluate_reward
 from rankalign.evaluation.tables import Table, interval, render
 from rankalign.files import write_text
-from rankalign.records import CandidateSet, dumps, read
+from rankalign.jsonl import dumps
+from rankalign.records import CandidateSet, read
 
 Cells = dict[str, Any]
 

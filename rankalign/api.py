@@ -12,7 +12,8 @@ from typing import Any
 
 from rankalign import models
 from rankalign.errors import InputError
-from rankalign.records import CandidateSet, Prompt, Response, write, write_rows
+from rankalign.jsonl import write_rows
+from rankalign.records import CandidateSet, Prompt, Response, write
 from rankalign.rollouts import SCORE, ScorerReward, greedy, reward_of, sampler_of, watch_of
 from rankalign.scorers.function import FunctionScorer
 from rankalign.training.added_tokens import add_tokens

@@ -16,8 +16,9 @@ from rankalign.formats.arrow import parts, rows_of, write_folder, write_parquet
 from rankalign.formats.common import Dropped, RowFormat
 from rankalign.formats.detect import detect
 from rankalign.formats.named import DATASETS
+from rankalign.jsonl import Row, dumps, write_rows
 from rankalign.mixing import Mixture, with_own_ids
-from rankalign.records import CandidateSet, Row, dumps, write_rows
+from rankalign.records import CandidateSet
 from rankalign.registry import did_you_mean
 
 Source = str | os.PathLike[str]

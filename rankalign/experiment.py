@@ -25,7 +25,8 @@ from rankalign.evaluation.reward import evaluate_reward
 from rankalign.evaluation.tables import Table, interval
 from rankalign.files import write_text
 from rankalign.generation import sample, score
-from rankalign.records import CandidateSet, dumps, read
+from rankalign.jsonl import dumps
+from rankalign.records import CandidateSet, read
 from rankalign.rollouts import watch_of
 from rankalign.training.arguments import parse_settings
 from rankalign.training.run import train

@@ -18,7 +18,8 @@ from rankalign.batching import encode_text
 from rankalign.errors import InputError
 from rankalign.files import read_text, sha256_file, write_text
 from rankalign.journal import differences
-from rankalign.records import CandidateSet, dumps, loads, read, read_rows, write, write_rows
+from rankalign.jsonl import dumps, loads, read_rows, write_rows
+from rankalign.records import CandidateSet, read, write
 from rankalign.rollouts import watch_of
 from rankalign.rounds import KL, Current, Gatherer, IterateConfig, is_current, ranked_by
 from rankalign.training.arguments import TrainConfig, parse_settings

@@ -18,7 +18,7 @@ from typing import Any
 
 from rankalign.errors import InputError
 from rankalign.files import sync_directory
-from rankalign.records import dumps, loads
+from rankalign.jsonl import dumps, loads
 
 Key = tuple[str, ...]
 HEADER: Key = ("header",)

@@ -19,7 +19,8 @@ from urllib.parse import quote
 
 from rankalign.errors import InputError
 from rankalign.journal import HEADER, Journal, peek
-from rankalign.records import CandidateSet, dumps, judges, write
+from rankalign.jsonl import dumps
+from rankalign.records import CandidateSet, judges, write
 
 Levels = list[list[int]]
 """A ranking: groups of tied responses (indices into the record), best group first; who is in none has no rank."""

@@ -13,7 +13,7 @@ import rankalign
 from rankalign.errors import InputError
 from rankalign.files import sha256_file, write_text
 from rankalign.journal import differences
-from rankalign.records import dumps, loads
+from rankalign.jsonl import dumps, loads
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "peft", "safetensors", "tokenizers", "numpy")
 

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, Trainer
 
-from rankalign import models
+from rankalign import adapters, models
 from rankalign.batching import TokenList
 from rankalign.errors import InputError
 from rankalign.head import head_of, label_logps
@@ -209,7 +209,7 @@ def build(config: TrainConfig) -> Any:
         if config.use_lora:
             named: Any = config.lora_target_modules
             targets = named if named == "auto" else named.split(",")
-            model = models.add_lora(model, config.lora_r, config.lora_alpha, config.lora_dropout, targets)
+            model = adapters.add_lora(model, config.lora_r, config.lora_alpha, config.lora_dropout, targets)
     if config.freeze_layers:
         freeze_lower(model, config.freeze_layers)
     return model

@@ -17,7 +17,8 @@ from rankalign.engines.hf import MAX_ROWS, MAX_TOKENS
 from rankalign.engines.sampling import uniforms
 from rankalign.evaluation.diagnosis import Watch
 from rankalign.evaluation.likeness import RougeWatch, best_texts
-from rankalign.records import CandidateSet, loads
+from rankalign.jsonl import loads
+from rankalign.records import CandidateSet
 from rankalign.scorers import SCORERS, Scorer
 from rankalign.training.arguments import PPOConfig, TrainConfig
 from rankalign.training.ppo import Answer

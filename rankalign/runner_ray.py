@@ -24,7 +24,8 @@ import ray  # noqa: E402
 import ray.data  # noqa: E402
 
 from rankalign.errors import InputError  # noqa: E402
-from rankalign.records import dumps, loads, parse, to_dict  # noqa: E402
+from rankalign.jsonl import dumps, loads  # noqa: E402
+from rankalign.records import parse, to_dict  # noqa: E402
 from rankalign.stages import Batch, Worker  # noqa: E402
 
 

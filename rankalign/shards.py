@@ -17,7 +17,8 @@ from rankalign import manifest
 from rankalign.errors import InputError
 from rankalign.files import atomic_writer
 from rankalign.journal import Key, differences
-from rankalign.records import Checker, dumps, read_rows
+from rankalign.jsonl import dumps, read_rows
+from rankalign.records import Checker
 
 T = TypeVar("T")
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from rankalign.errors import InputError
 from rankalign.files import sync_directory
-from rankalign.records import CandidateSet, dumps, loads, read, to_dict
+from rankalign.jsonl import dumps, loads
+from rankalign.records import CandidateSet, read, to_dict
 
 
 class VoteFile:

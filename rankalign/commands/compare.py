@@ -26,7 +26,8 @@ from rankalign.evaluation.recompute import read_categories, recompute
 from rankalign.evaluation.reward import grade
 from rankalign.evaluation.tables import from_dict, render
 from rankalign.generation import build_scorer
-from rankalign.records import CandidateSet, choose_judge, dumps, judges
+from rankalign.jsonl import dumps
+from rankalign.records import CandidateSet, choose_judge, judges
 
 FALLBACK = "rankalign.scorers.builtin:vader"
 EXAMPLE = "rankalign compare runs/demo/before.jsonl runs/demo/after.jsonl --judge vader"

@@ -16,7 +16,7 @@ from rankalign.errors import InputError
 from rankalign.evaluation.tables import Table, render
 from rankalign.iterate import KEEP, IterateConfig
 from rankalign.iterate import run as run_rounds
-from rankalign.records import loads
+from rankalign.jsonl import loads
 from rankalign.training.run import Interrupted
 
 EXAMPLE = "rankalign iterate --config train_scripts/configs/ip.yaml --rounds 3 --output runs/ip3"

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import openai
 
 from rankalign.errors import InputError
-from rankalign.records import loads
+from rankalign.jsonl import loads
 
 T = TypeVar("T")
 Body = dict[str, Any]

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from rankalign.errors import InputError, RecordError
 from rankalign.evaluation.statistics import Array, Estimate, Interval, mean_interval, percentile_interval
 from rankalign.evaluation.tables import Table, interval
-from rankalign.records import Checker, OnError, read_rows
+from rankalign.jsonl import OnError, read_rows
+from rankalign.records import Checker
 
 DRAWN = (0.0, 1.5)
 LENGTH_PENALTY = 0.01

@@ -14,7 +14,8 @@ from rankalign.evaluation.pairwise import Comparison
 from rankalign.evaluation.reviews import read_reviews
 from rankalign.files import write_text
 from rankalign.generation import score
-from rankalign.records import CandidateSet, dumps, read, write, write_rows
+from rankalign.jsonl import dumps, write_rows
+from rankalign.records import CandidateSet, read, write
 
 
 @dataclasses.dataclass(frozen=True)

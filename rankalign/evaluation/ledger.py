@@ -10,7 +10,8 @@ from typing import Any
 
 from rankalign.errors import InputError
 from rankalign.evaluation.tables import Table
-from rankalign.records import Checker, read_rows
+from rankalign.jsonl import read_rows
+from rankalign.records import Checker
 
 PLACES = ("ledger.jsonl", "train/ledger.jsonl", "model/ledger.jsonl")
 SHOWN = 20

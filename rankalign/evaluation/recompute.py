@@ -8,7 +8,8 @@ from rankalign.evaluation.alpaca_eval import Leaderboard, leaderboard, read_anno
 from rankalign.evaluation.orders import compare_reviews
 from rankalign.evaluation.pairwise import Comparison
 from rankalign.evaluation.reviews import read_reviews
-from rankalign.records import Checker, OnError, read_rows
+from rankalign.jsonl import OnError, read_rows
+from rankalign.records import Checker
 
 
 def recompute(

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankalign.errors import RecordError
-from rankalign.records import Checker, OnError, read_rows
+from rankalign.jsonl import OnError, read_rows
+from rankalign.records import Checker
 from rankalign.scorers.verdicts import HIGHEST, LOWEST, Scores, parse_strict
 
 # What a three-class judge writes, as points of the first and the second answer.

@@ -13,7 +13,8 @@ from rankalign.data import load
 from rankalign.errors import InputError
 from rankalign.evaluation import EvalResult, Row
 from rankalign.evaluation.statistics import Array, bootstrap, percentile_interval
-from rankalign.records import CandidateSet, Checker, Response, read_rows
+from rankalign.jsonl import read_rows
+from rankalign.records import CandidateSet, Checker, Response
 
 TRUTH = "preference"
 # RewardBench's sections: the weight of each in the score, and of each subset in its section. The weights are the

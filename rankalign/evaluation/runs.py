@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rankalign import records
+from rankalign import jsonl, records
 from rankalign.errors import InputError, RecordError
 from rankalign.evaluation.checks import CHECKS
 from rankalign.evaluation.ledger import Findings, find_ledger, read_ledger
@@ -78,7 +78,7 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        found = records.loads(read_text(path))
+        found = jsonl.loads(read_text(path))
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
     if not isinstance(found, dict):
@@ -104,7 +104,7 @@ def _log(root: Path, run: Run) -> list[dict[str, Any]]:
     if path is None or not path.stat().st_size:
         return []
     wrong: list[RecordError] = []
-    rows = [row for _, row in records.read_rows(path, wrong.append)]
+    rows = [row for _, row in jsonl.read_rows(path, wrong.append)]
     _note(run, wrong, path)
     return rows
 

@@ -19,7 +19,8 @@ from rankalign.evaluation.pairwise import System, match, summarise
 from rankalign.evaluation.statistics import clopper_pearson
 from rankalign.evaluation.tables import Table, interval
 from rankalign.files import read_text, write_text
-from rankalign.records import CandidateSet, dumps, loads
+from rankalign.jsonl import dumps, loads
+from rankalign.records import CandidateSet
 from rankalign.scorers.aggregate import cohen_kappa, krippendorff_alpha
 
 COLUMNS = ("item", "prompt", "answer_1", "answer_2", "verdict")

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from rankalign.records import CandidateSet, OnError, Row
+from rankalign.jsonl import OnError, Row
+from rankalign.records import CandidateSet
 from rankalign.registry import Entry, Registry
 
 

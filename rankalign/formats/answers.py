@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 from rankalign.errors import RecordError
 from rankalign.formats import FORMATS, Losses
 from rankalign.formats.common import Dropped, lost_details
-from rankalign.records import CandidateSet, Checker, OnError, Response, Row
+from rankalign.jsonl import OnError, Row
+from rankalign.records import CandidateSet, Checker, Response
 
 File = tuple[str, Iterable[Row]]
 

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 from rankalign.errors import InputError, RecordError
 from rankalign.files import atomic_writer
 from rankalign.folders import new_folder
-from rankalign.records import OnError, Row, dumps, loads, read_rows
+from rankalign.jsonl import OnError, Row, dumps, loads, read_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 from rankalign.errors import InputError, RecordError
 from rankalign.formats import FORMATS, Losses
-from rankalign.records import CandidateSet, Checker, OnError, Prompt, Response, Row, kind
+from rankalign.jsonl import OnError, Row, kind
+from rankalign.records import CandidateSet, Checker, Prompt, Response
 from rankalign.templates import render
 
 # Where records carry several judges and none is named, the first of these that is there ranks.

@@ -23,7 +23,8 @@ from rankalign.formats.common import (
     note_of,
     pick_judge,
 )
-from rankalign.records import CandidateSet, Checker, OnError, Response, Row, kind
+from rankalign.jsonl import OnError, Row, kind
+from rankalign.records import CandidateSet, Checker, Response
 from rankalign.templates import as_messages
 
 SAMPLES = ("sample", "scalar_feedback")

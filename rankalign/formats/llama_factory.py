@@ -19,7 +19,8 @@ from rankalign.formats.common import (
     note_of,
     paired,
 )
-from rankalign.records import CandidateSet, Checker, Message, Prompt, Response, kind
+from rankalign.jsonl import kind
+from rankalign.records import CandidateSet, Checker, Message, Prompt, Response
 from rankalign.templates import as_messages
 
 ROLES = {"human": "user", "gpt": "assistant", "observation": "tool", "system": "system"}

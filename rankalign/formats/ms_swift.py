@@ -14,7 +14,8 @@ from rankalign.formats.common import (
     note_of,
     paired,
 )
-from rankalign.records import CandidateSet, Checker, Prompt, Response, kind
+from rankalign.jsonl import kind
+from rankalign.records import CandidateSet, Checker, Prompt, Response
 from rankalign.templates import as_messages
 
 REJECTED = ("rejected_response", "rejected_messages")

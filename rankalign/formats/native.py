@@ -7,7 +7,8 @@ from typing import Any
 
 from rankalign.errors import RecordError
 from rankalign.formats import Losses
-from rankalign.records import CandidateSet, OnError, Row, parse, to_dict
+from rankalign.jsonl import OnError, Row
+from rankalign.records import CandidateSet, parse, to_dict
 
 
 class Native:

@@ -15,7 +15,8 @@ from rankalign.errors import InputError, RecordError
 from rankalign.formats import Losses
 from rankalign.formats.common import Dropped
 from rankalign.formats.named import TURNS_OF_TEXT
-from rankalign.records import CandidateSet, Checker, Message, OnError, Response, Row
+from rankalign.jsonl import OnError, Row
+from rankalign.records import CandidateSet, Checker, Message, Response
 
 ROLES = {"prompter": "user", "assistant": "assistant"}
 COLUMNS = ("message_id", "parent_id", "text", "role", "rank")

@@ -28,7 +28,8 @@ from rankalign.formats.common import (
     note_of,
     paired,
 )
-from rankalign.records import CandidateSet, Checker, Prompt, Response, kind
+from rankalign.jsonl import kind
+from rankalign.records import CandidateSet, Checker, Prompt, Response
 
 ASSISTANT_MARKS = (
     "\n\nAssistant:",

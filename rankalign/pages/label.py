@@ -17,8 +17,8 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from rankalign.errors import InputError
+from rankalign.jsonl import dumps, loads
 from rankalign.label import Levels, Session, Stale
-from rankalign.records import dumps, loads
 
 HOST = "127.0.0.1"
 LARGEST_BODY = 1 << 16

@@ -15,7 +15,7 @@ import yaml
 
 from rankalign.errors import InputError
 from rankalign.files import read_text
-from rankalign.records import dumps, loads
+from rankalign.jsonl import dumps, loads
 
 
 class Lock:

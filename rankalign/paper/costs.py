@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rankalign.batching import EncodeOptions, Encoder, encode_all, encode_prompt
 from rankalign.engines import Policy
-from rankalign.records import CandidateSet, read_rows
+from rankalign.jsonl import read_rows
+from rankalign.records import CandidateSet
 from rankalign.training.arguments import PPOConfig, TrainConfig, parse_settings
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rankalign.cli import main
 from rankalign.files import write_text
-from rankalign.records import dumps
+from rankalign.jsonl import dumps
 
 STATUS = Path("/proc/self/status")
 

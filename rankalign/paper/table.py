@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from rankalign.files import read_text
+from rankalign.jsonl import loads
 from rankalign.paper.child import Lock
 from rankalign.paper.claims import Results
 from rankalign.paper.page import write_page
 from rankalign.paper.settings import TableConfig
 from rankalign.paper.unit import Bench, Unit
-from rankalign.records import loads
 
 
 def run(config: TableConfig) -> dict[str, Any]:

@@ -26,11 +26,12 @@ from rankalign.evaluation.perplexity import evaluate_perplexity
 from rankalign.evaluation.reward import evaluate_reward
 from rankalign.files import read_text, sha256_file, write_text
 from rankalign.generation import sample, score
+from rankalign.jsonl import dumps, loads
 from rankalign.paper.child import Lock, run_metered
 from rankalign.paper.claims import divergence_bound
 from rankalign.paper.costs import Cost, add_ppo, add_rounds, add_sampling, add_training, models_in_memory
 from rankalign.paper.settings import Row, TableConfig
-from rankalign.records import CandidateSet, Response, dumps, loads, read, write
+from rankalign.records import CandidateSet, Response, read, write
 from rankalign.training.arguments import PPOConfig, parse_settings
 
 JUDGE = "reward"

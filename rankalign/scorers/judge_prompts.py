@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from rankalign.errors import InputError
-from rankalign.records import Checker, read_rows
+from rankalign.jsonl import read_rows
+from rankalign.records import Checker
 from rankalign.registry import did_you_mean
 from rankalign.scorers import verdicts
 from rankalign.scorers.verdicts import Ratings, Scores

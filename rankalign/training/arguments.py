@@ -13,9 +13,9 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from rankalign.config import read_yaml
 from rankalign.errors import InputError
+from rankalign.jsonl import dumps, loads
 from rankalign.losses import LOSSES, Loss
 from rankalign.losses.reward import REWARD_LOSSES
-from rankalign.records import dumps, loads
 from rankalign.registry import did_you_mean
 from rankalign.training.flags import flag as _flag
 from rankalign.training.old_names import modernise

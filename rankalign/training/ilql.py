@@ -27,9 +27,10 @@ from rankalign.batching import EncodeOptions, TokenList, encode_all
 from rankalign.errors import InputError
 from rankalign.files import write_text
 from rankalign.head import head_of, label_logps
+from rankalign.jsonl import dumps
 from rankalign.logps import causal_lm
 from rankalign.progress import Progress
-from rankalign.records import CandidateSet, Prompt, Response, dumps
+from rankalign.records import CandidateSet, Prompt, Response
 from rankalign.registry import did_you_mean
 from rankalign.training import ilql_math
 from rankalign.training.inputs import disable_dropout

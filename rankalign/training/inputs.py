@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from rankalign import data, logps, models, rewards
+from rankalign import adapters, data, logps, models, rewards
 from rankalign.batching import EncodeOptions, TokenList, encode_all
 from rankalign.convert import Intake
 from rankalign.errors import InputError
@@ -132,9 +132,9 @@ def _adapted(config: TrainConfig, model: Any) -> Any:
     """The model with an adapter that trains: the one it came with, or a fresh one."""
     if models.is_adapter(config.model):
         print(f"LoRA: training the adapter {config.model} on, with its own rank and scale", file=sys.stderr)
-        return models.say_trainable(model)
+        return adapters.say_trainable(model)
     targets = config.lora_targets
-    return models.add_lora(model, config.lora_r, config.lora_alpha, config.lora_dropout, targets, config.use_dora)
+    return adapters.add_lora(model, config.lora_r, config.lora_alpha, config.lora_dropout, targets, config.use_dora)
 
 
 def disable_dropout(model: nn.Module) -> None:

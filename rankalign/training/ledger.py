@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import TrainerCallback
 
-from rankalign import records
+from rankalign import jsonl
 from rankalign.ranked import Ranked
 
 NAME = "ledger.jsonl"
@@ -74,14 +74,14 @@ class Ledger:
     def read(self, path: Path, steps: int) -> None:
         """Go on with the file of an earlier run; entries of steps behind its checkpoint are about to be made again."""
         if path.exists() and path.stat().st_size:
-            old = [row for _, row in records.read_rows(path) if row["step"] <= steps]
+            old = [row for _, row in jsonl.read_rows(path) if row["step"] <= steps]
             self.entries = {(row["id"], row["epoch"]): row for row in old}
 
     def write(self, path: Path, first: bool) -> None:
         """Write the entries of all ranks, whole and atomically; ``first`` tells the rank that writes."""
         rows = gather_object(list(self.entries.values()))
         if first:
-            records.write_rows(path, sorted(rows, key=lambda row: row["step"]))
+            jsonl.write_rows(path, sorted(rows, key=lambda row: row["step"]))
 
 
 class LedgerFile(TrainerCallback):

@@ -11,14 +11,14 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from rankalign import data, logps, manifest, models
+from rankalign import adapters, data, logps, manifest, models
 from rankalign.batching import encode_prompt
 from rankalign.convert import Intake
 from rankalign.errors import InputError
 from rankalign.files import sha256_file, write_text
 from rankalign.journal import differences
+from rankalign.jsonl import dumps, loads
 from rankalign.progress import Progress
-from rankalign.records import dumps, loads
 from rankalign.training import ppo_state
 from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import PPOConfig
@@ -124,7 +124,7 @@ def load_actor(config: PPOConfig, questions: list[Question]) -> ActorCritic:
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable(config.gradient_checkpointing_kwargs or {"use_reentrant": False})
     if config.use_lora:
-        policy = models.add_lora(policy, config.lora_r, config.lora_alpha, 0.0, config.lora_targets)
+        policy = adapters.add_lora(policy, config.lora_r, config.lora_alpha, 0.0, config.lora_targets)
     return ActorCritic(policy, critic, layout, config.temperature)
 
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from rankalign.files import write_text
 from rankalign.folders import new_folder
-from rankalign.records import dumps, loads
+from rankalign.jsonl import dumps, loads
 
 WEIGHTS, OPTIMIZER = "weights.", "optimizer."
 

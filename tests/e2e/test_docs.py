@@ -22,8 +22,9 @@ import pytest
 
 from rankalign import models
 from rankalign.cli import main
+from rankalign.jsonl import write_rows
 from rankalign.label import Session
-from rankalign.records import CandidateSet, Response, read, write, write_rows
+from rankalign.records import CandidateSet, Response, read, write
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"

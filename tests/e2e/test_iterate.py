@@ -21,7 +21,8 @@ from rankalign.config import SampleConfig, ScoreConfig, ScorerConfig, build
 from rankalign.engines import Policy, SamplingParams
 from rankalign.generation import sample, score
 from rankalign.iterate import IterateConfig, run
-from rankalign.records import CandidateSet, Response, loads, read, read_rows, write
+from rankalign.jsonl import loads, read_rows
+from rankalign.records import CandidateSet, Response, read, write
 from rankalign.rounds import STRIDE
 from rankalign.training.arguments import parse_settings
 from rankalign.training.run import train

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from rankalign.evaluation import alpaca_eval as ae
-from rankalign.records import read_rows
+from rankalign.jsonl import read_rows
 
 Array = NDArray[np.float64]
 

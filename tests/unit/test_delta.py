@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rankalign import delta, delta_legacy, models, tiny, weights
+from rankalign import adapters, delta, delta_legacy, models, tiny, weights
 from rankalign.errors import InputError
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -169,7 +169,7 @@ def test_the_recovered_folder_loads_and_a_tied_model_stays_tied(tmp_path: Path) 
 
 
 def test_an_adapter_is_kept_or_merged(tmp_path: Path) -> None:
-    adapted = models.add_lora(models.load_policy("tiny", dtype="float32").cpu(), r=2, alpha=4)
+    adapted = adapters.add_lora(models.load_policy("tiny", dtype="float32").cpu(), r=2, alpha=4)
     for name, weight in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(3))

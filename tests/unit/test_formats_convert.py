@@ -9,7 +9,8 @@ import pytest
 
 from rankalign.convert import convert
 from rankalign.errors import InputError, RecordError
-from rankalign.records import read, read_rows
+from rankalign.jsonl import read_rows
+from rankalign.records import read
 from rankalign.templates import render
 
 # --- convert -----------------------------------------------------------------------------------------------------

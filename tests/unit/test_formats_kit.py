@@ -14,7 +14,8 @@ from rankalign.cli import main
 from rankalign.convert import convert
 from rankalign.errors import InputError
 from rankalign.formats.detect import detect
-from rankalign.records import read, read_rows
+from rankalign.jsonl import read_rows
+from rankalign.records import read
 
 WHOLE = [
     ("bon/tulu2_13b_bon.rrhf.jsonl.gz", "rrhf", 260),

@@ -18,7 +18,8 @@ from rankalign.convert import Intake, convert, find_reader, load
 from rankalign.errors import InputError, RecordError
 from rankalign.formats import FORMATS
 from rankalign.formats.named import DATASETS
-from rankalign.records import CandidateSet, read, write_rows
+from rankalign.jsonl import write_rows
+from rankalign.records import CandidateSet, read
 from rankalign.templates import render
 
 # The prompt as the `hh` template spells it, and the answers as (policy, text, preference).

@@ -20,8 +20,8 @@ from rankalign.convert import Intake, convert
 from rankalign.errors import InputError, RecordError
 from rankalign.formats import arrow
 from rankalign.formats.arrow import read_table, write_folder, write_parquet
+from rankalign.jsonl import read_rows, write_rows
 from rankalign.mixing import Mixture
-from rankalign.records import read_rows, write_rows
 
 USER, ASSISTANT = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
 PAIR = {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [ASSISTANT | {"content": "No."}]}

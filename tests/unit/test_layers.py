@@ -13,6 +13,7 @@ L0 = {
     "files",
     "folders",
     "records",
+    "jsonl",
     "journal",
     "manifest",
     "registry",
@@ -22,9 +23,9 @@ L0 = {
     "progress",
 }
 L1 = {
-    "config", "formats", "convert", "mixing", "data", "lint", "lint_rules", "models", "default_model", "tiny",
-    "weights", "quant", "batching", "tree", "attention", "gemm", "head", "linears", "two_pass", "logps", "rewards",
-    "engines", "scorers",
+    "config", "formats", "convert", "mixing", "data", "lint", "lint_rules", "models", "adapters", "default_model",
+    "tiny", "weights", "quant", "batching", "tree", "attention", "gemm", "head", "linears", "recompute", "two_pass",
+    "logps", "rewards", "engines", "scorers",
 }  # fmt: skip
 L2 = {
     "stages",
@@ -49,7 +50,7 @@ OPTIONAL = {
     "vader": {"rankalign/scorers/builtin.py"},
     "matplotlib": {"rankalign/evaluation"},
     "jinja2": {"rankalign/evaluation"},
-    "peft": {"rankalign/models.py", "rankalign/delta.py"},
+    "peft": {"rankalign/models.py", "rankalign/adapters.py", "rankalign/delta.py"},
     "ray": {"rankalign/runner_ray.py"},
     "openai": {"rankalign/engines/openai_client.py"},
     "rouge_score": {"rankalign/evaluation/lexical.py"},

@@ -15,8 +15,9 @@ import torch
 from rankalign.cli import main
 from rankalign.errors import InputError, RecordError
 from rankalign.evaluation import ledger as analysis
+from rankalign.jsonl import write_rows
 from rankalign.ranked import Ranked
-from rankalign.records import CandidateSet, Response, write, write_rows
+from rankalign.records import CandidateSet, Response, write
 from rankalign.scorers.aggregate import kendall_tau
 from rankalign.training import run as run_module
 from rankalign.training.arguments import parse_settings

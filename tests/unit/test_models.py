@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rankalign import models, tiny
+from rankalign import adapters, models, tiny
 from rankalign.cli import main
 from rankalign.errors import InputError
 
@@ -157,7 +157,7 @@ def test_all_ends_are_known(policy: LlamaForCausalLM) -> None:
 
 def adapted(folder: Path) -> torch.Tensor:
     """Save an adapter that does something; returns its logits."""
-    model = models.add_lora(models.load_policy("tiny", dtype="float32"), r=4, alpha=8, dropout=0.0)
+    model = adapters.add_lora(models.load_policy("tiny", dtype="float32"), r=4, alpha=8, dropout=0.0)
     generator = torch.Generator().manual_seed(0)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
@@ -172,7 +172,7 @@ def test_lora_trains_its_own_weights_only_and_says_how_many(
 ) -> None:
     with torch.no_grad():
         before = policy(IDS).logits
-    model = models.add_lora(policy, r=4, alpha=8)
+    model = adapters.add_lora(policy, r=4, alpha=8)
     trainable = {name: weight.numel() for name, weight in model.named_parameters() if weight.requires_grad}
     assert all("lora_" in name for name in trainable)
     # r (in + out) for q, o (32, 32), k, v (32, 16), gate, up, down (32, 64), in two layers
@@ -189,7 +189,7 @@ def test_lora_trains_its_own_weights_only_and_says_how_many(
 
 
 def test_lora_goes_where_it_is_told(policy: LlamaForCausalLM) -> None:
-    model = models.add_lora(policy, targets=["q_proj", "v_proj"])
+    model = adapters.add_lora(policy, targets=["q_proj", "v_proj"])
     touched = {name.split(".")[-4] for name, weight in model.named_parameters() if weight.requires_grad}
     assert touched == {"q_proj", "v_proj"}
 
@@ -334,7 +334,7 @@ def test_tied_weights_count_once(tmp_path: Path) -> None:
 def test_an_adapter_names_its_base_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(models.resolve("tiny"), tmp_path / "base")
     monkeypatch.chdir(tmp_path)
-    models.add_lora(models.load_policy("base", dtype="float32")).save_pretrained("adapter")
+    adapters.add_lora(models.load_policy("base", dtype="float32")).save_pretrained("adapter")
     monkeypatch.chdir(tmp_path / "base")
     assert models.load_policy(str(tmp_path / "adapter"), dtype="float32") is not None
     assert main(["merge", str(tmp_path / "adapter"), "--output", str(tmp_path / "whole")]) == 0
@@ -346,4 +346,4 @@ def test_an_adapter_names_its_base_by_its_whole_path(tmp_path: Path, monkeypatch
 def test_an_adapter_that_does_not_fit_is_one_sentence() -> None:
     config = transformers.MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4)
     with pytest.raises(InputError, match="no adapter fits"):
-        models.add_lora(transformers.MambaForCausalLM(config))
+        adapters.add_lora(transformers.MambaForCausalLM(config))

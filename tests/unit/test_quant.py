@@ -11,7 +11,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from rankalign import models, tiny
+from rankalign import adapters, models, tiny
 from rankalign.engines import Policy, SamplingParams
 from rankalign.engines.hf import HFEngine
 from rankalign.errors import InputError
@@ -101,7 +101,7 @@ def test_load_policy_generates_the_likeliest_text_of_the_rounded_weights() -> No
 
 
 def test_an_adapter_keeps_its_width_and_its_effect(tmp_path: Path) -> None:
-    adapted = models.add_lora(models.load_policy("tiny"), r=4, dropout=0.0)
+    adapted = adapters.add_lora(models.load_policy("tiny"), r=4, dropout=0.0)
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from rankalign import records
 from rankalign.errors import InputError, RecordError
 from rankalign.files import atomic_writer, read_lines, read_text, sha256_file, write_text
-from rankalign.records import CandidateSet, Response, judges, parse, read, read_rows, to_dict, write
+from rankalign.jsonl import read_rows
+from rankalign.records import CandidateSet, Response, judges, parse, read, to_dict, write
 
 GOOD = '{"id": "a", "prompt": "Why?", "responses": [{"text": "Because."}]}'
 RECORD = {"id": "a", "prompt": "Why?"}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rankalign import records
+from rankalign import jsonl, records
 from rankalign.errors import InputError
 from rankalign.evaluation import EvalResult, plots, report, tables
 from rankalign.evaluation.runs import Run, read_run
@@ -91,7 +91,7 @@ def make_run(folder: Path, hostile: bool = False, rise: float = 1.0) -> Path:
     log = [
         {"step": i, "loss": 3.0 / i, "rank_loss": 1.0 / i, "ranking_accuracy": 0.5, "epoch": 1} for i in range(1, 60)
     ]
-    records.write_rows(folder / "train" / "log.jsonl", [*log, {"step": 59, "train_runtime": 1.0}])
+    jsonl.write_rows(folder / "train" / "log.jsonl", [*log, {"step": 59, "train_runtime": 1.0}])
     note = HOSTILE[1] if hostile else "plain"
     result = {"perplexity_before": 9.5, "perplexity_after": 10.5, "seed": 1, "judge": "rm", "note": note}
     result["tables"] = [{"title": note, "columns": ["x", note], "rows": [[note, 1.5], ["y", None]]}]

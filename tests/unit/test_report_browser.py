@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rankalign.evaluation import report
-from rankalign.records import read_rows, write_rows
+from rankalign.jsonl import read_rows, write_rows
 from tests.unit.chromium import BROWSER, listened
 from tests.unit.test_report import HOSTILE, make_run
 

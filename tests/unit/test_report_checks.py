@@ -13,7 +13,8 @@ from rankalign.errors import InputError
 from rankalign.evaluation import report
 from rankalign.evaluation.checks import check_tables, training_warnings
 from rankalign.evaluation.runs import Run, read_run
-from rankalign.records import CandidateSet, Response, write, write_rows
+from rankalign.jsonl import write_rows
+from rankalign.records import CandidateSet, Response, write
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")

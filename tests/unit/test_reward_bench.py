@@ -9,7 +9,8 @@ import pytest
 from rankalign.cli import main
 from rankalign.errors import InputError, RecordError
 from rankalign.evaluation.reward_bench import SECTIONS, evaluate_subsets, read_subsets
-from rankalign.records import CandidateSet, Response, write_rows
+from rankalign.jsonl import write_rows
+from rankalign.records import CandidateSet, Response
 
 
 def pair(ident: str, subset: str, good: float | None, bad: float) -> CandidateSet:

@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 
-from rankalign import batching, models, tiny
+from rankalign import adapters, batching, models, tiny
 from rankalign.errors import InputError
 from rankalign.records import CandidateSet, Response
 from rankalign.scorers import SCORERS, attach, grade, reward_model
@@ -330,7 +330,7 @@ def test_reward_model_settings_and_fingerprint(tmp_path: Path, monkeypatch: pyte
 
 def test_an_adapters_fingerprint_is_that_of_its_files(tmp_path: Path) -> None:
     model, tokenizer = models.load_reward_model("tiny")
-    models.add_lora(model).save_pretrained(tmp_path)
+    adapters.add_lora(model).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     first, second = (RewardModelScorer("rm", model=str(tmp_path)).fingerprint() for _ in range(2))
     assert first == second  # the base's own head is random anew at each loading

@@ -1,0 +1,63 @@
+"""Low-rank adapters put on a model for training."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from rankalign.errors import InputError
+
+
+def add_lora(
+    model: PreTrainedModel,
+    r: int = 16,
+    alpha: int = 32,
+    dropout: float = 0.05,
+    targets: str | Sequence[str] = "auto",
+    dora: bool = False,
+) -> Any:
+    """Put trainable low-rank adapters on a model and freeze the rest; says on stderr how many weights train.
+
+    Args:
+        model: a causal language model or a sequence classifier.
+        r: rank.
+        alpha: the update is scaled by ``alpha / r``.
+        dropout: on the adapter's input.
+        targets: names of the layers to adapt; ``auto`` is every linear layer but the output head.
+        dora: also learn the length of each weight column (DoRA, arXiv:2402.09353).
+
+    Returns:
+        The ``PeftModel``; under ``model.disable_adapter()`` it computes what the base does.
+
+    Raises:
+        InputError: peft knows no adapter for one of the layers.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    classifier = type(model).__name__.endswith("ForSequenceClassification")
+    config = LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules="all-linear" if targets == "auto" else list(targets),
+        task_type=TaskType.SEQ_CLS if classifier else TaskType.CAUSAL_LM,
+        use_dora=dora,
+    )
+    named: Any = model
+    if Path(named.name_or_path).is_dir():  # the adapter names its base, and must find it from any folder
+        named.name_or_path = str(Path(named.name_or_path).absolute())
+    try:
+        return say_trainable(get_peft_model(model, config))
+    except ValueError as error:
+        raise InputError(f"no adapter fits: {error} (name other layers in --lora_target_modules)") from None
+
+
+def say_trainable(adapted: Any) -> Any:
+    """Print on stderr how many weights of a ``PeftModel`` train, and return it."""
+    trainable, total = adapted.get_nb_trainable_parameters()
+    print(f"LoRA: {trainable:,} of {total:,} weights train ({trainable / total:.2%})", file=sys.stderr)
+    return adapted
