@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 from rankalign import gemm
-from rankalign.recompute import out_of_reach
+from rankalign.recompute import out_of_reach, rows_alone
 from rankalign.tree import Forest
 
 
@@ -98,14 +98,16 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
         rows = _active_rows(ctx.forest, grad)
+        with rows_alone():
+            x, weight = ctx.saved_tensors
         g = _take_rows(grad, rows)
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_x = _to_rows(gemm.linear(g, weight.t().to(g.dtype)).to(ctx.types[0]), rows, ctx.shape)
         if ctx.needs_input_grad[1]:
-            grad_weight = gemm.linear(g.t(), _take_rows(x, rows).t().to(g.dtype)).to(ctx.types[1])
+            taken = rows is not None and x.shape[:-1].numel() == len(rows)  # rows are always fewer than all
+            grad_weight = gemm.linear(g.t(), _take_rows(x, None if taken else rows).t().to(g.dtype)).to(ctx.types[1])
         if ctx.needs_input_grad[2]:
             grad_bias = g.sum(0).to(ctx.types[1])
         return grad_x, grad_weight, grad_bias, None

@@ -226,8 +226,9 @@ def hidden_states(lm: Any, rows: Rows, embeddings: Tensor | None = None) -> Tens
     """
     device, forest = lm.device, rows.forest
     tokens = {"input_ids": rows.ids.to(device)} if embeddings is None else {"inputs_embeds": embeddings}
+    reached = forest if forest and torch.is_grad_enabled() and not forest.prefix else None
     # What is known of the families whose rows may be trees, in-place operations among it, is not known of others.
-    again = cheap_again(lm) if supports_tree(lm) else nullcontext()
+    again = cheap_again(lm, reached) if supports_tree(lm) else nullcontext()
     if forest is None:
         with fast_linears(lm, None), again:
             return lm.base_model(**tokens, use_cache=False).last_hidden_state
@@ -238,7 +239,7 @@ def hidden_states(lm: Any, rows: Rows, embeddings: Tensor | None = None) -> Tens
         # A 4-D mask is handed on as it is, so the model builds none; attention reads the forest alone.
         extra = {"attention_mask": torch.zeros(1, 1, 1, 1, device=device), "forest": forest}
     extra |= {**tokens, "position_ids": rows.positions.to(device)}
-    with fast_linears(lm, forest if torch.is_grad_enabled() and not forest.prefix else None), again:
+    with fast_linears(lm, reached), again:
         return lm.base_model(use_cache=False, **extra).last_hidden_state
 
 
