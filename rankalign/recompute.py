@@ -4,8 +4,8 @@ Autograd keeps what every operation needs for its gradient. Much of that is a ch
 well: the input of a linear layer is the norm of the residual stream, that of the last layer of a gated MLP is
 silu(gate) * up. Inside :func:`cheap_again` such a tensor is kept as the recipe that made it, a chain of elementwise
 operations down to tensors that are there anyway, and backward follows the recipe, for the rows that a gradient reaches.
-The numbers are the same to the bit where all rows count, for the same operations run on the same values; matrix products
-and attention never run again.
+The numbers are the same to the bit where all rows count, for the same operations run on the same values. Matrix
+products and attention never run again.
 """
 
 from __future__ import annotations
