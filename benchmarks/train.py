@@ -114,7 +114,7 @@ def lengths_of(responses: Sequence[Tokens]) -> Tensor:
     return torch.tensor([float(len(r)) for r in responses])
 
 
-BUDGET = 128 + 3 * 96
+BUDGET = 128 + 2 * 96
 
 
 def two_pass_step(model: Any, candidates: int) -> Callable[[], object]:

@@ -84,8 +84,8 @@ def tree_attention(
     windowed = sliding_window is not None and any(tree.depth > sliding_window for tree in forest.trees)
     if query.device.type == "cpu" and not (windowed or softcap or dropout):
         groups = key.shape[1]
-        q = query[0].view(groups, -1, *query.shape[2:])
-        k, v = (t[0].unsqueeze(1) for t in (key, value))
+        q = query.view(groups, -1, *query.shape[2:])
+        k, v = (t.transpose(0, 1) for t in (key, value))
         return _path_attention(q, k, v, forest, scaling).flatten(0, 1).transpose(0, 1)[None]
     pieces = []
     for i, tree in enumerate(forest.trees):
@@ -101,12 +101,13 @@ def tree_attention(
 
 
 def _with_prefix(module: nn.Module, key: Tensor, value: Tensor, forest: Forest) -> tuple[Tensor, Tensor]:
-    """Keys and values with those of a prompt that is not in the row; stores them where the forest asks for it."""
+    """Keys and values with those of a prompt that is not in the row; the prompt's are stored where the forest asks."""
     if forest.prefix is not None:
         prompt_key, prompt_value = forest.prefix.cache[module]
         return torch.cat([prompt_key, key], 2), torch.cat([prompt_value, value], 2)
     if forest.record is not None:
-        forest.record.cache[module] = key, value
+        prompt = slice(*forest.trees[0].prompt)
+        forest.record.cache[module] = key[:, :, prompt], value[:, :, prompt]
     return key, value
 
 

@@ -163,7 +163,7 @@ class _Grads:
         self.x, self.total, self.half = hidden.to(self.narrow), total[:, None], self.narrow != self.wide
         self.factor = -grad[:, None] if self.half else -grad[:, None] / self.total
         self.hidden = torch.zeros_like(hidden, dtype=self.wide) if needed[0] else None
-        self.weight = torch.zeros_like(head.weight) if needed[1] else None
+        self.weight = torch.empty_like(head.weight) if needed[1] else None
         self.bias = torch.zeros_like(head.bias, dtype=self.wide) if needed[2] and head.bias is not None else None
 
     def run(self, head: Head, labels: Tensor, top: Tensor) -> None:
@@ -171,18 +171,19 @@ class _Grads:
         scaled = (self.x * self.factor).to(self.narrow)
         parts = [slice(start, start + CHUNK) for start in range(0, len(labels), CHUNK)]
         for at, tile in head.tiles(self.narrow):
-            total = None if self.weight is None else self.weight[at].to(self.wide)
+            total: Tensor | None = None
             for part in parts:
                 surplus = self._surplus(head, tile, at, part, labels[part], top[part])
                 if self.bias is not None:
                     self.bias[at] += (surplus.t() @ self.factor[part]).squeeze(1)
                 surplus = surplus.to(self.narrow)
-                if total is not None:
-                    total += _matmul(surplus.t(), scaled[part])
+                if self.weight is not None:
+                    product = _matmul(surplus.t(), scaled[part])
+                    total = product if total is None else total.add_(product)
                 if self.hidden is not None:
                     self.hidden[part] += _matmul(surplus, tile)
-            if self.weight is not None and total is not None and self.weight.dtype != self.wide:
-                self.weight[at] = total
+            if self.weight is not None:
+                self.weight[at] = 0 if total is None else total
         if self.hidden is not None:
             self.hidden *= self.factor
 

@@ -2,7 +2,7 @@
 
 Nothing but a response itself attends to its tokens, so where the loss is flat in a response's log-prob (hinge-type
 losses on lists that are in order), the gradients of its tokens are exactly zero in every layer. Linear layers, where
-the time goes, then multiply the other rows alone.
+the time goes, then multiply the other rows alone, and so do products of activations.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 from rankalign import gemm
-from rankalign.recompute import out_of_reach, rows_alone
+from rankalign.recompute import layers_run_again, out_of_reach, rows_alone
 from rankalign.tree import Forest
 
 
@@ -32,8 +32,7 @@ def fast_linears(model: nn.Module, forest: Forest | None) -> Iterator[None]:
     if any(map(out_of_reach, model.modules())) or (forest is None and not gemm.faster()):
         yield
         return
-    layers: list[Any] = [m for m in model.modules() if m.training and getattr(m, "gradient_checkpointing", False)]
-    layers = [layer for layer in layers if hasattr(layer, "_gradient_checkpointing_func")]
+    layers: list[Any] = [m for m in layers_run_again(model) if hasattr(m, "_gradient_checkpointing_func")]
     functions = [layer._gradient_checkpointing_func for layer in layers]
     for layer, checkpoint in zip(layers, functions, strict=True):
         layer._gradient_checkpointing_func = _checkpoint_within(checkpoint, forest)
@@ -58,8 +57,11 @@ def _checkpoint_within(checkpoint: Callable[..., Any], forest: Forest | None) ->
     return run
 
 
+_PRODUCTS = frozenset((Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.mul))
+
+
 class _Linears(TorchFunctionMode):
-    """Linear layers become :class:`_Linear`."""
+    """Linear layers become :class:`_Linear`, products of activations :class:`_Product`."""
 
     def __init__(self, forest: Forest | None) -> None:
         super().__init__()
@@ -70,16 +72,26 @@ class _Linears(TorchFunctionMode):
             return self._run(args[0], args[1], args[2] if len(args) > 2 else None)
         if func is torch.addmm and not kwargs and _is_plain(args[2]):  # the Conv1D of GPT-2
             return self._run(args[1], args[2].t(), args[0])
+        if func in _PRODUCTS and not kwargs and self._goes_by_row(*args):
+            return _product(*args, self.forest)
         return func(*args, **(kwargs or {}))
 
     def _run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         whole = self.forest is not None and x.numel() == self.forest.size * x.shape[-1]
         return _linear(x, weight, bias, self.forest if whole else None)
 
+    def _goes_by_row(self, a: Any, b: Any) -> bool:
+        """Whether a * b multiplies an activation of the row by another, by a number a row, or by a number a column."""
+        if self.forest is None or not (_is_plain(a) and _is_plain(b)) or a.dtype != b.dtype:
+            return False
+        rows, width = (1, self.forest.size), max(*a.shape[-1:], *b.shape[-1:], 0)
+        shapes = ((*rows, width), (*rows, 1), (width,))
+        return shapes[0] in (a.shape, b.shape) and a.shape in shapes and b.shape in shapes
 
-def _is_plain(weight: Tensor) -> bool:
-    """Whether it is neither quantised nor distributed."""
-    return type(weight) in (Tensor, nn.Parameter)
+
+def _is_plain(tensor: Any) -> bool:
+    """Whether it is a tensor, neither quantised nor distributed."""
+    return type(tensor) in (Tensor, nn.Parameter)
 
 
 class _Linear(torch.autograd.Function):
@@ -116,13 +128,45 @@ class _Linear(torch.autograd.Function):
 _linear: Callable[..., Tensor] = _Linear.apply
 
 
+class _Product(torch.autograd.Function):
+    """a * b whose backward runs over the rows that a gradient reaches."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, forest: Forest) -> Tensor:
+        ctx.save_for_backward(a if ctx.needs_input_grad[1] else None, b if ctx.needs_input_grad[0] else None)
+        ctx.forest, ctx.shapes = forest, (a.shape, b.shape)
+        return a * b
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows = _active_rows(ctx.forest, grad)
+        with rows_alone():
+            factors = ctx.saved_tensors[::-1]  # that of the gradient of a, and of b
+        g = grad if rows is None else _take_rows(grad, rows)
+
+        def gradient(factor: Tensor | None, shape: torch.Size) -> Tensor | None:
+            if factor is None:
+                return None
+            if rows is None:
+                return (g * factor).sum_to_size(shape)
+            whole = factor.dim() > 1 and factor.shape[:-1].numel() > len(rows)
+            values = g * (_take_rows(factor, rows) if whole else factor)
+            return values.sum(0) if len(shape) == 1 else _to_rows(values.sum_to_size(len(rows), shape[-1]), rows, shape)
+
+        return (*map(gradient, factors, ctx.shapes), None)
+
+
+_product: Callable[..., Tensor] = _Product.apply
+
+
 def _active_rows(forest: Forest | None, x: Tensor) -> Tensor | None:
     return None if forest is None else forest.active_rows(x.device)
 
 
 def _take_rows(x: Tensor, rows: Tensor | None) -> Tensor:
     """(rows, last dimension) of ``x``; all of them for None."""
-    return x.flatten(0, -2) if rows is None else x.flatten(0, -2)[rows]
+    return x.flatten(0, -2) if rows is None else x.flatten(0, -2).index_select(0, rows)
 
 
 def _to_rows(values: Tensor, rows: Tensor | None, shape: torch.Size) -> Tensor:
@@ -131,5 +175,5 @@ def _to_rows(values: Tensor, rows: Tensor | None, shape: torch.Size) -> Tensor:
     if rows is None:
         return values.view(shape)
     full = values.new_zeros(shape)
-    full.view(-1, values.shape[-1])[rows] = values
+    full.view(-1, values.shape[-1]).index_copy_(0, rows, values)
     return full

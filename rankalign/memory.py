@@ -133,10 +133,10 @@ class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(leaf, Tensor):
                 self.note(leaf)
         if self.heap is not None and func in _PRODUCTS:
-            self._pack(args[-2:])
+            self._copies(args[-2:])
         return out
 
-    def _pack(self, operands: Sequence[Any]) -> None:
+    def _copies(self, operands: Sequence[Any]) -> None:
         """oneDNN copies what it multiplies by into blocks, beside the result, for as long as the product takes."""
         assert self.heap is not None
         for block in [self.heap.take(t.numel() * t.element_size()) for t in operands[1:]]:

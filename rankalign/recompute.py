@@ -52,16 +52,16 @@ def cheap_again(model: nn.Module, forest: Forest | None = None) -> Iterator[None
             weights are sharded, and so come and go around its forward.
         forest: the row that runs, whose ``active`` is read when backward runs; None where every row counts.
     """
-    if not torch.is_grad_enabled() or runs_layers_again(model) or any(map(out_of_reach, model.modules())):
+    if not torch.is_grad_enabled() or layers_run_again(model) or any(map(out_of_reach, model.modules())):
         yield
         return
     with _Recorder(), saved_tensors_hooks(_pack, partial(_unpack, forest)):
         yield
 
 
-def runs_layers_again(model: nn.Module) -> bool:
-    """Whether gradient checkpointing is on."""
-    return any(m.training and getattr(m, "gradient_checkpointing", False) for m in model.modules())
+def layers_run_again(model: nn.Module) -> list[nn.Module]:
+    """The modules under gradient checkpointing."""
+    return [m for m in model.modules() if m.training and getattr(m, "gradient_checkpointing", False)]
 
 
 def out_of_reach(module: nn.Module) -> bool:
@@ -109,7 +109,7 @@ class _Kept:
 
     def rows(self, rows: Tensor) -> Tensor:
         """(rows, last dimension) of it."""
-        return self.value().flatten(0, -2)[rows]
+        return self.value().flatten(0, -2).index_select(0, rows)
 
     @property
     def shape(self) -> torch.Size:
@@ -154,7 +154,7 @@ class _Recipe:
         """(rows, last dimension) of it; where every operation goes row by row, no other row is computed."""
         parts = [arg for arg in self.args if isinstance(arg, (_Kept, _Recipe))]
         if self.function in _VIEWS or not all(len(p.shape) <= 1 or self._is_long(p) for p in parts):
-            return self.value().flatten(0, -2)[rows]
+            return self.value().flatten(0, -2).index_select(0, rows)
         return self._apply([self._some(arg, rows) for arg in self.args])
 
     def _some(self, arg: Any, rows: Tensor) -> Any:
@@ -217,5 +217,5 @@ def _unpack(forest: Forest | None, packed: _Kept | _Recipe) -> Tensor:
     if getattr(_asked, "alone", False):
         return some
     whole = some.new_ones(packed.shape)
-    whole[0, rows] = some
+    whole[0].index_copy_(0, rows, some)
     return whole

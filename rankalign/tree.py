@@ -94,26 +94,25 @@ class Prefix:
     Attributes:
         cache: keys and values of every attention layer, (1, key heads, tokens, dim) each.
         end: (1, hidden) last hidden state of the last token, which predicts the first token of every response.
-        embeddings: (1, tokens, hidden) of the responses' tokens, where they are looked up together.
     """
 
     cache: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
     end: Tensor | None = None
-    embeddings: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
         """Everything it holds."""
         pairs = [t for pair in self.cache.values() for t in pair]
-        return [*pairs, *(t for t in (self.end, self.embeddings) if t is not None)]
+        return pairs if self.end is None else [*pairs, self.end]
 
     def leaf(self) -> Prefix:
-        """The same values cut off from the graph that made them, collecting gradients of their own."""
-        cache = {layer: (_cut(key), _cut(value)) for layer, (key, value) in self.cache.items()}
-        return Prefix(cache, *(None if t is None else _cut(t) for t in (self.end, self.embeddings)))
+        """A copy cut off from the graph that made it, collecting gradients of its own."""
+        cache = {layer: (cut(key), cut(value)) for layer, (key, value) in self.cache.items()}
+        return Prefix(cache, None if self.end is None else cut(self.end))
 
 
-def _cut(tensor: Tensor) -> Tensor:
-    return tensor.detach().requires_grad_()
+def cut(tensor: Tensor) -> Tensor:
+    """A copy that collects a gradient of its own."""
+    return tensor.detach().clone().requires_grad_()
 
 
 @dataclass(eq=False)
@@ -123,7 +122,7 @@ class Forest:
     Attributes:
         trees: in row order, covering the row.
         prefix: where the row leaves its one prompt out, what attention needs of it; spans still count the prompt.
-        record: where attention is to store its keys and values.
+        record: where attention is to store the keys and values of the row's one prompt.
         active: per tree and response, whether any gradient reaches it; None while unknown. Set during the backward
             pass by the LM head and read by everything below it.
     """

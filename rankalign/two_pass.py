@@ -30,11 +30,13 @@ from rankalign.logps import (
     sum_responses,
     supports_tree,
 )
-from rankalign.recompute import runs_layers_again
-from rankalign.tree import Forest, Lists, Prefix, Rows, Tokens, branch_row, tree_row, tree_tokens
+from rankalign.recompute import layers_run_again
+from rankalign.tree import Forest, Lists, Prefix, Rows, Tokens, branch_row, cut, tree_row, tree_tokens
 
 Candidate = tuple[int, int]  # prompt, response
 Unit = list[list[Candidate]]  # chunks; where there are several, they are of one prompt
+Ends = list[tuple[Tensor, Tensor]]  # tensors of a graph, each with its gradient
+Again = tuple[list[Candidate], Tensor, Ends]  # a chunk, the states that predict its tokens, what goes down with them
 
 
 def backward_two_pass(
@@ -87,9 +89,11 @@ def backward_two_pass(
         last.backward(torch.cat([slopes[candidate] for candidate in last.chunk]))
         _trim_heap()
         others = everything[: -len(last.chunk)]
-        for chunk, again in task.second_pass([c for c in others if bool(slopes[c].any())], last):
-            _check_equal(again.detach(), torch.cat([before[candidate] for candidate in chunk]), precision(model))
-            torch.autograd.backward(again, torch.cat([slopes[candidate] for candidate in chunk]))
+        for chunk, again, ends in task.second_pass([c for c in others if bool(slopes[c].any())], last):
+            if chunk:
+                _check_equal(again.detach(), torch.cat([before[candidate] for candidate in chunk]), precision(model))
+                ends = [(again, torch.cat([slopes[candidate] for candidate in chunk])), *ends]
+            _send_down(ends)
             _trim_heap()
     if hasattr(model, "no_sync"):  # ranks have different chunks; they meet once, in a backward that adds nothing
         torch.autograd.backward(list_logps(model, prompts[:1], [responses[0][:1]], layout=layout).sum() * 0.0)
@@ -103,21 +107,23 @@ class _Last:
     Attributes:
         chunk: its candidates.
         states: what predicts their tokens, with the graph that made them.
-        prefix: where the chunk is a part of a list, its prompt, cut off from the graph that made it, collecting
-            gradients; its embeddings are those of the chunk.
+        prefix: where the chunk is a part of a list, its prompt, cut off from the graph that made it.
+        embeddings: of its input tokens then, cut off as well.
         forest: the trees of the row, where the chunk is one of whole lists.
     """
 
     chunk: list[Candidate]
     states: Tensor
     prefix: Prefix | None = None
+    embeddings: Tensor | None = None
     forest: Forest | None = None
 
     def backward(self, slopes: Tensor) -> None:
-        """Send the gradient of the states down, and let go of their graph."""
+        """Send the gradient of the states down, if there is any, and let go of their graph."""
         if self.forest is not None:
             self.forest.note_gradient(slopes.any(1))
-        torch.autograd.backward(self.states, slopes)
+        if slopes.any():
+            torch.autograd.backward(self.states, slopes)
         self.states = self.states.detach()
 
 
@@ -143,28 +149,28 @@ class _Task:
     def first_pass(self, candidates: list[Candidate]) -> tuple[list[Tensor], _Last]:
         """The states of all chunks but the last, without a graph, and the last."""
         *earlier, unit = self._units(candidates)
-        chunk = unit[-1]
-        with torch.no_grad():
-            done = [states for some in earlier for _, states in self._run(some)]
-            if not self._branches(unit):
-                done += [self._run_lists(some) for some in unit[:-1]]
-            else:
-                prefix = self._run_prompt(self.prompts[_prompt_of(chunk[0])], self._inputs(chunk))
-                done += [self._run_branch(some, prefix) for some in unit[:-1]]
-                leaf = prefix.leaf()
+        *before, chunk = unit
+        done = [states for some in earlier for states in self._read(some)]
         if not self._branches(unit):
             rows = self._rows(chunk)
-            return done, _Last(chunk, self._run_rows(rows), forest=rows.forest)
-        return done, _Last(chunk, self._run_branch(chunk, leaf, leaf.embeddings), leaf)
+            return done + self._read_lists(before), _Last(chunk, self._run_rows(rows), forest=rows.forest)
+        states, prefix = self._read_branches(before)
+        embeddings = cut(self._embed(self._inputs(chunk)))
+        return done + states, _Last(chunk, self._run_branch(chunk, prefix, embeddings), prefix, embeddings)
 
-    def second_pass(self, candidates: list[Candidate], last: _Last) -> Iterator[tuple[list[Candidate], Tensor]]:
-        """Chunks and the states that predict their tokens; backward must run before the next."""
+    def second_pass(self, candidates: list[Candidate], last: _Last) -> Iterator[Again]:
+        """Chunks, the states that predict their tokens, and what goes down with them; backward runs before the next."""
         prompt = _prompt_of(last.chunk[0]) if last.prefix is not None else None
         for unit in self._units([c for c in candidates if _prompt_of(c) != prompt]):
-            yield from self._run(unit)
+            if self._branches(unit):
+                with torch.no_grad():
+                    prefix = self._run_with_prompt(self.prompts[_prompt_of(unit[0][0])])[1].leaf()
+                yield from self._run_again(unit, prefix)
+            else:
+                yield from ((chunk, self._run_rows(self._rows(chunk)), []) for chunk in unit)
         if last.prefix is not None:
-            own = [c for c in candidates if _prompt_of(c) == prompt]
-            yield from self._run_branches(list(_split(own, self._fits)), last)
+            own = self._units([c for c in candidates if _prompt_of(c) == prompt])
+            yield from self._run_again([chunk for unit in own for chunk in unit], last.prefix, last)
 
     def _units(self, candidates: list[Candidate]) -> list[Unit]:
         return list(units(self.prompts, self.responses, candidates, self.token_budget, self._tree))
@@ -173,21 +179,24 @@ class _Task:
     def _tree(self) -> bool:
         return supports_tree(self.model) if self.layout == "auto" else self.layout == "tree"
 
-    def _fits(self, chunk: list[Candidate]) -> bool:
-        return _tree_cost(self.prompts, self.responses, chunk) <= self.token_budget
-
     def _branches(self, unit: Unit) -> bool:
         """Whether the chunks of a unit share the run of their prompt."""
         return len(unit) > 1 and self._tree and _can_keep_prefix(self.model)
 
-    def _run(self, unit: Unit) -> Iterator[tuple[list[Candidate], Tensor]]:
-        if self._branches(unit):
-            yield from self._run_branches(unit)
-        else:
-            yield from ((chunk, self._run_lists(chunk)) for chunk in unit)
+    def _read(self, unit: Unit) -> list[Tensor]:
+        return self._read_branches(unit)[0] if self._branches(unit) else self._read_lists(unit)
 
-    def _run_lists(self, chunk: list[Candidate]) -> Tensor:
-        return self._run_rows(self._rows(chunk))
+    @torch.no_grad()
+    def _read_lists(self, unit: Unit) -> list[Tensor]:
+        return [self._run_rows(self._rows(chunk)) for chunk in unit]
+
+    @torch.no_grad()
+    def _read_branches(self, unit: Unit) -> tuple[list[Tensor], Prefix]:
+        """States of the chunks, and what responses need of their prompt."""
+        first, *others = unit
+        states, prefix = self._run_with_prompt(self.prompts[_prompt_of(first[0])], first)
+        leaf = prefix.leaf()
+        return [states, *(self._run_branch(chunk, leaf) for chunk in others)], leaf
 
     def _run_rows(self, rows: Rows) -> Tensor:
         return inside(self.model, lambda: label_states(causal_lm(self.model), rows))
@@ -199,35 +208,37 @@ class _Task:
         assert rows is not None  # candidates without tokens are no candidates
         return rows
 
-    def _run_branches(self, unit: Unit, last: _Last | None = None) -> Iterator[tuple[list[Candidate], Tensor]]:
-        """Chunks of one prompt, which is run once; its own backward follows those of all chunks.
+    def _run_again(self, unit: Unit, prefix: Prefix, last: _Last | None = None) -> Iterator[Again]:
+        """Chunks of one prompt, as in :meth:`second_pass`. The first runs in one row with the prompt, after the others:
+        what they send to the prompt goes down with it, and the weights take in one gradient for both.
 
-        Tokens are embedded once as well: the gradient of the embedding matrix is the largest there is.
+        Tokens are embedded together as well: the gradient of the embedding matrix is the largest there is.
 
         Args:
-            unit: the chunks.
+            unit: the chunks; without any the prompt runs alone.
+            prefix: the prompt, cut off from the graph that made it.
             last: one more chunk of the prompt, whose backward is done.
         """
-        before = [last.chunk] if last else []
-        tokens = [token for chunk in [*before, *unit] for token in self._inputs(chunk)]
-        prefix = self._run_prompt(self.prompts[_prompt_of((before or unit)[0][0])], tokens)
-        leaf = prefix.leaf() if torch.is_grad_enabled() else prefix
-        start = sum(len(self._inputs(chunk)) for chunk in before)
-        for chunk in unit:
-            stop = start + len(self._inputs(chunk))
-            embeddings = None if leaf.embeddings is None else leaf.embeddings[:, start:stop]
-            yield chunk, self._run_branch(chunk, leaf, embeddings)
-            start = stop
-        ends = [(end, _or_zero(cut.grad, end)) for end, cut in zip(prefix.tensors(), leaf.tensors(), strict=True)]
-        if last is not None and last.prefix is not None:
-            for (_, slope), cut in zip(ends, last.prefix.tensors(), strict=True):
-                if cut.grad is not None:
-                    slope[:, : cut.shape[1]] += cut.grad  # its embeddings come first
-        wanted = [(end, slope) for end, slope in ends if end.requires_grad]
-        if wanted:
-            torch.autograd.backward([end for end, _ in wanted], [slope for _, slope in wanted])
+        done = last.chunk if last else []
+        if not unit and all(t.grad is None for t in prefix.tensors()):
+            return
+        first, others = (unit[0], unit[1:]) if unit else ([], [])
+        prompt = self.prompts[_prompt_of((done or first)[0])]
+        spans = [[*prompt, *self._inputs(first)], *map(self._inputs, others), self._inputs(done)]
+        embeddings = self._embed([token for span in spans for token in span])
+        leaf = cut(embeddings)
+        parts = torch.split(leaf, [len(span) for span in spans], 1)
+        for chunk, part in zip(others, parts[1:], strict=False):
+            yield chunk, self._run_branch(chunk, prefix, part), []
+        states, joint = self._run_with_prompt(prompt, first, parts[0])
+        slopes = [_or_zero(t.grad, t) for t in prefix.tensors()]
+        yield first, states, list(zip(joint.tensors(), slopes, strict=True))
+        slope = _or_zero(leaf.grad, leaf)
+        if last is not None and last.embeddings is not None and last.embeddings.grad is not None:
+            slope[:, len(slope[0]) - len(spans[-1]) :] = last.embeddings.grad
+        yield [], states, [(embeddings, slope)]
 
-    def _inputs(self, chunk: list[Candidate]) -> list[int]:
+    def _inputs(self, chunk: Sequence[Candidate]) -> list[int]:
         """The tokens of its responses that a row holds."""
         return [token for p, n in chunk for token in self.responses[p][n][:-1]]
 
@@ -236,18 +247,32 @@ class _Task:
         rows = branch_row(len(prompt), [self.responses[p][n] for p, n in chunk], prefix)
         return inside(self.model, partial(label_states, causal_lm(self.model), rows, embeddings))
 
-    def _run_prompt(self, prompt: Tokens, rest: list[int]) -> Prefix:
-        """Run a prompt and look up the tokens that follow it."""
+    def _embed(self, tokens: Sequence[int]) -> Tensor:
+        """(1, tokens, hidden)."""
+        lm = causal_lm(self.model)
+        ids = torch.tensor([tokens], dtype=torch.long, device=lm.device)
+        return inside(self.model, lambda: lm.get_input_embeddings()(ids))
+
+    def _run_with_prompt(
+        self, prompt: Tokens, chunk: Sequence[Candidate] = (), embeddings: Tensor | None = None
+    ) -> tuple[Tensor, Prefix]:
+        """Run a prompt with some of its responses: the states that predict their tokens, and the prompt."""
         lm, prefix = causal_lm(self.model), Prefix()
-        row = tree_row([prompt], [[]], record=prefix)
-        tokens = torch.tensor([[*prompt, *rest]], device=lm.device)
+        rows = tree_row([prompt], [[self.responses[p][n] for p, n in chunk]], record=prefix)
 
         def compute() -> tuple[Tensor, Tensor]:
-            embeddings = lm.get_input_embeddings()(tokens)
-            return hidden_states(lm, row, embeddings[:, : len(prompt)])[0, -1:], embeddings[:, len(prompt) :]
+            states = hidden_states(lm, rows, embeddings)[0]
+            return states.index_select(0, rows.predictors.to(lm.device)), states[len(prompt) - 1 : len(prompt)]
 
-        prefix.end, prefix.embeddings = inside(self.model, compute)
-        return prefix
+        states, prefix.end = inside(self.model, compute)
+        return states, prefix
+
+
+def _send_down(ends: Ends) -> None:
+    """Backward from several tensors of a graph at once, those that have one."""
+    wanted = [(end, slope) for end, slope in ends if end.requires_grad]
+    if wanted:
+        torch.autograd.backward([end for end, _ in wanted], [slope for _, slope in wanted])
 
 
 def _trim_heap() -> None:
@@ -319,4 +344,4 @@ def _padded_cost(prompts: Sequence[Tokens], responses: Lists, chunk: list[Candid
 
 def _can_keep_prefix(model: nn.Module) -> bool:
     """Whether attention can store a prompt's keys: not with a mask for trees, nor where backward runs layers again."""
-    return not runs_layers_again(model) and causal_lm(model).config.model_type in ATTENTION_FAMILIES
+    return not layers_run_again(model) and causal_lm(model).config.model_type in ATTENTION_FAMILIES

@@ -16,7 +16,7 @@ from rankalign.evaluation.tables import from_dict, from_result, render
 from rankalign.records import CandidateSet, choose_judge, judges
 
 EXAMPLE = "rankalign eval reward runs/demo/after.jsonl --judge vader"
-KINDS = ("perplexity", "reward", "lexical", "agreement", "numerics", "kl", "subsets", "ledger")
+KINDS = ("perplexity", "reward", "lexical", "variety", "agreement", "numerics", "kl", "subsets", "ledger")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,6 +119,12 @@ def _lexical(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
     return evaluate_lexical(sets, reference=args.reference, seed=args.seed)
 
 
+def _variety(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
+    from rankalign.evaluation.variety import evaluate_variety
+
+    return evaluate_variety(sets, args.seed)
+
+
 def _agreement(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
     from rankalign.evaluation.agreement import evaluate_agreement
     from rankalign.evaluation.raters import evaluate_raters
@@ -163,6 +169,7 @@ _MEASURE = {
     "perplexity": _perplexity,
     "reward": _reward,
     "lexical": _lexical,
+    "variety": _variety,
     "agreement": _agreement,
     "numerics": _numerics,
     "kl": _kl,

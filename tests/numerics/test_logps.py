@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
+from itertools import combinations
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from transformers import AutoModelForCausalLM
 from rankalign import attention, gemm
 from rankalign.errors import InputError
 from rankalign.head import Head, label_logps
+from rankalign.linears import fast_linears
 from rankalign.logps import choose_layout, list_logps, supports_tree, token_logps
+from rankalign.tree import tree_row
 from rankalign.two_pass import backward_two_pass, units
 
 VOCABULARY = 61
@@ -209,6 +212,29 @@ def test_the_backward_multiplies_active_rows_alone(monkeypatch):
     linear_layers = [m.weight.shape for m in model.model.layers.modules() if isinstance(m, nn.Linear)]
     wanted = [(4 + 5, out, into) for out, into in linear_layers] + [(out, 4 + 5, into) for out, into in linear_layers]
     assert sorted(products) == sorted([*wanted, (6, 16, VOCABULARY), (6, VOCABULARY, 16), (VOCABULARY, 6, 16)])
+
+
+@pytest.mark.parametrize("active", [None, (True, False, True), (False, True, False)], ids=str)
+@pytest.mark.parametrize("shapes", [((1, 12, 4), (1, 12, 4)), ((1, 12, 4), (1, 12, 1)), ((4,), (1, 12, 4))], ids=str)
+def test_products_go_backward_over_active_rows_alone(shapes, active):
+    forest = tree_row([[3] * 4], [[[5] * 4, [6] * 3, [7] * 4]]).forest
+    assert forest.size == 12
+    torch.manual_seed(2)
+    a, b = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
+    grad = torch.randn(1, 12, 4, dtype=torch.float64)
+    for on, span in zip(active or (), forest.trees[0].responses, strict=False):
+        grad[:, slice(*span)] *= on
+    expected = torch.autograd.grad(a * b, (a, b), grad)
+    with fast_linears(nn.Identity(), forest):
+        out = a * b
+    assert "Product" in out.grad_fn.name()
+    if active is not None:
+        forest.note_gradient(
+            torch.tensor([float(on) for on, n in zip(active, (4, 3, 4), strict=True) for _ in range(n)])
+        )
+        assert len(forest.active_rows(out.device)) < 12
+    for found, wanted in zip(torch.autograd.grad(out, (a, b), grad), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0 if active is None else 1e-14)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -557,7 +583,8 @@ def test_two_passes_hold_no_more_than_the_budget_however_long_the_list():
         model, (prompts, responses) = build("gpt2"), lists((8,), ((5,) * candidates,))
         seen = widths(model)
         backward_two_pass(model, prompts, responses, weigh, 8 + 2 * 4)
-        assert seen == [8] + [8] * (candidates // 2)  # the prompt once, then two responses at a time
+        # Two responses at a time behind the prompt, which is in the last row with the two that are left.
+        assert seen == [8] * (candidates // 2 - 1) + [8 + 8]
 
 
 def test_two_passes_run_no_response_without_a_gradient_again():
@@ -569,6 +596,18 @@ def test_two_passes_run_no_response_without_a_gradient_again():
     backward_two_pass(model, prompts, responses, lambda x: weigh(x, zero), 29)
     assert seen == [4 + 6 + 1 + 1, 9 + 4 + 2 + 2]  # the last list, whose graph is kept, then what counts of the first
     assert largest_error({n: p.grad for n, p in model.named_parameters()}, expected) < 1e-10
+
+
+@pytest.mark.parametrize("zero", [some for n in range(5) for some in combinations(range(4), n)], ids=str)
+def test_two_passes_on_a_split_list_whatever_has_a_gradient(zero):
+    model, (prompts, responses) = build("llama"), lists((6, 3), ((5, 3, 4, 2), (2, 2)))
+    for order in ((0, 1), (1, 0)):  # the list that is split stands first, and last
+        mask = tuple((order.index(0), n) for n in zero)
+        some_prompts, some_responses = [prompts[p] for p in order], [responses[p] for p in order]
+        expected = gradients(model, weigh(list_logps(model, some_prompts, some_responses), mask))
+        model.zero_grad()
+        backward_two_pass(model, some_prompts, some_responses, lambda x, mask=mask: weigh(x, mask), 12)
+        assert largest_error({n: p.grad for n, p in model.named_parameters()}, expected) < 1e-10
 
 
 def test_two_passes_notice_dropout():

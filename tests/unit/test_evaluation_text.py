@@ -8,6 +8,7 @@ import pytest
 from rankalign.errors import InputError
 from rankalign.evaluation import hack, lexical
 from rankalign.evaluation.lexical import evaluate_lexical
+from rankalign.evaluation.variety import distinct_answers, evaluate_variety
 from rankalign.records import CandidateSet, Response
 
 
@@ -118,6 +119,33 @@ def test_rouge_of_records_is_against_the_reference_policy() -> None:
     result = evaluate_lexical([CandidateSet("p", "q", answers)], reference="human")
     assert result.metrics["rougeL"] == 1.0
     assert result.metrics["words"] == 3.0  # the references themselves are not measured
+
+
+def test_answers_are_distinct_below_seven_tenths_of_rouge_l() -> None:
+    pytest.importorskip("rouge_score")
+    cat = "the cat sat on the mat"
+    assert distinct_answers([cat, cat]) == 1
+    assert distinct_answers([cat, "The cat sat on a mat."]) == 1  # 5 of 6 words in order
+    assert distinct_answers([cat, "a cat sat on a mat"]) == 2  # 4 of 6
+    # The last is like the second alone, which does not count: it is compared with those that do.
+    assert distinct_answers([cat, "the cat sat on a mat", "a cat sat on a mat"]) == 2
+    assert distinct_answers([cat, "the cat sat on a mat", "dogs"], alike=0.9) == 3
+    assert distinct_answers([]) == 0
+
+
+def test_evaluate_variety_is_over_prompts_with_several_answers() -> None:
+    pytest.importorskip("rouge_score")
+    sets = [
+        CandidateSet("p", "q", [Response("the cat sat on the mat", "m", count=2), Response("dogs run", "m")]),
+        CandidateSet("q", "q", [Response("the cat sat on the mat", "m"), Response("the cat sat on a mat", "m")]),
+        CandidateSet("one", "q", [Response("x", "m")]),
+    ]
+    result = evaluate_variety(sets)
+    assert result.metrics == pytest.approx(
+        {"answers": 2.5, "texts": 2.0, "distinct": 1.5, "distinct_2": (6 / 11 + 7 / 10) / 2, "single_answers": 1.0}
+    )
+    assert (result.n, result.ci95["distinct"]) == (2, (1.0, 2.0))
+    assert evaluate_variety(sets[2:]).metrics == {"single_answers": 1.0}
 
 
 # --- hacks -------------------------------------------------------------------------------------------------------
