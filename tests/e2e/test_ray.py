@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 from rankalign.cli import main
 from rankalign.engines import hf
@@ -36,7 +37,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")  # bytes are compared: as many threads here as on an actor
         patch.delenv("RAY_ADDRESS", raising=False)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # the variable says nothing to a torch that is there already
         yield where
+    torch.set_num_threads(threads)
     import ray
 
     ray.shutdown()
