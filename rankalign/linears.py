@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 from rankalign import gemm
-from rankalign.recompute import layers_run_again, out_of_reach, rows_alone
+from rankalign.recompute import PRODUCTS, layers_run_again, out_of_reach, rows_alone
 from rankalign.tree import Forest
 
 
@@ -57,9 +57,6 @@ def _checkpoint_within(checkpoint: Callable[..., Any], forest: Forest | None) ->
     return run
 
 
-_PRODUCTS = frozenset((Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.mul))
-
-
 class _Linears(TorchFunctionMode):
     """Linear layers become :class:`_Linear`, products of activations :class:`_Product`."""
 
@@ -72,7 +69,7 @@ class _Linears(TorchFunctionMode):
             return self._run(args[0], args[1], args[2] if len(args) > 2 else None)
         if func is torch.addmm and not kwargs and _is_plain(args[2]):  # the Conv1D of GPT-2
             return self._run(args[1], args[2].t(), args[0])
-        if func in _PRODUCTS and not kwargs and self._goes_by_row(*args):
+        if func in PRODUCTS and not kwargs and self._goes_by_row(*args):
             return _product(*args, self.forest)
         return func(*args, **(kwargs or {}))
 

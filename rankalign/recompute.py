@@ -26,11 +26,11 @@ from torch.overrides import TorchFunctionMode
 
 from rankalign.tree import Forest
 
+PRODUCTS = frozenset((Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.mul))
 # Keeping the inputs of these in the place of their result never takes more: their gradient keeps them anyway, or the
 # result is as large as the one input.
-_BY_ROW = frozenset(
+_BY_ROW = PRODUCTS | frozenset(
     (
-        *(Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.mul),
         *(Tensor.pow, Tensor.__pow__, torch.pow, Tensor.neg, Tensor.tanh, torch.tanh, torch.sigmoid),
         *(functional.silu, functional.gelu, functional.relu, torch.relu),
         *(functional.layer_norm, functional.rms_norm),
