@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
 
 from rankalign.cli import main
 from rankalign.engines import hf
@@ -24,7 +23,7 @@ LISTENING = "0A"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Prompts and settings; Ray goes down at the end."""
     where = tmp_path_factory.mktemp("ray")
     rng = random.Random(3)
@@ -35,12 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "policies: [{name: warm, model: tiny, n: 3, max_new_tokens: 10}]\n"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")  # bytes are compared: as many threads here as on an actor
         patch.delenv("RAY_ADDRESS", raising=False)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # the variable says nothing to a torch that is there already
         yield where
-    torch.set_num_threads(threads)
     import ray
 
     ray.shutdown()
