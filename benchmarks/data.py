@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 
 from benchmarks.measure import ROOT, Tokens
-from rankalign import models
-from rankalign.tree import tree_tokens
+from rankalign.models import load as models
+from rankalign.rows.tree import tree_tokens
 
 DATA = Path(os.environ.get("RANKALIGN_DATA", ROOT.parent / "shared" / "data"))
 

@@ -20,8 +20,8 @@ import torch
 import transformers
 from torch.autograd import backward
 
-from rankalign import gemm
-from rankalign.logps import list_logps
+from rankalign.rows import gemm
+from rankalign.rows.logps import list_logps
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_name("RESULTS.md")

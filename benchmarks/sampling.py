@@ -24,11 +24,11 @@ from typing import Any
 import torch
 
 from benchmarks.measure import environment, write_section
-from rankalign import models
 from rankalign.engines import SamplingParams
 from rankalign.engines.beams import search
 from rankalign.engines.decode import Ending, Rows, sample
 from rankalign.engines.sampling import uniforms
+from rankalign.models import load as models
 
 TEXT = (
     "Every evening the old lighthouse keeper climbs one hundred and twelve steps, trims the wick, polishes the glass, "

@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor
 
 from benchmarks.measure import Row, Steps, Tokens, draw, main, smollm_config
-from rankalign.rewards import list_rewards
+from rankalign.rows.rewards import list_rewards
 
 PROMPTS, CANDIDATES = 4, 8
 

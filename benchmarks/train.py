@@ -8,7 +8,7 @@ The model is a Llama of SmolLM2-135M's shape with random fp32 weights. Times are
 forward and backward, without the optimiser. Step memory is the highest resident size during a step less that before
 it, gradients already allocated, in a process of its own. RRHF's arithmetic pads K rows of P + R tokens, takes the
 log_softmax of all logits and lets autograd do the rest; "on our matrix kernel" gives it the products of
-rankalign.gemm as well, which leaves the difference that tree rows and the head make.
+rankalign.rows.gemm as well, which leaves the difference that tree rows and the head make.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from torch.nn.functional import log_softmax, relu
 from benchmarks import scoring, trl
 from benchmarks.data import bon_lists, packed
 from benchmarks.measure import Row, Steps, Tokens, draw, main
-from rankalign.linears import fast_linears
-from rankalign.logps import list_logps
-from rankalign.tree import tree_tokens
-from rankalign.two_pass import backward_two_pass
+from rankalign.rows.linears import fast_linears
+from rankalign.rows.logps import list_logps
+from rankalign.rows.tree import tree_tokens
+from rankalign.rows.two_pass import backward_two_pass
 
 # --- losses and RRHF's arithmetic --------------------------------------------------------------------------------
 

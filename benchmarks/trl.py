@@ -14,10 +14,10 @@ from torch.autograd import backward
 
 from benchmarks.data import Lists, bon_lists, hh_pairs, packed
 from benchmarks.measure import Row, Steps, smollm_shape
-from rankalign import models
-from rankalign.logps import list_logps
 from rankalign.losses import LOSSES
-from rankalign.ranked import Ranked
+from rankalign.losses.ranked import Ranked
+from rankalign.models import load as models
+from rankalign.rows.logps import list_logps
 
 BUDGET = 4096  # tokens of a row of ours, the trainer's default
 BATCHES = (1, 2, 4, 8)  # pairs a batch that TRL may choose from

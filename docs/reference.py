@@ -12,8 +12,8 @@ from typing import Any
 
 from rankalign.config import SampleConfig, ScoreConfig, ScorerConfig
 from rankalign.engines import Policy, SamplingParams
-from rankalign.experiment import ExperimentConfig
-from rankalign.iterate import IterateConfig
+from rankalign.recipes.experiment import ExperimentConfig
+from rankalign.recipes.iterate import IterateConfig
 from rankalign.scorers.function import FunctionScorer
 from rankalign.scorers.judge import JudgeScorer
 from rankalign.scorers.reward_model import RewardModelScorer

@@ -10,18 +10,18 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from rankalign import models
 from rankalign.cli import quiet_libraries
+from rankalign.data.records import CandidateSet, read
 from rankalign.errors import InputError
 from rankalign.evaluation import by_policy
-from rankalign.evaluation.divergence import evaluate_divergence
-from rankalign.evaluation.lexical import evaluate_lexical
-from rankalign.evaluation.perplexity import evaluate_perplexity
-from rankalign.evaluation.reward import evaluate_reward
+from rankalign.evaluation.raters.reward import evaluate_reward
 from rankalign.evaluation.tables import Table, interval, render
-from rankalign.files import write_text
-from rankalign.jsonl import dumps
-from rankalign.records import CandidateSet, read
+from rankalign.evaluation.texts.divergence import evaluate_divergence
+from rankalign.evaluation.texts.lexical import evaluate_lexical
+from rankalign.evaluation.texts.perplexity import evaluate_perplexity
+from rankalign.models import load as models
+from rankalign.storage.files import write_text
+from rankalign.storage.jsonl import dumps
 
 Cells = dict[str, Any]
 

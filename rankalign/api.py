@@ -10,17 +10,17 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from rankalign import models
+from rankalign.data.records import CandidateSet, Prompt, Response, write
 from rankalign.errors import InputError
-from rankalign.jsonl import write_rows
-from rankalign.records import CandidateSet, Prompt, Response, write
-from rankalign.rollouts import SCORE, ScorerReward, greedy, reward_of, sampler_of, watch_of
+from rankalign.models import load as models
+from rankalign.recipes.rollouts import SCORE, ScorerReward, greedy, reward_of, sampler_of, watch_of
 from rankalign.scorers.function import FunctionScorer
+from rankalign.storage.jsonl import write_rows
 from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import PPOConfig, TrainConfig, parse_settings
-from rankalign.training.ilql import Sample, settings_of, train_ilql
+from rankalign.training.ilql.trainer import Sample, settings_of, train_ilql
 from rankalign.training.old_names import modernise
-from rankalign.training.ppo_run import train_ppo
+from rankalign.training.ppo.run import train_ppo
 from rankalign.training.run import train as train_rank
 
 Source = str | os.PathLike[str]
@@ -41,8 +41,8 @@ def train(
 ) -> dict[str, Any]:
     """Train a model; what is given decides how, as with trlX's ``train``.
 
-    * ``reward_fn``: PPO. Answers to ``prompts`` are sampled and graded (see :mod:`rankalign.training.ppo`).
-    * ``dataset=(samples, rewards)``, or both by name: ILQL (see :mod:`rankalign.training.ilql`).
+    * ``reward_fn``: PPO. Answers to ``prompts`` are sampled and graded (see :mod:`rankalign.training.ppo.trainer`).
+    * ``dataset=(samples, rewards)``, or both by name: ILQL (see :mod:`rankalign.training.ilql.trainer`).
     * ``dataset`` a file or records: ranking by ``loss``, or ``method="sft"`` or ``"reward"``.
     * ``samples`` alone: SFT.
 

@@ -12,8 +12,8 @@ import yaml
 
 from rankalign.engines import Policy, SamplingParams
 from rankalign.errors import InputError
-from rankalign.files import read_text
 from rankalign.registry import did_you_mean
+from rankalign.storage.files import read_text
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ class SampleConfig:
         max_prompts: take the first so many prompts; 0 takes all.
         overwrite: replace a finished or half-finished output.
         shard: ``i/n`` does every n-th batch from the i-th (from 0) into a file of its own; empty does all.
-        runner: a name in :data:`rankalign.stages.RUNNERS`.
+        runner: a name in :data:`rankalign.stages.stage.RUNNERS`.
         workers: how many the runner may use; 0 leaves it to the runner.
     """
 
@@ -64,7 +64,7 @@ class ScoreConfig:
         scorers: who grades.
         overwrite: replace a finished or half-finished output.
         shard: ``i/n`` does every n-th batch from the i-th (from 0) into a file of its own; empty does all.
-        runner: a name in :data:`rankalign.stages.RUNNERS`.
+        runner: a name in :data:`rankalign.stages.stage.RUNNERS`.
         workers: how many the runner may use; 0 leaves it to the runner.
     """
 

@@ -11,8 +11,8 @@ import contextlib
 import sys
 from typing import Any
 
-from rankalign import templates
 from rankalign.commands import show_facts
+from rankalign.data import templates
 from rankalign.errors import InputError, missing_extra
 
 EXAMPLE = "rankalign chat --model runs/demo/train --base default --votes runs/votes.jsonl"
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Load, then talk until the end."""
-    from rankalign.chat import ALIGNED, BASE, Chat, load_speaker, options
+    from rankalign.interactive.conversation import ALIGNED, BASE, Chat, load_speaker, options
 
     chosen = (args.temperature, args.top_p, args.top_k, args.num_beams, args.max_new_tokens, args.seed)
     start = options(*chosen, args.template, args.system)
@@ -65,21 +65,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _votes(args: argparse.Namespace, stack: contextlib.ExitStack) -> Any:
     if not args.base:
         return None
-    from rankalign.votes import VoteFile
+    from rankalign.interactive.votes import VoteFile
 
     return stack.enter_context(contextlib.closing(VoteFile(args.votes)))
 
 
 def _introduce(speaker: Any) -> None:
-    from rankalign.quant import weight_bytes
+    from rankalign.models.quant import weight_bytes
 
     size = weight_bytes(speaker.model)
     print(f"{speaker.policy.name}: {speaker.policy.model}, {size:,} bytes of weights", file=sys.stderr)
 
 
 def _repl(chat: Any, start: Any) -> dict[str, Any]:
-    from rankalign.chat import Conversation
-    from rankalign.repl import Repl, reader
+    from rankalign.interactive.conversation import Conversation
+    from rankalign.interactive.repl import Repl, reader
 
     out = sys.__stdout__ or sys.stdout
     terminal = sys.stdin.isatty() and out.isatty()
@@ -92,7 +92,7 @@ def _repl(chat: Any, start: Any) -> dict[str, Any]:
 
 def _page(chat: Any, start: Any, port: int) -> dict[str, Any]:
     try:
-        from rankalign.pages.chat import Served
+        from rankalign.interactive.pages.chat import Served
     except ModuleNotFoundError as error:
         raise missing_extra("the page (--repl does without)", "ui") from error
     served = Served(chat, start, port)

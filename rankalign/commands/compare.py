@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from rankalign.config import ScorerConfig
-from rankalign.data import load
+from rankalign.data.load import load
+from rankalign.data.records import CandidateSet, choose_judge, judges
 from rankalign.errors import InputError
 from rankalign.evaluation import by_policy
-from rankalign.evaluation.alpaca_eval import Leaderboard
-from rankalign.evaluation.hack import find_hacks
-from rankalign.evaluation.judging import judge_pairs, read_judge
-from rankalign.evaluation.ladder import games_of_rows, rank_systems
-from rankalign.evaluation.pairwise import Comparison, compare_by_score
-from rankalign.evaluation.recompute import read_categories, recompute
-from rankalign.evaluation.reward import grade
+from rankalign.evaluation.pairwise.alpaca_eval import Leaderboard
+from rankalign.evaluation.pairwise.ladder import games_of_rows, rank_systems
+from rankalign.evaluation.pairwise.live import judge_pairs, read_judge
+from rankalign.evaluation.pairwise.scores import Comparison, compare_by_score
+from rankalign.evaluation.pairwise.stored import read_categories, recompute
+from rankalign.evaluation.raters.reward import grade
+from rankalign.evaluation.report.hack import find_hacks
 from rankalign.evaluation.tables import from_dict, render
-from rankalign.generation import build_scorer
-from rankalign.jsonl import dumps
-from rankalign.records import CandidateSet, choose_judge, judges
+from rankalign.stages.generation import build_scorer
+from rankalign.storage.jsonl import dumps
 
 FALLBACK = "rankalign.scorers.builtin:vader"
 EXAMPLE = "rankalign compare runs/demo/before.jsonl runs/demo/after.jsonl --judge vader"
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Compare; see :func:`rankalign.evaluation.pairwise.compare_by_score` and ``evaluation.recompute``."""
+    """Compare; see :func:`rankalign.evaluation.pairwise.scores.compare_by_score` and ``evaluation.recompute``."""
     if args.reviews:
         found = recompute(args.reviews, args.parser, args.baseline, args.questions, seed=args.seed)
         return {**found.as_dict(), **_ladder(found, args.seed), "flags": [], "table": dataclasses.asdict(found.table())}

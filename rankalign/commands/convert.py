@@ -6,8 +6,8 @@ import argparse
 import sys
 from typing import Any
 
-from rankalign.convert import convert
-from rankalign.mixing import Mixture
+from rankalign.data.convert import convert
+from rankalign.data.mixing import Mixture
 
 EXAMPLE = "rankalign convert rrhf.jsonl records.jsonl --from rrhf --to rankalign"
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Convert; see :func:`rankalign.convert.convert`."""
+    """Convert; see :func:`rankalign.data.convert.convert`."""
     mixture = Mixture(tuple(args.weights), tuple(args.limits), args.test_size, args.seed)
     formats = (args.from_format, args.to_format)
     return convert(args.source, args.target, *formats, args.skip_invalid, args.judge, args.pairs, args.extra, mixture)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rankalign import delta
 from rankalign.commands import show_facts
 from rankalign.errors import InputError
+from rankalign.models import delta
 
 EXAMPLE = "rankalign delta make --base default --target runs/rrhf --delta runs/delta"
 show = show_facts

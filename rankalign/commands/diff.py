@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rankalign import manifest
 from rankalign.errors import InputError
-from rankalign.journal import differences
+from rankalign.storage import manifest
+from rankalign.storage.journal import differences
 
 EXAMPLE = "rankalign diff runs/demo runs/demo-seed1"
 

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rankalign.convert import Intake
-from rankalign.data import load
+from rankalign.data.convert import Intake
+from rankalign.data.load import load
+from rankalign.data.records import CandidateSet, choose_judge, judges
 from rankalign.errors import InputError
 from rankalign.evaluation import EvalResult, by_policy
 from rankalign.evaluation.tables import from_dict, from_result, render
-from rankalign.records import CandidateSet, choose_judge, judges
 
 EXAMPLE = "rankalign eval reward runs/demo/after.jsonl --judge vader"
 KINDS = ("perplexity", "reward", "lexical", "variety", "agreement", "numerics", "kl", "subsets", "ledger")
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _ledger(args: argparse.Namespace) -> dict[str, Any]:
-    from rankalign.evaluation.ledger import read_ledger
+    from rankalign.evaluation.report.hard_examples import read_ledger
 
     found = read_ledger(args.file)
     return {"kind": "ledger", **found.as_dict(), "tables": [dataclasses.asdict(table) for table in found.tables()]}
@@ -70,7 +70,7 @@ def _ledger(args: argparse.Namespace) -> dict[str, Any]:
 
 def _read(args: argparse.Namespace, intake: Intake) -> list[CandidateSet]:
     if args.kind == "subsets":
-        from rankalign.evaluation.reward_bench import read_subsets
+        from rankalign.evaluation.raters.reward_bench import read_subsets
 
         return read_subsets(args.file, args.format, intake)
     return list(load(args.file, args.format, intake))
@@ -81,15 +81,15 @@ def _no_policy(args: argparse.Namespace, sets: list[CandidateSet]) -> list[Candi
 
 
 def _perplexity(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
-    from rankalign import models
-    from rankalign.evaluation.perplexity import evaluate_perplexity
+    from rankalign.evaluation.texts.perplexity import evaluate_perplexity
+    from rankalign.models import load as models
 
     model, tokenizer = models.load_policy(args.model, dtype="float32"), models.load_tokenizer(args.model)
     return evaluate_perplexity(model, tokenizer, sets, not args.alone, args.template, args.compat, args.seed)
 
 
 def _reward(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
-    from rankalign.evaluation.reward import evaluate_best_of_n, evaluate_reward, grade
+    from rankalign.evaluation.raters.reward import evaluate_best_of_n, evaluate_reward, grade
 
     scorer = _scorer(args)
     if args.best_of is None:
@@ -100,7 +100,7 @@ def _reward(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
 
 def _scorer(args: argparse.Namespace) -> Any:
     from rankalign.config import ScorerConfig
-    from rankalign.generation import build_scorer
+    from rankalign.stages.generation import build_scorer
 
     if args.function:
         return build_scorer(ScorerConfig(args.judge or "function", "function", {"function": args.function}))
@@ -114,20 +114,20 @@ def _only_judge(args: argparse.Namespace, sets: list[CandidateSet]) -> str:
 
 
 def _lexical(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
-    from rankalign.evaluation.lexical import evaluate_lexical
+    from rankalign.evaluation.texts.lexical import evaluate_lexical
 
     return evaluate_lexical(sets, reference=args.reference, seed=args.seed)
 
 
 def _variety(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
-    from rankalign.evaluation.variety import evaluate_variety
+    from rankalign.evaluation.texts.variety import evaluate_variety
 
     return evaluate_variety(sets, args.seed)
 
 
 def _agreement(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
-    from rankalign.evaluation.agreement import evaluate_agreement
-    from rankalign.evaluation.raters import evaluate_raters
+    from rankalign.evaluation.raters.accuracy import evaluate_agreement
+    from rankalign.evaluation.raters.concordance import evaluate_raters
 
     if args.raters:
         return evaluate_raters(sets, args.raters, args.seed)
@@ -138,16 +138,16 @@ def _agreement(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult
 
 
 def _kl(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
-    from rankalign import models
-    from rankalign.evaluation.divergence import evaluate_divergence
+    from rankalign.evaluation.texts.divergence import evaluate_divergence
+    from rankalign.models import load as models
 
     policy, start = (models.load_policy(name, dtype="float32") for name in (args.model, args.start))
     return evaluate_divergence(policy, start, models.load_tokenizer(args.model), sets, args.template, args.seed)
 
 
 def _subsets(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
-    from rankalign.evaluation.reward import grade
-    from rankalign.evaluation.reward_bench import TRUTH, evaluate_subsets
+    from rankalign.evaluation.raters.reward import grade
+    from rankalign.evaluation.raters.reward_bench import TRUTH, evaluate_subsets
 
     scorer = _scorer(args)
     if not scorer and not args.judge:
@@ -157,8 +157,8 @@ def _subsets(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
 
 
 def _numerics(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
-    from rankalign import models
-    from rankalign.evaluation.numerics import DEFAULT_MODES, evaluate_numerics
+    from rankalign.evaluation.texts.numerics import DEFAULT_MODES, evaluate_numerics
+    from rankalign.models import load as models
 
     model, tokenizer = models.load_policy(args.model, dtype="float32"), models.load_tokenizer(args.model)
     sets = sets[: args.max_prompts] if args.max_prompts else sets

@@ -14,9 +14,9 @@ from typing import Any
 from rankalign.config import load, resolve_near
 from rankalign.errors import InputError
 from rankalign.evaluation.tables import Table, render
-from rankalign.iterate import KEEP, IterateConfig
-from rankalign.iterate import run as run_rounds
-from rankalign.jsonl import loads
+from rankalign.recipes.iterate import KEEP, IterateConfig
+from rankalign.recipes.iterate import run as run_rounds
+from rankalign.storage.jsonl import loads
 from rankalign.training.run import Interrupted
 
 EXAMPLE = "rankalign iterate --config train_scripts/configs/ip.yaml --rounds 3 --output runs/ip3"
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Run; see :func:`rankalign.iterate.run`."""
+    """Run; see :func:`rankalign.recipes.iterate.run`."""
     config = load(IterateConfig, args.config, **{name: getattr(args, name) for name in FLAGS})
     policies = [replace(p, file=resolve_near(p.file, args.config) if p.file else "") for p in config.policies]
     prompts, training = resolve_near(config.prompts, args.config), {**config.train, **_object(args.train)}

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from rankalign.commands import show_facts
-from rankalign.data import load
+from rankalign.data.load import load
 from rankalign.evaluation import EvalResult
 from rankalign.evaluation.tables import from_result, render
-from rankalign.label import Session
-from rankalign.pages.label import LabelServer
+from rankalign.interactive.pages.label import LabelServer
+from rankalign.interactive.ranking import Session
 
 EXAMPLE = "rankalign label runs/candidates.jsonl --output runs/labelled.jsonl --annotator ann"
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Serve until the page's finish button or Ctrl-C, then write the output; see :mod:`rankalign.label`."""
+    """Serve until the page's finish button or Ctrl-C, then write the output; :mod:`rankalign.interactive.ranking`."""
     sets = list(load(args.file))
     with Session(sets, Path(args.output), args.annotator, args.seed, args.overlap) as session:
         facts = _serve(session, args.port)

@@ -6,11 +6,11 @@ import argparse
 import dataclasses
 from typing import Any
 
-from rankalign.convert import Intake
-from rankalign.data import load
+from rankalign.data.convert import Intake
+from rankalign.data.lint import RULES, LintReport, fix, lint
+from rankalign.data.load import load
+from rankalign.data.records import write
 from rankalign.evaluation.tables import Table, render
-from rankalign.lint import RULES, LintReport, fix, lint
-from rankalign.records import write
 
 EXAMPLE = "rankalign lint runs/demo/candidates.jsonl"
 SHOWN = 2

@@ -37,11 +37,11 @@ def _entries(kind: str) -> dict[str, Any]:
 
         return dict(SCORERS)
     if kind == "formats":
-        from rankalign.formats import FORMATS
-        from rankalign.formats.named import DATASETS
+        from rankalign.data.formats import FORMATS
+        from rankalign.data.formats.named import DATASETS
 
         return {**FORMATS, **DATASETS}
-    from rankalign.templates import CHAT, TEMPLATES
+    from rankalign.data.templates import CHAT, TEMPLATES
 
     return {"chat": CHAT, **TEMPLATES}
 

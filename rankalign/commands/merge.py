@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rankalign import models
 from rankalign.commands import show_facts
 from rankalign.errors import InputError
-from rankalign.generation import merge_shards
+from rankalign.models import load as models
+from rankalign.stages.generation import merge_shards
 
 EXAMPLE = "rankalign merge runs/candidates.jsonl"
 show = show_facts
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Merge; see :func:`rankalign.generation.merge_shards` and :func:`rankalign.models.merge_lora`."""
+    """Merge; see :func:`rankalign.stages.generation.merge_shards` and :func:`rankalign.models.load.merge_lora`."""
     if not args.output:
         return merge_shards(args.path, args.overwrite)
     if args.overwrite:

@@ -12,8 +12,8 @@ from typing import Any
 
 from rankalign.config import load, resolve_near
 from rankalign.errors import InputError
-from rankalign.paper.settings import TableConfig
-from rankalign.paper.table import run as run_table
+from rankalign.recipes.paper.settings import TableConfig
+from rankalign.recipes.paper.table import run as run_table
 from rankalign.registry import did_you_mean
 
 EXAMPLE = "rankalign table --config train_scripts/configs/paper_table.yaml --output runs/paper_table --seeds 1 2 3"
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Run; see :func:`rankalign.paper.table.run`."""
+    """Run; see :func:`rankalign.recipes.paper.table.run`."""
     flags = {name: getattr(args, name) for name in ("output", "page", "model", "seeds", "overwrite")}
     config = load(TableConfig, args.config, **flags)
     prompts, heldout = (resolve_near(path, args.config) for path in (config.prompts, config.heldout))

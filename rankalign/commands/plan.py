@@ -10,8 +10,8 @@ import sys
 from typing import Any
 
 from rankalign.commands import show_facts
-from rankalign.plan import plan
 from rankalign.training.arguments import parse
+from rankalign.training.plan import plan
 
 EXAMPLE = "rankalign plan --config train_scripts/configs/rrhf.yaml --data runs/scored.jsonl --device_memory 24GiB"
 TAKES_MORE = True
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Plan; see :func:`rankalign.plan.plan`."""
+    """Plan; see :func:`rankalign.training.plan.plan`."""
     config, notes = parse(args.config, args.rest)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)

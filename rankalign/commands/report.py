@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from rankalign.evaluation.report import write_report
+from rankalign.evaluation.report.page import write_report
 
 EXAMPLE = "rankalign report runs/demo"
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from rankalign.config import load, resolve_near
 from rankalign.evaluation.tables import from_dict, render
-from rankalign.experiment import ExperimentConfig
-from rankalign.experiment import run as run_experiment
+from rankalign.recipes.experiment import ExperimentConfig
+from rankalign.recipes.experiment import run as run_experiment
 
 EXAMPLE = "rankalign run --config eval/configs/demo.yaml --seed 1 --output runs/demo-seed1"
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Run; see :func:`rankalign.experiment.run`."""
+    """Run; see :func:`rankalign.recipes.experiment.run`."""
     flags = {name: getattr(args, name) for name in ("output", "model", "seed", "max_prompts", "overwrite")}
     config = load(ExperimentConfig, args.config, **flags)
     prompts, heldout = (resolve_near(path, args.config) for path in (config.prompts, config.heldout))

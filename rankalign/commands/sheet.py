@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from rankalign.commands.compare import align
-from rankalign.data import load
+from rankalign.data.load import load
 from rankalign.errors import InputError
-from rankalign.evaluation.sheets import read_sheets, write_sheet
+from rankalign.evaluation.pairwise.sheets import read_sheets, write_sheet
 from rankalign.evaluation.tables import from_dict, render
 
 EXAMPLE = "rankalign sheet make runs/demo/before.jsonl runs/demo/after.jsonl --output raters.csv"
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Write or read; see :mod:`rankalign.evaluation.sheets`."""
+    """Write or read; see :mod:`rankalign.evaluation.pairwise.sheets`."""
     if args.action == "make":
         return _make(args)
     if not args.key:

@@ -14,10 +14,10 @@ import sys
 from typing import Any
 
 from rankalign.commands import show_facts
-from rankalign.rollouts import reward_of, sampler_of, watch_of
+from rankalign.recipes.rollouts import reward_of, sampler_of, watch_of
 from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import PPOConfig, describe, parse
-from rankalign.training.ppo_run import train_ppo
+from rankalign.training.ppo.run import train_ppo
 from rankalign.training.processes import only_first_speaks
 from rankalign.training.run import Interrupted, train
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Train; see :func:`rankalign.training.run.train` and :func:`rankalign.training.ppo_run.train_ppo`."""
+    """Train; see :func:`rankalign.training.run.train` and :func:`rankalign.training.ppo.run.train_ppo`."""
     with only_first_speaks():
         return _train(args)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rankalign import manifest
 from rankalign.errors import InputError
+from rankalign.storage import manifest
 
 EXAMPLE = "rankalign verify runs/demo"
 

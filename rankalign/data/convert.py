@@ -8,18 +8,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rankalign.data.formats import FORMATS, Format, Losses
+from rankalign.data.formats.answers import AnswerFormat
+from rankalign.data.formats.arrow import parts, rows_of, write_folder, write_parquet
+from rankalign.data.formats.common import Dropped, RowFormat
+from rankalign.data.formats.detect import detect
+from rankalign.data.formats.named import DATASETS
+from rankalign.data.mixing import Mixture, with_own_ids
+from rankalign.data.records import CandidateSet
 from rankalign.errors import InputError, RecordError
-from rankalign.files import atomic_writer
-from rankalign.formats import FORMATS, Format, Losses
-from rankalign.formats.answers import AnswerFormat
-from rankalign.formats.arrow import parts, rows_of, write_folder, write_parquet
-from rankalign.formats.common import Dropped, RowFormat
-from rankalign.formats.detect import detect
-from rankalign.formats.named import DATASETS
-from rankalign.jsonl import Row, dumps, write_rows
-from rankalign.mixing import Mixture, with_own_ids
-from rankalign.records import CandidateSet
 from rankalign.registry import did_you_mean
+from rankalign.storage.files import atomic_writer
+from rankalign.storage.jsonl import Row, dumps, write_rows
 
 Source = str | os.PathLike[str]
 EVERYTHING = Mixture()

@@ -9,10 +9,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rankalign import templates
+from rankalign.data import templates
+from rankalign.data.records import CandidateSet, Prompt, Response
 from rankalign.errors import InputError
-from rankalign.models import tokenizer_fingerprint
-from rankalign.records import CandidateSet, Prompt, Response
+from rankalign.models.load import tokenizer_fingerprint
 
 
 def encode_prompt(

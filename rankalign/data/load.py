@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterator
 from itertools import chain
 
-from rankalign.convert import Intake, load_each
+from rankalign.data.convert import Intake, load_each
+from rankalign.data.formats.arrow import parts
+from rankalign.data.records import CandidateSet
 from rankalign.errors import InputError
-from rankalign.formats.arrow import parts
-from rankalign.records import CandidateSet
 
 
 def load(

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rankalign.data.formats import Losses
+from rankalign.data.lint.rules import prompt_key
+from rankalign.data.records import CandidateSet
 from rankalign.errors import InputError
-from rankalign.formats import Losses
-from rankalign.lint_rules import prompt_key
-from rankalign.records import CandidateSet
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rankalign.errors import InputError, RecordError
-from rankalign.jsonl import HALF_A_PAIR, OnError, give_up, kind, read_rows, write_rows
+from rankalign.storage.jsonl import HALF_A_PAIR, OnError, give_up, kind, read_rows, write_rows
 
 Message = dict[str, Any]
 Prompt = str | list[Message]

@@ -1,6 +1,6 @@
 """Prompt formats that published models were trained on, and the strings that end an answer under each.
 
-``chat`` is not here: it is the tokenizer's own template, see :func:`rankalign.batching.encode_prompt`.
+``chat`` is not here: it is the tokenizer's own template, see :func:`rankalign.data.encode.encode_prompt`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from rankalign.data.records import Message, Prompt
 from rankalign.errors import InputError
-from rankalign.records import Message, Prompt
 from rankalign.registry import did_you_mean
 
 ALPACA_INPUT = (

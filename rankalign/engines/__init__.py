@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from rankalign.data.records import CandidateSet, Response
 from rankalign.errors import InputError
-from rankalign.records import CandidateSet, Response
 from rankalign.registry import Entry, Registry
 
 
@@ -80,7 +80,7 @@ class Policy:
         engine: a name in :data:`ENGINES`.
         model: ``default``, ``tiny``, a folder or a hub id; unused by ``replay``.
         adapter: folder of a LoRA adapter to put on the model, or empty.
-        template: a name in ``rankalign.templates`` (``auto``: the model's chat template if it has one, else ``raw``).
+        template: a name in ``rankalign.data.templates`` (``auto``: the model's own if it has one, else ``raw``).
         system: system message put before the prompt, or empty.
         file: ``replay`` only: records whose responses are taken; empty takes those of the prompt file.
         only: ``replay`` only: take responses of this policy; empty takes all.

@@ -15,7 +15,7 @@ from rankalign.engines import SamplingParams
 from rankalign.engines.local import decoded
 from rankalign.engines.sampling import next_tokens
 from rankalign.errors import InputError
-from rankalign.linears import fast_linears
+from rankalign.rows.linears import fast_linears
 
 SPARE = 64
 """Positions by which the room of a cached layer grows; the library's own layer copies itself at every token."""

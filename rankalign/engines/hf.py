@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from rankalign import models
+from rankalign.data.records import CandidateSet, Response
 from rankalign.engines import Policy
 from rankalign.engines.beams import Ends, search
 from rankalign.engines.decode import Ending, Rows, sample, stream
 from rankalign.engines.local import LocalEngine
 from rankalign.engines.sampling import uniforms
-from rankalign.records import CandidateSet, Response
+from rankalign.models import load as models
 
 MAX_ROWS = 64
 """Most answers written at once. Twice as many would save a tenth of the time on a CPU, but progress is shown, and an

@@ -9,10 +9,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rankalign import batching, models, templates
+from rankalign.data import encode as batching
+from rankalign.data import templates
+from rankalign.data.records import CandidateSet, Response
 from rankalign.engines import Policy, SamplingParams
 from rankalign.errors import InputError
-from rankalign.records import CandidateSet, Response
+from rankalign.models import load as models
 
 
 class LocalEngine:

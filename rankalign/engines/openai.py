@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from rankalign import templates
+from rankalign.data import templates
+from rankalign.data.records import CandidateSet, Response
 from rankalign.engines import Policy, SamplingParams
 from rankalign.engines.openai_checks import (
     Answer,
@@ -26,7 +27,6 @@ from rankalign.engines.openai_checks import (
 from rankalign.engines.openai_client import Body, Client
 from rankalign.engines.seeds import request_seed
 from rankalign.errors import InputError
-from rankalign.records import CandidateSet, Response
 
 REQUESTS_A_SLOT = 4
 """A batch holds so many requests for each that may be in flight: few enough that a kill loses little, enough that the

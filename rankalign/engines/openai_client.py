@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import openai
 
 from rankalign.errors import InputError
-from rankalign.jsonl import loads
+from rankalign.storage.jsonl import loads
 
 T = TypeVar("T")
 Body = dict[str, Any]

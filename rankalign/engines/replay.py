@@ -6,11 +6,11 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from rankalign import records
+from rankalign.data import records
+from rankalign.data.records import CandidateSet, Response
+from rankalign.data.templates import as_messages
 from rankalign.engines import Policy
 from rankalign.errors import InputError
-from rankalign.records import CandidateSet, Response
-from rankalign.templates import as_messages
 
 BATCH = 64
 """Prompts handed over at once; nothing is computed, so the number means little."""

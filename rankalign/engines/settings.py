@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from rankalign import models
 from rankalign.engines import ABOUT_THE_CALL, Policy
-from rankalign.files import sha256_file
+from rankalign.models import load as models
+from rankalign.storage.files import sha256_file
 
 
 def policy_settings(policy: Policy) -> dict[str, Any]:

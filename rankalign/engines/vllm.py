@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rankalign import models
+from rankalign.data.records import CandidateSet, Response
 from rankalign.engines import Policy
 from rankalign.engines.local import LocalEngine
 from rankalign.engines.seeds import request_seed
 from rankalign.errors import InputError, missing_extra
-from rankalign.records import CandidateSet, Response
+from rankalign.models import load as models
 
 MAX_REQUESTS = 256
 """Answers asked for at once: as many as vLLM keeps in flight. More would save the idle end of each batch, but progress
@@ -109,7 +109,7 @@ class Loaded:
     Args:
         model: ``default``, ``tiny``, a folder, a hub id, or the folder of a LoRA adapter.
         adapter: folder of a LoRA adapter to put on it, or empty.
-        dtype: as in :func:`rankalign.models.pick_dtype`.
+        dtype: as in :func:`rankalign.models.load.pick_dtype`.
     """
 
     _all: ClassVar[weakref.WeakValueDictionary[tuple[str, str, str], Loaded]] = weakref.WeakValueDictionary()

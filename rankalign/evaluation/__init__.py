@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from rankalign.records import CandidateSet, Response
+from rankalign.data.records import CandidateSet, Response
 
 Row = dict[str, Any]
 

@@ -14,12 +14,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rankalign import models, templates
+from rankalign.data import templates
+from rankalign.data.records import CandidateSet, Message, Response
 from rankalign.engines import Policy, SamplingParams
 from rankalign.engines.hf import HFEngine
 from rankalign.errors import InputError
-from rankalign.records import CandidateSet, Message, Response
-from rankalign.votes import VoteFile
+from rankalign.interactive.votes import VoteFile
+from rankalign.models import load as models
 
 ALIGNED, BASE = "aligned", "base"
 CHOICES = ("left", "right", "tie")
@@ -32,7 +33,7 @@ class Options:
 
     Attributes:
         sampling: ``n`` is 1.
-        template: a name in :mod:`rankalign.templates`.
+        template: a name in :mod:`rankalign.data.templates`.
         system: system message, or empty.
     """
 

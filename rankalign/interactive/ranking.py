@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from rankalign.data.records import CandidateSet, judges, write
 from rankalign.errors import InputError
-from rankalign.journal import HEADER, Journal, peek
-from rankalign.jsonl import dumps
-from rankalign.records import CandidateSet, judges, write
+from rankalign.storage.journal import HEADER, Journal, peek
+from rankalign.storage.jsonl import dumps
 
 Levels = list[list[int]]
 """A ranking: groups of tied responses (indices into the record), best group first; who is in none has no rank."""
@@ -297,7 +297,7 @@ class Session:
 
     def agreement(self) -> dict[str, Any] | None:
         """Agreement of all annotators as ``metrics``, ``n`` and ``ci95``; None where no set was ranked by two."""
-        from rankalign.evaluation.raters import evaluate_raters
+        from rankalign.evaluation.raters.concordance import evaluate_raters
 
         found = read_rankings(self.output, self._prints)
         sets = list(labelled(self.queue, found))

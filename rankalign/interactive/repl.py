@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from rankalign.chat import EMPTY, Conversation, Options
 from rankalign.errors import InputError
+from rankalign.interactive.conversation import EMPTY, Conversation, Options
 
 # Control characters steer a terminal (titles, the clipboard); direction marks make text read as what it is not.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")

@@ -9,10 +9,10 @@ import re
 import sys
 from pathlib import Path
 
+from rankalign.data.records import CandidateSet, read, to_dict
 from rankalign.errors import InputError
-from rankalign.files import sync_directory
-from rankalign.jsonl import dumps, loads
-from rankalign.records import CandidateSet, read, to_dict
+from rankalign.storage.files import sync_directory
+from rankalign.storage.jsonl import dumps, loads
 
 
 class VoteFile:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rankalign.errors import InputError
-from rankalign.ranked import Ranked
+from rankalign.losses.ranked import Ranked
 
 Pairs: TypeAlias = Literal["all", "best-worst"]
 Reduction: TypeAlias = Literal["mean", "sum"]

@@ -26,7 +26,7 @@ from rankalign.losses.core import (
     present,
     usable,
 )
-from rankalign.ranked import Ranked
+from rankalign.losses.ranked import Ranked
 
 
 def sft(ranked: Ranked, *, sft_reduction: Reduction = "mean") -> Tensor:

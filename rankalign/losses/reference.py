@@ -32,7 +32,7 @@ from rankalign.losses.core import (
     reference_logps,
     sides,
 )
-from rankalign.ranked import Ranked
+from rankalign.losses.ranked import Ranked
 
 Divergence: TypeAlias = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
 

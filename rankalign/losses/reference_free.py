@@ -29,7 +29,7 @@ from rankalign.losses.core import (
     policy_scores,
     present,
 )
-from rankalign.ranked import Ranked
+from rankalign.losses.ranked import Ranked
 
 
 @Summed

@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 
 from rankalign.losses.core import Loss, margins, over_pairs, present, sides
 from rankalign.losses.listwise import listmle
-from rankalign.ranked import Ranked
+from rankalign.losses.ranked import Ranked
 
 
 def bradley_terry(ranked: Ranked, *, margin: float = 0.0, center_rewards_coefficient: float = 0.0) -> Tensor:

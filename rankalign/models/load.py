@@ -31,9 +31,10 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
-from rankalign import default_model, quant, tiny, weights
 from rankalign.errors import InputError
-from rankalign.folders import cached_folder, new_folder
+from rankalign.models import default as default_model
+from rankalign.models import quant, tiny, weights
+from rankalign.storage.folders import cached_folder, new_folder
 
 # A bar for each loading of weights is noise between our own lines.
 hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -140,8 +141,9 @@ def load_policy(
         trust_remote_code: run Python code that comes with the model.
         bits: 4 or 8 quantises the linear layers but the head (see :func:`quantisation`); 0 leaves them whole.
         train_adapter: let the adapter's weights train on.
-        quantize: ``8bit`` holds linear layers and embeddings in 8 bits, for inference only (:mod:`rankalign.quant`);
-            they are read in the type of their file, so that they never stand in memory at full width.
+        quantize: ``8bit`` holds linear layers and embeddings in 8 bits, for inference only
+            (:mod:`rankalign.models.quant`); they are read in the type of their file, so that they never stand in
+            memory at full width.
 
     Raises:
         InputError: the model cannot be had, the device cannot compute in ``dtype``, or ``quantize`` is unknown.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rankalign.errors import InputError
-from rankalign.files import sha256_file
+from rankalign.storage.files import sha256_file
 
 BLOCK = 1 << 24  # bytes read at a time: a multiple of every element size, small beside any memory
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")  # they can run code when they are read

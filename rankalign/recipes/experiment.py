@@ -12,22 +12,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rankalign import manifest, models
 from rankalign.config import SampleConfig, ScoreConfig, ScorerConfig, build
+from rankalign.data.records import CandidateSet, read
 from rankalign.engines import Policy
 from rankalign.errors import InputError
-from rankalign.evaluation.hack import find_hacks
-from rankalign.evaluation.lexical import evaluate_lexical
-from rankalign.evaluation.pairwise import compare_by_score
-from rankalign.evaluation.perplexity import evaluate_perplexity
-from rankalign.evaluation.report import write_report
-from rankalign.evaluation.reward import evaluate_reward
+from rankalign.evaluation.pairwise.scores import compare_by_score
+from rankalign.evaluation.raters.reward import evaluate_reward
+from rankalign.evaluation.report.hack import find_hacks
+from rankalign.evaluation.report.page import write_report
 from rankalign.evaluation.tables import Table, interval
-from rankalign.files import write_text
-from rankalign.generation import sample, score
-from rankalign.jsonl import dumps
-from rankalign.records import CandidateSet, read
-from rankalign.rollouts import watch_of
+from rankalign.evaluation.texts.lexical import evaluate_lexical
+from rankalign.evaluation.texts.perplexity import evaluate_perplexity
+from rankalign.models import load as models
+from rankalign.recipes.rollouts import watch_of
+from rankalign.stages.generation import sample, score
+from rankalign.storage import manifest
+from rankalign.storage.files import write_text
+from rankalign.storage.jsonl import dumps
 from rankalign.training.arguments import parse_settings
 from rankalign.training.run import train
 

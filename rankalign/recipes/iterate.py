@@ -13,15 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rankalign import manifest, models
-from rankalign.batching import encode_text
+from rankalign.data.encode import encode_text
+from rankalign.data.records import CandidateSet, read, write
 from rankalign.errors import InputError
-from rankalign.files import read_text, sha256_file, write_text
-from rankalign.journal import differences
-from rankalign.jsonl import dumps, loads, read_rows, write_rows
-from rankalign.records import CandidateSet, read, write
-from rankalign.rollouts import watch_of
-from rankalign.rounds import KL, Current, Gatherer, IterateConfig, is_current, ranked_by
+from rankalign.models import load as models
+from rankalign.recipes.rollouts import watch_of
+from rankalign.recipes.rounds import KL, Current, Gatherer, IterateConfig, is_current, ranked_by
+from rankalign.storage import manifest
+from rankalign.storage.files import read_text, sha256_file, write_text
+from rankalign.storage.journal import differences
+from rankalign.storage.jsonl import dumps, loads, read_rows, write_rows
 from rankalign.training.arguments import TrainConfig, parse_settings
 from rankalign.training.online import Block, StartModel, plan, train_online
 from rankalign.training.run import train

@@ -8,21 +8,23 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rankalign import data, models, templates
-from rankalign.batching import encode_prompt, encode_text
-from rankalign.convert import Intake
+from rankalign.data import load as data
+from rankalign.data import templates
+from rankalign.data.convert import Intake
+from rankalign.data.encode import encode_prompt, encode_text
+from rankalign.data.records import CandidateSet
 from rankalign.engines import SamplingParams
 from rankalign.engines.decode import Ending, Rows, sample
 from rankalign.engines.hf import MAX_ROWS, MAX_TOKENS
 from rankalign.engines.sampling import uniforms
-from rankalign.evaluation.diagnosis import Watch
-from rankalign.evaluation.likeness import RougeWatch, best_texts
-from rankalign.jsonl import loads
-from rankalign.records import CandidateSet
+from rankalign.evaluation.texts.likeness import RougeWatch, best_texts
+from rankalign.evaluation.texts.while_training import Watch
+from rankalign.models import load as models
 from rankalign.scorers import SCORERS, Scorer
+from rankalign.storage.jsonl import loads
 from rankalign.training.arguments import PPOConfig, TrainConfig
-from rankalign.training.ppo import Answer
-from rankalign.training.ppo_math import Score
+from rankalign.training.ppo.math import Score
+from rankalign.training.ppo.trainer import Answer
 from rankalign.training.rank import Watch as Measure
 
 SCORE = "reward"
@@ -45,7 +47,7 @@ class PolicySampler:
         self.tokenizer, self.params, self.stop = tokenizer, params, tuple(stop)
 
     def __call__(self, model: Any, prompts: Sequence[list[int]], keys: Sequence[tuple[str, int]]) -> list[Answer]:
-        """Answers in order; see :class:`rankalign.training.ppo.Sampler`."""
+        """Answers in order; see :class:`rankalign.training.ppo.trainer.Sampler`."""
         answers: dict[int, Answer] = {}
         ends = Ending(self.tokenizer, models.end_ids(model, self.tokenizer), self.stop)
         for batch in self._batches(prompts):

@@ -12,16 +12,18 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rankalign import logps, manifest, models
-from rankalign.batching import EncodeOptions, Encoder, TokenList
 from rankalign.config import SampleConfig, ScoreConfig, ScorerConfig
+from rankalign.data.encode import EncodeOptions, Encoder, TokenList
+from rankalign.data.records import CandidateSet, read, write
 from rankalign.engines import ABOUT_THE_CALL, Policy
 from rankalign.engines.settings import policy_settings
-from rankalign.files import sha256_file
-from rankalign.generation import Answerer, Grader, sample, score
-from rankalign.records import CandidateSet, read, write
+from rankalign.models import load as models
+from rankalign.rows import logps
 from rankalign.scorers import Scorer
-from rankalign.stages import Batch
+from rankalign.stages.generation import Answerer, Grader, sample, score
+from rankalign.stages.stage import Batch
+from rankalign.storage import manifest
+from rankalign.storage.files import sha256_file
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.online import StartModel
 

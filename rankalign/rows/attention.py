@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from rankalign.tree import Forest, merged
+from rankalign.rows.tree import Forest, merged
 
 PREFIX = "rankalign_"
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from rankalign import gemm
 from rankalign.errors import InputError
+from rankalign.rows import gemm
 
 TILE = 4096  # vocabulary entries of a block
 CHUNK = 1024  # positions of a block

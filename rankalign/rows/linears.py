@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-from rankalign import gemm
-from rankalign.recompute import PRODUCTS, layers_run_again, out_of_reach, rows_alone
-from rankalign.tree import Forest
+from rankalign.rows import gemm
+from rankalign.rows.recipes import PRODUCTS, layers_run_again, out_of_reach, rows_alone
+from rankalign.rows.tree import Forest
 
 
 @contextmanager

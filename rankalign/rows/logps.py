@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from rankalign.attention import install
 from rankalign.errors import InputError
-from rankalign.head import head_layer, head_of, label_logps
-from rankalign.linears import fast_linears
-from rankalign.recompute import cheap_again
-from rankalign.tree import Lists, Rows, Tokens, padded_rows, tree_row
+from rankalign.rows.attention import install
+from rankalign.rows.head import head_layer, head_of, label_logps
+from rankalign.rows.linears import fast_linears
+from rankalign.rows.recipes import cheap_again
+from rankalign.rows.tree import Lists, Rows, Tokens, padded_rows, tree_row
 
 LAYOUTS = ("auto", "tree", "padded")
 

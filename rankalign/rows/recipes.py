@@ -24,7 +24,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from rankalign.tree import Forest
+from rankalign.rows.tree import Forest
 
 PRODUCTS = frozenset((Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.mul))
 # Keeping the inputs of these in the place of their result never takes more: their gradient keeps them anyway, or the

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rankalign.errors import InputError
-from rankalign.logps import TOLERANCE, causal_lm, inside, label_states, lay_out, precision, supports_tree
-from rankalign.tree import Lists, Tokens
+from rankalign.rows.logps import TOLERANCE, causal_lm, inside, label_states, lay_out, precision, supports_tree
+from rankalign.rows.tree import Lists, Tokens
 
 # How a config may say where the reward is read: at the last token, or at the last one whose id is not the padding id.
 # The second is what transformers does, and what a config that says nothing means.
@@ -26,7 +26,7 @@ def list_rewards(model: nn.Module, prompts: Sequence[Tokens], responses: Lists, 
         model: a decoder with a linear head ``score`` of one output, bare, in PEFT or wrapped for distributed training.
         prompts: P prompts as token ids, at least one token each.
         responses: for each prompt its responses as token ids; lists may differ in length.
-        layout: as in :func:`rankalign.logps.list_logps`.
+        layout: as in :func:`rankalign.rows.logps.list_logps`.
 
     Returns:
         (P, N), fp32 (fp64 for an fp64 model), 0 where a prompt has fewer than N responses. Differentiable.

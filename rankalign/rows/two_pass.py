@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from rankalign.errors import InputError
-from rankalign.head import head_of, label_logps
-from rankalign.logps import (
+from rankalign.rows.head import head_of, label_logps
+from rankalign.rows.logps import (
     ATTENTION_FAMILIES,
     TOLERANCE,
     causal_lm,
@@ -30,8 +30,8 @@ from rankalign.logps import (
     sum_responses,
     supports_tree,
 )
-from rankalign.recompute import layers_run_again
-from rankalign.tree import Forest, Lists, Prefix, Rows, Tokens, branch_row, cut, tree_row, tree_tokens
+from rankalign.rows.recipes import layers_run_again
+from rankalign.rows.tree import Forest, Lists, Prefix, Rows, Tokens, branch_row, cut, tree_row, tree_tokens
 
 Candidate = tuple[int, int]  # prompt, response
 Unit = list[list[Candidate]]  # chunks; where there are several, they are of one prompt
@@ -58,12 +58,12 @@ def backward_two_pass(
     prompt runs once a pass, and its backward once, after those of its responses.
 
     Args:
-        model: as in :func:`rankalign.logps.list_logps`. Dropout must be off: the passes would draw different masks.
+        model: as in :func:`rankalign.rows.logps.list_logps`. Dropout must be off: the passes would draw other masks.
         prompts: P prompts as token ids.
         responses: for each prompt its responses as token ids.
         loss_fn: from (P, N) log-probs to a scalar.
         token_budget: tokens a chunk may hold, its prompt included; at least one response is run at a time.
-        layout: as in :func:`rankalign.logps.list_logps`.
+        layout: as in :func:`rankalign.rows.logps.list_logps`.
         backward: what to call with the loss instead of ``loss.backward()``; whatever it scales the loss by scales all.
 
     Returns:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from rankalign.records import CandidateSet
+from rankalign.data.records import CandidateSet
 from rankalign.registry import Entry, Registry
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rankalign.data.records import CandidateSet, Prompt
+from rankalign.data.templates import render
 from rankalign.errors import InputError
-from rankalign.files import sha256_file
-from rankalign.records import CandidateSet, Prompt
 from rankalign.registry import did_you_mean
 from rankalign.scorers import Explanation
-from rankalign.templates import render
+from rankalign.storage.files import sha256_file
 
 _Kind = inspect.Parameter
 _POSITIONAL = (_Kind.POSITIONAL_ONLY, _Kind.POSITIONAL_OR_KEYWORD, _Kind.VAR_POSITIONAL)

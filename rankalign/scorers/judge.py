@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rankalign.config import build
+from rankalign.data.records import CandidateSet, Message, Prompt, Response
 from rankalign.engines import ENGINES, Engine, Policy
 from rankalign.engines.settings import policy_settings
 from rankalign.errors import InputError
-from rankalign.records import CandidateSet, Message, Prompt, Response
 from rankalign.registry import did_you_mean
 from rankalign.scorers import Explanation
 from rankalign.scorers.aggregate import RULES, aggregate

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rankalign.data.records import Checker
 from rankalign.errors import InputError
-from rankalign.jsonl import read_rows
-from rankalign.records import Checker
 from rankalign.registry import did_you_mean
 from rankalign.scorers import verdicts
 from rankalign.scorers.verdicts import Ratings, Scores
+from rankalign.storage.jsonl import read_rows
 
 SHIPPED = Path(__file__).with_name("judge_prompts.jsonl")
 TYPES = {"pointwise": "single", "pairwise": "pairwise", "listwise": "listwise"}

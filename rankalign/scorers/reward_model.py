@@ -13,19 +13,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rankalign import batching, models, rewards, templates
+from rankalign.data import encode as batching
+from rankalign.data import templates
+from rankalign.data.records import CandidateSet, Response, read
 from rankalign.errors import InputError
-from rankalign.files import sha256_file
-from rankalign.logps import supports_tree
-from rankalign.records import CandidateSet, Response, read
+from rankalign.models import load as models
+from rankalign.rows import rewards
+from rankalign.rows.logps import supports_tree
+from rankalign.storage.files import sha256_file
 
 
 class RewardModelScorer:
     """Grades template(prompt) + response, and an end-of-sequence (or separator) token behind a finished response.
 
     The model reads it with its own tokenizer and template, whatever wrote the response. Texts are sorted by length, and
-    where they share a prompt a decoder reads it once (:func:`rankalign.rewards.list_rewards`); else they are padded on
-    the right, behind a mask. So a score depends on its own text alone (but for rounding).
+    where they share a prompt a decoder reads it once (:func:`rankalign.rows.rewards.list_rewards`); else they are
+    padded on the right, behind a mask. So a score depends on its own text alone (but for rounding).
 
     A decoder's reward is read where its config says: ``rankalign_pooling: last`` is the last token of the text.
     ``last_non_pad``, or no such key, is the rule of transformers, the last token that is not the padding id: the token
@@ -33,8 +36,8 @@ class RewardModelScorer:
 
     Args:
         name: key of the scores.
-        model: folder, hub id, or a name that :func:`rankalign.models.resolve` knows.
-        template: how the prompt is written; see :func:`rankalign.batching.encode_prompt`.
+        model: folder, hub id, or a name that :func:`rankalign.models.load.resolve` knows.
+        template: how the prompt is written; see :func:`rankalign.data.encode.encode_prompt`.
         system: system message put before each prompt.
         batch_size: texts a forward pass; has no bearing on the scores.
         max_length: most tokens of a text; 0 is what the model can take. A longer one loses the beginning of its

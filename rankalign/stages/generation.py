@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from rankalign.config import SampleConfig, ScoreConfig, ScorerConfig
+from rankalign.data.records import CandidateSet, Checker, Response, parse_response, read, response_to_dict
 from rankalign.engines import ENGINES, Engine, Policy
 from rankalign.engines.settings import policy_settings
 from rankalign.errors import InputError
-from rankalign.files import sha256_file
-from rankalign.journal import Journal
-from rankalign.records import CandidateSet, Checker, Response, parse_response, read, response_to_dict
 from rankalign.scorers import SCORERS, Scorer, attach, grade
-from rankalign.shards import Collected, collect
-from rankalign.stages import Batch, Items, Scale, Stage, run_plans
+from rankalign.stages.shards import Collected, collect
+from rankalign.stages.stage import Batch, Items, Scale, Stage, run_plans
+from rankalign.storage.files import sha256_file
+from rankalign.storage.journal import Journal
 
 SCORE_BATCH = 32  # records handed to a scorer at once, and lost at most when a run is killed
 

@@ -23,10 +23,10 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 import ray  # noqa: E402
 import ray.data  # noqa: E402
 
+from rankalign.data.records import parse, to_dict  # noqa: E402
 from rankalign.errors import InputError  # noqa: E402
-from rankalign.jsonl import dumps, loads  # noqa: E402
-from rankalign.records import parse, to_dict  # noqa: E402
-from rankalign.stages import Batch, Worker  # noqa: E402
+from rankalign.stages.stage import Batch, Worker  # noqa: E402
+from rankalign.storage.jsonl import dumps, loads  # noqa: E402
 
 
 def run_on_ray(worker: Worker, batches: Sequence[Batch], workers: int = 0) -> Iterator[tuple[Batch, list[Any]]]:

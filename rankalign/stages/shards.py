@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rankalign import manifest
+from rankalign.data.records import Checker
 from rankalign.errors import InputError
-from rankalign.files import atomic_writer
-from rankalign.journal import Key, differences
-from rankalign.jsonl import dumps, read_rows
-from rankalign.records import Checker
+from rankalign.storage import manifest
+from rankalign.storage.files import atomic_writer
+from rankalign.storage.journal import Key, differences
+from rankalign.storage.jsonl import dumps, read_rows
 
 T = TypeVar("T")
 

@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rankalign import manifest
+from rankalign.data.records import CandidateSet, write
 from rankalign.errors import InputError
-from rankalign.files import sync_directory
-from rankalign.journal import Journal, Key
 from rankalign.progress import Progress
-from rankalign.records import CandidateSet, write
 from rankalign.registry import Entry, Registry
 from rankalign.scorers import summary
-from rankalign.shards import Shard, write_items
+from rankalign.stages.shards import Shard, write_items
+from rankalign.storage import manifest
+from rankalign.storage.files import sync_directory
+from rankalign.storage.journal import Journal, Key
 
 Items = Mapping[Key, Any]
 Batch = Sequence[CandidateSet]
@@ -46,8 +46,8 @@ class Worker(Protocol):
 RUNNERS = Registry(
     "runner",
     {
-        "local": Entry("rankalign.stages:run_here", "this process, batch after batch"),
-        "ray": Entry("rankalign.runner_ray:run_on_ray", "Ray Data: actors on one or many machines", "ray"),
+        "local": Entry("rankalign.stages.stage:run_here", "this process, batch after batch"),
+        "ray": Entry("rankalign.stages.ray_runner:run_on_ray", "Ray Data: actors on one or many machines", "ray"),
     },
 )
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rankalign.errors import InputError
-from rankalign.files import sha256_file, sync_directory, write_text
+from rankalign.storage.files import sha256_file, sync_directory, write_text
 
 CHECKSUMS = "checksums.json"
 

@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import Any
 
 from rankalign.errors import InputError
-from rankalign.files import sync_directory
-from rankalign.jsonl import dumps, loads
+from rankalign.storage.files import sync_directory
+from rankalign.storage.jsonl import dumps, loads
 
 Key = tuple[str, ...]
 HEADER: Key = ("header",)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from rankalign.errors import InputError, RecordError
-from rankalign.files import atomic_writer, decode, read_lines
+from rankalign.storage.files import atomic_writer, decode, read_lines
 
 Row = tuple[int, dict[str, Any]]
 OnError = Callable[[RecordError], None]

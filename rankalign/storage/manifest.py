@@ -11,9 +11,9 @@ from typing import Any
 
 import rankalign
 from rankalign.errors import InputError
-from rankalign.files import sha256_file, write_text
-from rankalign.journal import differences
-from rankalign.jsonl import dumps, loads
+from rankalign.storage.files import sha256_file, write_text
+from rankalign.storage.journal import differences
+from rankalign.storage.jsonl import dumps, loads
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "peft", "safetensors", "tokenizers", "numpy")
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rankalign import models
 from rankalign.errors import InputError
-from rankalign.folders import cached_folder
+from rankalign.models import load as models
+from rankalign.storage.folders import cached_folder
 from rankalign.training.arguments import TrainConfig
 
 

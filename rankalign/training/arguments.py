@@ -13,10 +13,10 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from rankalign.config import read_yaml
 from rankalign.errors import InputError
-from rankalign.jsonl import dumps, loads
 from rankalign.losses import LOSSES, Loss
 from rankalign.losses.reward import REWARD_LOSSES
 from rankalign.registry import did_you_mean
+from rankalign.storage.jsonl import dumps, loads
 from rankalign.training.flags import flag as _flag
 from rankalign.training.old_names import modernise
 from rankalign.training.ppo_settings import FOREIGN, PPOSettings

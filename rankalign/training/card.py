@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 import rankalign
-from rankalign.files import write_text
+from rankalign.storage.files import write_text
 
 NAME = "README.md"
 BUILT_IN = {"default": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # what hubs know the embedded model as

@@ -13,12 +13,15 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from rankalign import adapters, data, logps, models, rewards
-from rankalign.batching import EncodeOptions, TokenList, encode_all
-from rankalign.convert import Intake
+from rankalign.data import load as data
+from rankalign.data.convert import Intake
+from rankalign.data.encode import EncodeOptions, TokenList, encode_all
+from rankalign.data.records import CandidateSet, choose_judge, judges
 from rankalign.errors import InputError
-from rankalign.files import sha256_file
-from rankalign.records import CandidateSet, choose_judge, judges
+from rankalign.models import adapters
+from rankalign.models import load as models
+from rankalign.rows import logps, rewards
+from rankalign.storage.files import sha256_file
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.reference import ReferenceCache
 from rankalign.training.reward import freeze_lower

@@ -12,8 +12,8 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import TrainerCallback
 
-from rankalign import jsonl
-from rankalign.ranked import Ranked
+from rankalign.losses.ranked import Ranked
+from rankalign.storage import jsonl
 
 NAME = "ledger.jsonl"
 Entry = dict[str, Any]

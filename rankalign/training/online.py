@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 from transformers import set_seed
 
-from rankalign import manifest, models
-from rankalign.batching import TokenList
+from rankalign.data.encode import TokenList
 from rankalign.errors import InputError
+from rankalign.models import load as models
+from rankalign.storage import manifest
 from rankalign.training import inputs, run
 from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import TrainConfig

@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer
 
-from rankalign.batching import TokenList
+from rankalign.data.encode import TokenList
 from rankalign.errors import InputError
-from rankalign.logps import list_logps
 from rankalign.losses import PARTS
-from rankalign.ranked import Ranked
+from rankalign.losses.ranked import Ranked
+from rankalign.rows.logps import list_logps
+from rankalign.rows.tree import tree_tokens
+from rankalign.rows.two_pass import backward_two_pass
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.diagnosis import accuracy_interval
 from rankalign.training.ledger import NAME, Ledger, LedgerFile, measure
-from rankalign.tree import tree_tokens
-from rankalign.two_pass import backward_two_pass
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class RankTrainer(Trainer):
         config: settings.
         train: examples to train on.
         evaluation: examples to measure while training.
-        layout: how rows are laid out for log-probabilities, see :func:`rankalign.logps.list_logps`.
+        layout: how rows are laid out for log-probabilities, see :func:`rankalign.rows.logps.list_logps`.
         **more: passed to transformers' Trainer.
     """
 

@@ -14,9 +14,9 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from rankalign.batching import TokenList
+from rankalign.data.encode import TokenList
 from rankalign.errors import InputError
-from rankalign.files import atomic_writer
+from rankalign.storage.files import atomic_writer
 
 Compute = Callable[[Sequence[TokenList]], list[Tensor]]
 SPOT_CHECKS = 4

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rankalign import models, rewards
-from rankalign.batching import TokenList
+from rankalign.data.encode import TokenList
 from rankalign.errors import InputError
-from rankalign.logps import causal_lm
 from rankalign.losses.reward import per_token
+from rankalign.models import load as models
+from rankalign.rows import rewards
+from rankalign.rows.logps import causal_lm
 from rankalign.training.rank import Example, Meter, RankTrainer, pad, to_ranked, token_ids
 
 # --- the model ---------------------------------------------------------------------------------------------------
@@ -29,7 +30,7 @@ def load(model: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A float32 decoder with a score head, a new one (see :func:`start_at_zero`) unless the model has one already.
 
     Args:
-        model: as in :func:`rankalign.models.load_reward_model`.
+        model: as in :func:`rankalign.models.load.load_reward_model`.
         tokenizer: its tokenizer, to be saved with it; its padding token may change.
 
     Raises:
@@ -118,7 +119,7 @@ class RewardTrainer(RankTrainer):
         config: settings.
         train: examples to train on.
         evaluation: examples to measure while training.
-        layout: how rows are laid out, see :func:`rankalign.rewards.list_rewards`.
+        layout: how rows are laid out, see :func:`rankalign.rows.rewards.list_rewards`.
         **more: passed to transformers' Trainer.
     """
 
@@ -186,7 +187,7 @@ def compare(
 
     Args:
         examples: P lists.
-        pieces: of :func:`rankalign.rewards.token_rewards`.
+        pieces: of :func:`rankalign.rows.rewards.token_rewards`.
         config: the model's.
 
     Returns:

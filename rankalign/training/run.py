@@ -16,9 +16,10 @@ from accelerate.utils import reduce
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from rankalign import manifest, models
 from rankalign.errors import InputError
-from rankalign.files import write_text
+from rankalign.models import load as models
+from rankalign.storage import manifest
+from rankalign.storage.files import write_text
 from rankalign.training import processes
 from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import TrainConfig

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from rankalign.records import CandidateSet, Response, write
+from rankalign.data.records import CandidateSet, Response, write
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = Path(__file__).with_name("cpu_launch.py")

@@ -15,9 +15,10 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rankalign import delta, models, tiny
-from rankalign.logps import list_logps, supports_tree
-from rankalign.records import CandidateSet, Response, write
+from rankalign.data.records import CandidateSet, Response, write
+from rankalign.models import delta, tiny
+from rankalign.models import load as models
+from rankalign.rows.logps import list_logps, supports_tree
 from rankalign.training.arguments import parse_settings
 from rankalign.training.run import train
 

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from rankalign import cli, models
+from rankalign import cli
+from rankalign.models import load as models
 from rankalign.training.arguments import parse
 from rankalign.training.old_names import modernise
 

@@ -15,7 +15,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from transformers import AutoModelForCausalLM
 
-from rankalign.jsonl import read_rows
+from rankalign.storage.jsonl import read_rows
 from rankalign.training.arguments import parse_settings
 from rankalign.training.run import train
 from tests.e2e.distributed import LAUNCHED, ROOT, furthest, launch, log, settings, tensors, write_data

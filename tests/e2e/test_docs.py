@@ -20,11 +20,11 @@ from pathlib import Path
 
 import pytest
 
-from rankalign import models
 from rankalign.cli import main
-from rankalign.jsonl import write_rows
-from rankalign.label import Session
-from rankalign.records import CandidateSet, Response, read, write
+from rankalign.data.records import CandidateSet, Response, read, write
+from rankalign.interactive.ranking import Session
+from rankalign.models import load as models
+from rankalign.storage.jsonl import write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"

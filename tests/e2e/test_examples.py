@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from rankalign.cli import main
-from rankalign.jsonl import read_rows
+from rankalign.storage.jsonl import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = {

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rankalign.cli import main
-from rankalign.records import CandidateSet, read, write
+from rankalign.data.records import CandidateSet, read, write
 
 REWARD = """
 def share(samples, prompts, outputs, **meta):

@@ -15,15 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rankalign import models
 from rankalign.cli import main
 from rankalign.config import SampleConfig, ScoreConfig, ScorerConfig, build
+from rankalign.data.records import CandidateSet, Response, read, write
 from rankalign.engines import Policy, SamplingParams
-from rankalign.generation import sample, score
-from rankalign.iterate import IterateConfig, run
-from rankalign.jsonl import loads, read_rows
-from rankalign.records import CandidateSet, Response, read, write
-from rankalign.rounds import STRIDE
+from rankalign.models import load as models
+from rankalign.recipes.iterate import IterateConfig, run
+from rankalign.recipes.rounds import STRIDE
+from rankalign.stages.generation import sample, score
+from rankalign.storage.jsonl import loads, read_rows
 from rankalign.training.arguments import parse_settings
 from rankalign.training.run import train
 from tests.faults.children import finish, killed, start

@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 
 from rankalign.cli import main
+from rankalign.data.records import CandidateSet, Response, read, write
 from rankalign.errors import InputError
-from rankalign.paper import unit
-from rankalign.paper.child import Lock
-from rankalign.paper.metered import peak_bytes
-from rankalign.records import CandidateSet, Response, read, write
+from rankalign.recipes.paper import unit
+from rankalign.recipes.paper.child import Lock
+from rankalign.recipes.paper.metered import peak_bytes
 
 REWARD = """
 def share(samples, prompts, outputs, **meta):
@@ -232,7 +232,15 @@ def test_bad_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str], change
 def test_peak_is_the_childs_own(tmp_path: Path) -> None:
     """A child of a large process does not inherit its size."""
     ballast = np.ones(100_000_000)  # 800 MB
-    words = [sys.executable, "-m", "rankalign.paper.metered", str(tmp_path / "took.json"), "ls", "losses", "--json"]
+    words = [
+        sys.executable,
+        "-m",
+        "rankalign.recipes.paper.metered",
+        str(tmp_path / "took.json"),
+        "ls",
+        "losses",
+        "--json",
+    ]
     subprocess.run(words, check=True, capture_output=True)
     took = json.loads((tmp_path / "took.json").read_text())
     assert 1e7 < took["peak_bytes"] < ballast.nbytes < peak_bytes()

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from rankalign.cli import main
+from rankalign.data.records import CandidateSet, Response, write
 from rankalign.engines import hf
-from rankalign.records import CandidateSet, Response, write
 
 # Not importorskip: our runner has to be the one that imports Ray, which reads its settings then.
 pytestmark = [

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from rankalign import models
-from rankalign.records import CandidateSet, Response, read, write
+from rankalign.data.records import CandidateSet, Response, read, write
+from rankalign.models import load as models
 
 ROOT = Path(__file__).resolve().parents[2]
 

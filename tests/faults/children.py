@@ -48,9 +48,9 @@ def _main(words: list[str], log: str, largest_file: int) -> None:
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    from rankalign import generation
     from rankalign.cli import main
     from rankalign.engines import hf, openai_client
+    from rankalign.stages import generation
 
     hf.MAX_ROWS = 8
     openai_client.FIRST_DELAY_S, openai_client.LONGEST_DELAY_S, openai_client.TRIES = 0.01, 0.1, 20

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rankalign.records import CandidateSet, write
+from rankalign.data.records import CandidateSet, write
 from tests.faults.children import PROMPTS, finish
 
 POLICIES = """policies:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from rankalign.data.records import CandidateSet, Response
 from rankalign.engines import Policy, SamplingParams, openai_client
 from rankalign.engines.openai import OpenAIEngine
-from rankalign.records import CandidateSet, Response
 from tests.faults.server import FaultServer
 
 PROMPTS = [CandidateSet(f"p{i}", f"Say {i}") for i in range(6)]

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from rankalign import generation
 from rankalign.cli import main
-from rankalign.records import read, write
+from rankalign.data.records import read, write
+from rankalign.stages import generation
 from tests.faults.children import PROMPTS, finish, killed, start
 from tests.faults.server import FaultServer
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from rankalign import manifest
 from rankalign.config import SampleConfig, build
+from rankalign.data.records import CandidateSet, read, write
 from rankalign.engines import openai_client
 from rankalign.engines.openai_client import wait_asked
 from rankalign.errors import InputError
-from rankalign.generation import sample
-from rankalign.records import CandidateSet, read, write
+from rankalign.stages.generation import sample
+from rankalign.storage import manifest
 from tests.faults.openai_helpers import GREEDY, PROMPTS, SAMPLED, ask, engine, fetch, free_port, hurry, wait_for
 from tests.faults.server import FAULTS, FaultServer
 
@@ -184,7 +184,7 @@ INTERRUPTED = """
 import os, signal, threading, time
 from rankalign.engines import Policy
 from rankalign.engines.openai import OpenAIEngine
-from rankalign.records import CandidateSet
+from rankalign.data.records import CandidateSet
 from tests.faults.server import FaultServer
 with FaultServer(delay=60) as server:
     engine = OpenAIEngine(Policy("a", "openai", model="m", base_url=server.url))

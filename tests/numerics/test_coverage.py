@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rankalign.evaluation.orders import compare_reviews
-from rankalign.evaluation.reviews import Review
+from rankalign.evaluation.pairwise.orders import compare_reviews
+from rankalign.evaluation.pairwise.reviews import Review
 from rankalign.evaluation.statistics import mean_interval
 
 QUESTIONS, RUNS, DRAWS, LEVEL = 80, 4000, 1000, 0.90

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from rankalign import default_model, models
+from rankalign.data.records import CandidateSet, read
 from rankalign.engines import Policy, SamplingParams
 from rankalign.engines.hf import HFEngine
-from rankalign.evaluation.lexical import distinct, words
-from rankalign.evaluation.variety import distinct_answers
-from rankalign.records import CandidateSet, read
+from rankalign.evaluation.texts.lexical import distinct, words
+from rankalign.evaluation.texts.variety import distinct_answers
+from rankalign.models import default as default_model
+from rankalign.models import load as models
 
 OPENING = 5  # words
 

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from rankalign import models, tiny
-from rankalign.batching import TokenList
+from rankalign.data.encode import TokenList
 from rankalign.errors import InputError
-from rankalign.training import ilql_math as m
-from rankalign.training.ilql import ILQLModel, ILQLSettings, load_ilql, records_of, settings_of, train_ilql
+from rankalign.models import load as models
+from rankalign.models import tiny
+from rankalign.training.ilql import math as m
+from rankalign.training.ilql.trainer import ILQLModel, ILQLSettings, load_ilql, records_of, settings_of, train_ilql
 from tests.numerics.test_ppo_random_walks import END, GOAL, LIMIT, NODES, Walks, build_tokenizer, fitted
 
 # Three states in a row, two actions in each. Two responses: one acts in all three states, one in the last alone.

@@ -13,13 +13,13 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM
 
-from rankalign import attention, gemm
 from rankalign.errors import InputError
-from rankalign.head import Head, label_logps
-from rankalign.linears import fast_linears
-from rankalign.logps import choose_layout, list_logps, supports_tree, token_logps
-from rankalign.tree import tree_row
-from rankalign.two_pass import backward_two_pass, units
+from rankalign.rows import attention, gemm
+from rankalign.rows.head import Head, label_logps
+from rankalign.rows.linears import fast_linears
+from rankalign.rows.logps import choose_layout, list_logps, supports_tree, token_logps
+from rankalign.rows.tree import tree_row
+from rankalign.rows.two_pass import backward_two_pass, units
 
 VOCABULARY = 61
 SMALL = {
@@ -387,8 +387,8 @@ def naive(hidden, weight, bias, labels, scale, cap):
 @pytest.mark.parametrize(("bias", "scale", "cap"), [(False, 1.0, None), (True, 0.5, None), (True, 1.5, 3.0)])
 @pytest.mark.parametrize(("tile", "chunk"), [(1000, 1000), (16, 10)])
 def test_the_chunked_head_equals_log_softmax(monkeypatch, dtype, tolerance, bias, scale, cap, tile, chunk):
-    monkeypatch.setattr("rankalign.head.TILE", tile)
-    monkeypatch.setattr("rankalign.head.CHUNK", chunk)
+    monkeypatch.setattr("rankalign.rows.head.TILE", tile)
+    monkeypatch.setattr("rankalign.rows.head.CHUNK", chunk)
     hidden, weight, shift, labels = head_case(dtype, bias)
     inputs = [t for t in (hidden, weight, shift) if t is not None]
     slope = torch.randn(len(labels), dtype=dtype)
@@ -411,7 +411,7 @@ def test_extreme_logits_stay_finite():
 
 
 def test_half_precision_is_summed_in_fp32(monkeypatch):
-    monkeypatch.setattr("rankalign.head.CHUNK", 16)
+    monkeypatch.setattr("rankalign.rows.head.CHUNK", 16)
     hidden, weight, _, labels = head_case(torch.bfloat16, False, positions=640)
     exact_h, exact_w = (t.detach().double().requires_grad_() for t in (hidden, weight))
     expected = naive(exact_h, exact_w, None, labels, 1.0, None)

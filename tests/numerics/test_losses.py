@@ -13,7 +13,7 @@ from parity.lists import lists, padded, random_list
 
 from rankalign.errors import InputError
 from rankalign.losses import LOSSES, PARTS, listmle, listnet
-from rankalign.ranked import Ranked
+from rankalign.losses.ranked import Ranked
 
 # Three responses, best first by score: A, C, B.      A     B      C
 #   logps                                            -6    -4    -12

@@ -13,7 +13,7 @@ from parity.lists import lists, padded, random_list, value_and_gradient
 from torch import Tensor
 
 from rankalign.losses import LOSSES, PARTS
-from rankalign.ranked import Ranked
+from rankalign.losses.ranked import Ranked
 
 Function = Callable[[Ranked], Tensor]
 

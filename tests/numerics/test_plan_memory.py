@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from rankalign import models
-from rankalign.default_model import NAME
-from rankalign.records import CandidateSet, Response, write
+from rankalign.data.records import CandidateSet, Response, write
+from rankalign.models import load as models
+from rankalign.models.default import NAME
 
 WORDS = ["the", "of", "and", "to", "in", "is", "that", "for", "it", "was", "on", "are", "as", "with", "his", "they"]
 

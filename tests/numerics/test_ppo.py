@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from rankalign.errors import InputError
-from rankalign.training import ppo_math
-from rankalign.training.ppo_math import KLController, RunningMoments
+from rankalign.training.ppo import math as ppo_math
+from rankalign.training.ppo.math import KLController, RunningMoments
 
 LENGTHS = [5, 1, 3, 7]
 

@@ -21,11 +21,11 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as token_models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rankalign.records import CandidateSet
-from rankalign.rollouts import sampler_of
+from rankalign.data.records import CandidateSet
+from rankalign.recipes.rollouts import sampler_of
 from rankalign.training.arguments import PPOConfig, parse_settings
-from rankalign.training.ppo import PPOTrainer, Question
-from rankalign.training.value import ActorCritic
+from rankalign.training.ppo.trainer import PPOTrainer, Question
+from rankalign.training.ppo.value import ActorCritic
 
 NODES, LIMIT, WALKS, EDGE = 21, 10, 1000, 0.1
 GOAL, PAD, END = 0, NODES, NODES + 1

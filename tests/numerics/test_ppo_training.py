@@ -14,17 +14,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from rankalign import models, tiny
+from rankalign.data.records import CandidateSet, Response, write
 from rankalign.errors import InputError
-from rankalign.files import sha256_file
-from rankalign.records import CandidateSet, Response, write
-from rankalign.rollouts import ScorerReward, reward_of, sampler_of
+from rankalign.models import load as models
+from rankalign.models import tiny
+from rankalign.recipes.rollouts import ScorerReward, reward_of, sampler_of
 from rankalign.scorers.function import FunctionScorer
-from rankalign.training import ppo_math
+from rankalign.storage.files import sha256_file
 from rankalign.training.arguments import PPOConfig, parse_settings
-from rankalign.training.ppo import PPOTrainer, Question, Rollouts
-from rankalign.training.ppo_run import load_actor, load_questions, train_ppo
-from rankalign.training.value import ActorCritic
+from rankalign.training.ppo import math as ppo_math
+from rankalign.training.ppo.run import load_actor, load_questions, train_ppo
+from rankalign.training.ppo.trainer import PPOTrainer, Question, Rollouts
+from rankalign.training.ppo.value import ActorCritic
 
 TOKENIZER = tiny.build_tokenizer()
 PROMPTS = [CandidateSet(f"p{i}", "say " + "x" * i) for i in range(5)]

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from rankalign import logps, recompute
-from rankalign.logps import list_logps
+from rankalign.rows import logps
+from rankalign.rows import recipes as recompute
+from rankalign.rows.logps import list_logps
 from tests.numerics.test_logps import FAMILIES, adapted, build, gradients, largest_error, lists, weigh
 
 

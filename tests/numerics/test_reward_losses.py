@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rankalign import tiny
-from rankalign.batching import TokenList
+from rankalign.data.encode import TokenList
 from rankalign.losses import reward as losses
-from rankalign.ranked import Ranked
+from rankalign.losses.ranked import Ranked
+from rankalign.models import tiny
 from rankalign.training import reward as reward_module
 from rankalign.training.rank import Example
 from rankalign.training.reward import compare

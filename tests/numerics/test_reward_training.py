@@ -17,10 +17,12 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as token_models
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rankalign import models, rewards, tiny
-from rankalign.batching import TokenList
+from rankalign.data.encode import TokenList
+from rankalign.data.records import CandidateSet, Response, write
 from rankalign.errors import InputError
-from rankalign.records import CandidateSet, Response, write
+from rankalign.models import load as models
+from rankalign.models import tiny
+from rankalign.rows import rewards
 from rankalign.scorers.reward_model import RewardModelScorer
 from rankalign.training import reward as reward_module
 from rankalign.training.arguments import TrainConfig, parse_settings

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from rankalign import models, tiny
+from rankalign.data.records import CandidateSet, Response, write
 from rankalign.errors import InputError
-from rankalign.evaluation.likeness import RougeWatch, best_texts
-from rankalign.records import CandidateSet, Response, write
-from rankalign.rollouts import watch_of
+from rankalign.evaluation.texts.likeness import RougeWatch, best_texts
+from rankalign.models import load as models
+from rankalign.models import tiny
+from rankalign.recipes.rollouts import watch_of
 from rankalign.training.arguments import TrainConfig, parse, parse_settings
 from rankalign.training.run import train
 

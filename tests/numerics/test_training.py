@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from rankalign import models, tiny
-from rankalign.batching import EncodeOptions, TokenList, encode_all
+from rankalign.data.encode import EncodeOptions, TokenList, encode_all
+from rankalign.data.records import CandidateSet, Response, read, write
 from rankalign.errors import InputError
-from rankalign.records import CandidateSet, Response, read, write
+from rankalign.models import load as models
+from rankalign.models import tiny
 from rankalign.training import reference
 from rankalign.training.arguments import TrainConfig, parse_settings
 from rankalign.training.rank import Example, RankTrainer, to_ranked
@@ -402,7 +403,7 @@ def letters_or_digits(count: int, seed: int) -> list[CandidateSet]:
 
 def test_policy_ranks_held_out_pairs_better_after_training(tmp_path: Path) -> None:
     """Row 32: p_i as a reward model on prompts nothing was trained on; at random weights it is a coin."""
-    from rankalign.evaluation.agreement import add_policy_scores, evaluate_agreement
+    from rankalign.evaluation.raters.accuracy import add_policy_scores, evaluate_agreement
 
     write(tmp_path / "train.jsonl", letters_or_digits(32, seed=1))
     more = {"learning_rate": 1e-2, "num_train_epochs": 3, "save_strategy": "no"}

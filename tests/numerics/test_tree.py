@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rankalign.tree import Forest, Tree, merged, padded_rows, tree_row, tree_tokens
+from rankalign.rows.tree import Forest, Tree, merged, padded_rows, tree_row, tree_tokens
 
 PROMPTS = [[10, 11, 12], [20]]
 RESPONSES = [[[1, 2], [], [3]], [[4, 5, 6]]]

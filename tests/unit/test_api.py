@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 import rankalign
-from rankalign import api, models
+from rankalign import api
+from rankalign.data.records import CandidateSet, Response, read
 from rankalign.errors import InputError
-from rankalign.records import CandidateSet, Response, read
-from rankalign.training.ilql import HEADS_FILE
+from rankalign.models import load as models
+from rankalign.training.ilql.trainer import HEADS_FILE
 
 FAST = {"model": "tiny", "use_cpu": True, "disable_tqdm": True, "max_steps": 1}
 PPO = {**FAST, "rollouts": 4, "per_device_train_batch_size": 4, "max_new_tokens": 4, "ppo_epochs": 1}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rankalign.cli import COMMANDS, main
-from rankalign.records import CandidateSet, Response, write
+from rankalign.data.records import CandidateSet, Response, write
 
 
 def records(path: Path, count: int = 4) -> str:

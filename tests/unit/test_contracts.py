@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+from rankalign.data.formats import FORMATS, Losses
+from rankalign.data.records import CandidateSet, Response, to_dict
 from rankalign.engines import ENGINES, Policy, SamplingParams
 from rankalign.errors import InputError
-from rankalign.formats import FORMATS, Losses
 from rankalign.losses import LOSSES
-from rankalign.ranked import Ranked
-from rankalign.records import CandidateSet, Response, to_dict
+from rankalign.losses.ranked import Ranked
 from rankalign.scorers import SCORERS
 from tests.faults.server import FaultServer
 

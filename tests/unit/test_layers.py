@@ -1,126 +1,163 @@
-"""Imports point down, and heavy or optional packages stay where they belong."""
+"""Every file stands in a room, imports point down, nothing runs in a circle, and heavy packages keep to their place."""
 
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "rankalign"
-L0 = {
-    "errors",
-    "files",
-    "folders",
-    "records",
-    "jsonl",
-    "journal",
-    "manifest",
-    "registry",
-    "templates",
-    "ranked",
-    "losses",
-    "progress",
+
+# The house from the ground up. A room sees what stands below it, and the rooms inside one see each other and its own
+# files where that makes no circle. Names without a folder are the eight files at the door.
+ROOMS: dict[str, tuple[str, ...]] = {
+    "__init__": (),
+    "errors": (),
+    "progress": (),
+    "registry": (),
+    "storage": (),
+    "losses": (),
+    "rows": (),
+    "models": ("delta",),
+    "data": ("formats", "lint"),
+    "engines": (),
+    "config": (),
+    "scorers": (),
+    "stages": (),
+    "training": ("ppo", "ilql", "plan"),
+    "evaluation": ("texts", "pairwise", "raters", "report"),
+    "interactive": ("pages",),
+    "recipes": ("paper",),
+    "api": (),
+    "commands": (),
+    "cli": (),
+    "__main__": (),
 }
-L1 = {
-    "config", "formats", "convert", "mixing", "data", "lint", "lint_rules", "models", "adapters", "default_model",
-    "tiny", "weights", "quant", "batching", "tree", "attention", "gemm", "head", "linears", "recompute", "two_pass",
-    "logps", "rewards", "engines", "scorers",
-}  # fmt: skip
-L2 = {
-    "stages",
-    "shards",
-    "runner_ray",
-    "generation",
-    "training",
-    "evaluation",
-    "delta",
-    "delta_legacy",
-    "plan",
-    "memory",
-    "label",
-    "pages",
-    "chat",
-    "votes",
-    "repl",
-}
-TOP = {"api", "experiment", "iterate", "rounds", "rollouts", "paper", "cli", "commands", "__main__", "__init__"}
-LAYER = {**dict.fromkeys(L0, 0), **dict.fromkeys(L1, 1), **dict.fromkeys(L2, 2), **dict.fromkeys(TOP, 3)}
+FLOOR = {room: floor for floor, room in enumerate(ROOMS)}
+DOOR = {"__init__", "__main__", "api", "cli", "config", "errors", "progress", "registry"}
 OPTIONAL = {
     "vader": {"rankalign/scorers/builtin.py"},
-    "matplotlib": {"rankalign/evaluation"},
-    "jinja2": {"rankalign/evaluation"},
-    "peft": {"rankalign/models.py", "rankalign/adapters.py", "rankalign/delta.py"},
-    "ray": {"rankalign/runner_ray.py"},
+    "matplotlib": {"rankalign/evaluation/report"},
+    "jinja2": {"rankalign/evaluation/report"},
+    "peft": {"rankalign/models/"},
+    "ray": {"rankalign/stages/ray_runner.py"},
     "openai": {"rankalign/engines/openai_client.py"},
-    "rouge_score": {"rankalign/evaluation/lexical.py"},
+    "rouge_score": {"rankalign/evaluation/texts/lexical.py"},
     "vllm": {"rankalign/engines/vllm.py"},
-    "gradio": {"rankalign/pages/chat.py"},
-    "uvicorn": {"rankalign/pages/chat.py"},
+    "gradio": {"rankalign/interactive/pages/chat.py"},
+    "uvicorn": {"rankalign/interactive/pages/chat.py"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def unit(path: Path) -> str:
-    """The module or sub-package of rankalign that a file belongs to."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def module(path: Path) -> str:
+    """Dotted name of a file, ``rankalign.rows.tree``."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room(name: str) -> str:
+    """The room of ``rankalign.rows.tree``: ``rows``."""
+    return [*name.split("."), "__init__"][1]
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names that a file imports, wherever in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    """Dotted names that a file imports, wherever in it but under ``if TYPE_CHECKING``."""
+    found: set[str] = set()
+    todo: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            todo.extend(node.orelse)
+            continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        todo.extend(ast.iter_child_nodes(node))
     return found
 
 
+MODULES = {module(path): path for path in FILES}
+
+
 def internal(path: Path) -> set[str]:
-    return {name.split(".")[1] for name in imports(path) if name.startswith("rankalign.")} - {"__version__"}
+    """The files of rankalign that a file imports, as dotted names."""
+    names = {name for name in imports(path) if name.split(".")[0] == "rankalign"}
+    return {name if name in MODULES else name.rpartition(".")[0] or name for name in names} - {module(path)}
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """One circle of a graph, or nothing."""
+    done: set[str] = set()
+
+    def visit(name: str, trail: list[str]) -> list[str]:
+        if name in trail:
+            return [*trail[trail.index(name) :], name]
+        if name not in done:
+            for below in sorted(graph.get(name, ())):
+                if found := visit(below, [*trail, name]):
+                    return found
+            done.add(name)
+        return []
+
+    return next((found for name in sorted(graph) if (found := visit(name, []))), [])
+
+
+def test_every_file_stands_in_a_room() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} == DOOR
+    rooms = {*ROOMS} - DOOR
+    homes = {"."} | rooms | {f"{outer}/{inner}" for outer in rooms for inner in ROOMS[outer]}
+    assert {str(path.parent.relative_to(PACKAGE)) for path in FILES} == homes
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_point_down(path: Path) -> None:
-    here = LAYER[unit(path)]
-    above = {name for name in internal(path) if LAYER[name] > here}
-    assert not above, f"{path.name} (layer {here}) imports {above}"
+    here = room(module(path))
+    above = {name for name in internal(path) if FLOOR[room(name)] > FLOOR[here]}
+    assert not above, f"{here} is floor {FLOOR[here]} and must not import {above}"
 
 
-def test_every_module_has_a_layer() -> None:
-    assert {unit(path) for path in FILES} <= set(LAYER)
+def test_no_circle_among_files() -> None:
+    found = circle({name: internal(path) for name, path in MODULES.items()})
+    assert not found, " -> ".join(found)
 
 
-def test_no_cycles_between_units() -> None:
-    graph: dict[str, set[str]] = {}
-    for path in FILES:
-        graph.setdefault(unit(path), set()).update(internal(path) - {unit(path)})
-    done: set[str] = set()
+def test_no_circle_among_the_rooms_of_a_room() -> None:
+    """``pairwise`` and ``texts``, say, may not need each other. A room's own files are their common ground."""
+    for outer, inner in ROOMS.items():
+        home = {
+            name: f"{outer}.{part}"
+            for part in inner
+            for name in MODULES
+            if f"{name}.".startswith(f"rankalign.{outer}.{part}.")
+        }
+        graph: dict[str, set[str]] = {}
+        for name in home:
+            graph.setdefault(home[name], set()).update(
+                {home[n] for n in internal(MODULES[name]) if n in home} - {home[name]}
+            )
+        assert not circle(graph), " -> ".join(circle(graph))
 
-    def visit(name: str, trail: tuple[str, ...]) -> None:
-        assert name not in trail, " -> ".join([*trail, name])
-        if name not in done:
-            for below in graph.get(name, ()):
-                visit(below, (*trail, name))
-            done.add(name)
 
-    for name in graph:
-        visit(name, ())
+def test_a_circle_is_seen() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}}) == []
 
 
 def test_losses_import_torch_and_each_other_alone() -> None:
-    for path in [PACKAGE / "ranked.py", *(PACKAGE / "losses").glob("*.py")]:
-        assert internal(path) <= {"losses", "ranked", "errors"}
+    for path in (PACKAGE / "losses").glob("*.py"):
+        assert {room(name) for name in internal(path)} <= {"losses", "errors"}
         outside = {name.split(".")[0] for name in imports(path)} - {"rankalign", "torch", "__future__"}
-        import sys
-
         assert outside <= set(sys.stdlib_module_names)
 
 
 def test_training_is_apart_from_sampling_and_evaluation() -> None:
-    for path in (PACKAGE / "training").glob("*.py"):
-        assert not internal(path) & {"engines", "scorers", "evaluation", "generation"}
+    for path in (PACKAGE / "training").rglob("*.py"):
+        assert not {room(name) for name in internal(path)} & {"engines", "scorers", "evaluation", "stages"}
 
 
 @pytest.mark.parametrize("package", OPTIONAL)

@@ -13,12 +13,12 @@ import pytest
 
 pytest.importorskip("vllm.version", reason="vllm is not installed here; make test-vllm has an environment of its own")
 
-from rankalign import models
+from rankalign.data.records import CandidateSet
 from rankalign.engines import Policy, SamplingParams
 from rankalign.engines.hf import HFEngine
 from rankalign.engines.openai import OpenAIEngine
 from rankalign.errors import InputError
-from rankalign.records import CandidateSet
+from rankalign.models import load as models
 from tests.faults.openai_helpers import fetch, free_port, wait_for
 
 QUESTIONS = ("What is the capital of France?", "Name three colours.", "Write one sentence about the sea.")

@@ -16,12 +16,13 @@ import torch
 
 pytest.importorskip("vllm.version", reason="vllm is not installed here; make test-vllm has an environment of its own")
 
-from rankalign import models, records
+from rankalign.data import records
+from rankalign.data.records import CandidateSet, Response
 from rankalign.engines import Policy, SamplingParams
 from rankalign.engines.hf import HFEngine
 from rankalign.engines.vllm import VLLMEngine
 from rankalign.errors import InputError
-from rankalign.records import CandidateSet, Response
+from rankalign.models import load as models
 
 QUESTIONS = (
     "What is the capital of France?",

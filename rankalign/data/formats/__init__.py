@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from rankalign.jsonl import OnError, Row
-from rankalign.records import CandidateSet
+from rankalign.data.records import CandidateSet
 from rankalign.registry import Entry, Registry
+from rankalign.storage.jsonl import OnError, Row
 
 
 @dataclass
@@ -37,32 +37,38 @@ class Format(Protocol):
 FORMATS = Registry(
     "format",
     {
-        "rankalign": Entry("rankalign.formats.native:FORMAT", "our own record, one prompt with N responses a line"),
-        "rrhf": Entry("rankalign.formats.rrhf:FORMAT", "query, responses, scores (RRHF, Wombat)"),
-        "trl": Entry("rankalign.formats.trl:FORMAT", "prompt, chosen, rejected and TRL's other shapes"),
-        "alpaca": Entry("rankalign.formats.alpaca:FORMAT", "instruction, input, output (Stanford Alpaca)"),
+        "rankalign": Entry(
+            "rankalign.data.formats.native:FORMAT", "our own record, one prompt with N responses a line"
+        ),
+        "rrhf": Entry("rankalign.data.formats.rrhf:FORMAT", "query, responses, scores (RRHF, Wombat)"),
+        "trl": Entry("rankalign.data.formats.trl:FORMAT", "prompt, chosen, rejected and TRL's other shapes"),
+        "alpaca": Entry("rankalign.data.formats.alpaca:FORMAT", "instruction, input, output (Stanford Alpaca)"),
         "hh": Entry(
-            "rankalign.formats.hh:FORMAT", "Human / Assistant dialogues (Anthropic HH, rm-static, full-hh-rlhf)"
+            "rankalign.data.formats.hh:FORMAT", "Human / Assistant dialogues (Anthropic HH, rm-static, full-hh-rlhf)"
         ),
-        "summarize": Entry("rankalign.formats.summarize:FORMAT", "TL;DR posts, comparisons and axes, raw and HF form"),
-        "webgpt": Entry("rankalign.formats.web:WEBGPT", "openai/webgpt_comparisons"),
-        "shp": Entry("rankalign.formats.web:SHP_FORMAT", "Stanford Human Preferences"),
-        "stack-exchange": Entry("rankalign.formats.web:STACK_EXCHANGE", "paired Stack Exchange answers"),
-        "gpt4-compare": Entry("rankalign.formats.gpt4_compare:FORMAT", "GPT-4-LLM comparisons (Wombat)"),
-        "ultrafeedback": Entry("rankalign.formats.ultrafeedback:FORMAT", "UltraFeedback, full and binarised"),
-        "nemo-rl": Entry("rankalign.formats.nemo_rl:FORMAT", "context and ranked completions (NeMo-RL)"),
-        "llama-factory": Entry("rankalign.formats.llama_factory:FORMAT", "alpaca and sharegpt rows (LLaMA-Factory)"),
-        "ms-swift": Entry("rankalign.formats.ms_swift:FORMAT", "messages and rejected_response (ms-swift)"),
-        "openrlhf": Entry("rankalign.formats.openrlhf:FORMAT", "input, output, chosen, rejected (OpenRLHF)"),
-        "pro": Entry("rankalign.formats.pro:FORMAT", "prefix, suffix, reward (PRO)"),
-        "halos": Entry("rankalign.formats.halos:FORMAT", "samples and feedback (HALOs)"),
+        "summarize": Entry(
+            "rankalign.data.formats.summarize:FORMAT", "TL;DR posts, comparisons and axes, raw and HF form"
+        ),
+        "webgpt": Entry("rankalign.data.formats.web:WEBGPT", "openai/webgpt_comparisons"),
+        "shp": Entry("rankalign.data.formats.web:SHP_FORMAT", "Stanford Human Preferences"),
+        "stack-exchange": Entry("rankalign.data.formats.web:STACK_EXCHANGE", "paired Stack Exchange answers"),
+        "gpt4-compare": Entry("rankalign.data.formats.gpt4_compare:FORMAT", "GPT-4-LLM comparisons (Wombat)"),
+        "ultrafeedback": Entry("rankalign.data.formats.ultrafeedback:FORMAT", "UltraFeedback, full and binarised"),
+        "nemo-rl": Entry("rankalign.data.formats.nemo_rl:FORMAT", "context and ranked completions (NeMo-RL)"),
+        "llama-factory": Entry(
+            "rankalign.data.formats.llama_factory:FORMAT", "alpaca and sharegpt rows (LLaMA-Factory)"
+        ),
+        "ms-swift": Entry("rankalign.data.formats.ms_swift:FORMAT", "messages and rejected_response (ms-swift)"),
+        "openrlhf": Entry("rankalign.data.formats.openrlhf:FORMAT", "input, output, chosen, rejected (OpenRLHF)"),
+        "pro": Entry("rankalign.data.formats.pro:FORMAT", "prefix, suffix, reward (PRO)"),
+        "halos": Entry("rankalign.data.formats.halos:FORMAT", "samples and feedback (HALOs)"),
         "alpaca-eval": Entry(
-            "rankalign.formats.alpaca_eval:FORMAT", "model outputs, annotations, preferences (AlpacaEval)"
+            "rankalign.data.formats.alpaca_eval:FORMAT", "model outputs, annotations, preferences (AlpacaEval)"
         ),
-        "fastchat": Entry("rankalign.formats.fastchat:FORMAT", "questions, answers, reviews (FastChat)"),
-        "minchatgpt": Entry("rankalign.formats.minchatgpt:FORMAT", "answers of three policies (minChatGPT)"),
-        "arena-hard": Entry("rankalign.formats.arena_hard:FORMAT", "questions and model answers (Arena-Hard)"),
-        "text-score": Entry("rankalign.formats.text_score:FORMAT", "whole texts with scores (DSP)"),
-        "columns": Entry("rankalign.formats.columns:FORMAT", "an answer a column (PandaLM, LLMBar, DSP, ...)"),
+        "fastchat": Entry("rankalign.data.formats.fastchat:FORMAT", "questions, answers, reviews (FastChat)"),
+        "minchatgpt": Entry("rankalign.data.formats.minchatgpt:FORMAT", "answers of three policies (minChatGPT)"),
+        "arena-hard": Entry("rankalign.data.formats.arena_hard:FORMAT", "questions and model answers (Arena-Hard)"),
+        "text-score": Entry("rankalign.data.formats.text_score:FORMAT", "whole texts with scores (DSP)"),
+        "columns": Entry("rankalign.data.formats.columns:FORMAT", "an answer a column (PandaLM, LLMBar, DSP, ...)"),
     },
 )

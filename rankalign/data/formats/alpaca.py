@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rankalign.formats import Losses
-from rankalign.formats.common import (
+from rankalign.data.formats import Losses
+from rankalign.data.formats.common import (
     RowFormat,
     best,
     complete,
@@ -22,7 +22,7 @@ from rankalign.formats.common import (
     pick_judge,
     prompt_text,
 )
-from rankalign.records import CandidateSet, Checker, Message, Response
+from rankalign.data.records import CandidateSet, Checker, Message, Response
 
 COLUMNS = ("instruction", "input", "output")
 

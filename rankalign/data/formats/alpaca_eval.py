@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rankalign.formats import Losses
-from rankalign.formats.answers import AnswerFormat, Table, find, key_of
-from rankalign.formats.common import instruction_text, lost_details, note_of, prompt_text
-from rankalign.records import CandidateSet, Checker, Prompt, Response
+from rankalign.data.formats import Losses
+from rankalign.data.formats.answers import AnswerFormat, Table, find, key_of
+from rankalign.data.formats.common import instruction_text, lost_details, note_of, prompt_text
+from rankalign.data.records import CandidateSet, Checker, Prompt, Response
 
 
 def win_probability(preference: float | None) -> float | None:

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from rankalign.data.formats import FORMATS, Losses
+from rankalign.data.formats.common import Dropped, lost_details
+from rankalign.data.records import CandidateSet, Checker, Response
 from rankalign.errors import RecordError
-from rankalign.formats import FORMATS, Losses
-from rankalign.formats.common import Dropped, lost_details
-from rankalign.jsonl import OnError, Row
-from rankalign.records import CandidateSet, Checker, Response
+from rankalign.storage.jsonl import OnError, Row
 
 File = tuple[str, Iterable[Row]]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rankalign.formats import Losses
-from rankalign.formats.answers import LoneAnswers, Table, key_of
-from rankalign.records import CandidateSet, Checker, Response
-from rankalign.templates import as_messages
+from rankalign.data.formats import Losses
+from rankalign.data.formats.answers import LoneAnswers, Table, key_of
+from rankalign.data.records import CandidateSet, Checker, Response
+from rankalign.data.templates import as_messages
 
 
 @dataclass(frozen=True)

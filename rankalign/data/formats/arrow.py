@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from rankalign.errors import InputError, RecordError
-from rankalign.files import atomic_writer
-from rankalign.folders import new_folder
-from rankalign.jsonl import OnError, Row, dumps, loads, read_rows
+from rankalign.storage.files import atomic_writer
+from rankalign.storage.folders import new_folder
+from rankalign.storage.jsonl import OnError, Row, dumps, loads, read_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rankalign.formats import Losses
-from rankalign.formats.alpaca import read_instruction
-from rankalign.formats.common import RowFormat, complete, keep, lost_details, note_of, prompt_text
-from rankalign.records import CandidateSet, Checker, Response
+from rankalign.data.formats import Losses
+from rankalign.data.formats.alpaca import read_instruction
+from rankalign.data.formats.common import RowFormat, complete, keep, lost_details, note_of, prompt_text
+from rankalign.data.records import CandidateSet, Checker, Response
 
 Verdicts = dict[str, tuple[float | None, float | None]]
 WINNERS: dict[Any, tuple[float | None, float | None]] = {

@@ -9,11 +9,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar
 
+from rankalign.data.formats import FORMATS, Losses
+from rankalign.data.records import CandidateSet, Checker, Prompt, Response
+from rankalign.data.templates import render
 from rankalign.errors import InputError, RecordError
-from rankalign.formats import FORMATS, Losses
-from rankalign.jsonl import OnError, Row, kind
-from rankalign.records import CandidateSet, Checker, Prompt, Response
-from rankalign.templates import render
+from rankalign.storage.jsonl import OnError, Row, kind
 
 # Where records carry several judges and none is named, the first of these that is there ranks.
 PREFERENCE = "preference"

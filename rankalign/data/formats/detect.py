@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
+from rankalign.data.formats import FORMATS
+from rankalign.data.formats.arrow import rows_of
 from rankalign.errors import InputError
-from rankalign.formats import FORMATS
-from rankalign.formats.arrow import rows_of
 
 # A record of ours has no other keys than these; `id` and `prompt` alone also stand in many foreign rows.
 NATIVE = {"id", "prompt", "responses", "meta"}

@@ -12,10 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rankalign.formats import Losses
-from rankalign.formats.answers import LoneAnswers, Table, key_of
-from rankalign.formats.common import Dropped
-from rankalign.records import CandidateSet, Checker, Response
+from rankalign.data.formats import Losses
+from rankalign.data.formats.answers import LoneAnswers, Table, key_of
+from rankalign.data.formats.common import Dropped
+from rankalign.data.records import CandidateSet, Checker, Response
 
 # What a single number says of the first and the second answer.
 THREE_CLASSES = {1: (1.0, 0.0), 2: (0.0, 1.0), 3: (0.5, 0.5), -1: (None, None)}

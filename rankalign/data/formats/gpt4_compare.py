@@ -11,10 +11,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rankalign.formats import Losses
-from rankalign.formats.alpaca import read_instruction, write_instruction
-from rankalign.formats.common import RowFormat, complete, keep, lost_details, note_of, prompt_text, scored_responses
-from rankalign.records import CandidateSet, Checker, Response
+from rankalign.data.formats import Losses
+from rankalign.data.formats.alpaca import read_instruction, write_instruction
+from rankalign.data.formats.common import (
+    RowFormat,
+    complete,
+    keep,
+    lost_details,
+    note_of,
+    prompt_text,
+    scored_responses,
+)
+from rankalign.data.records import CandidateSet, Checker, Response
 
 PAIR, LIST = ("completion_a", "completion_b"), "responses_and_scores"
 

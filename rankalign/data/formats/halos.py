@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rankalign.errors import RecordError
-from rankalign.formats import Losses
-from rankalign.formats.common import (
+from rankalign.data.formats import Losses
+from rankalign.data.formats.common import (
     PREFERENCE,
     Ids,
     RowFormat,
@@ -23,9 +22,10 @@ from rankalign.formats.common import (
     note_of,
     pick_judge,
 )
-from rankalign.jsonl import OnError, Row, kind
-from rankalign.records import CandidateSet, Checker, Response
-from rankalign.templates import as_messages
+from rankalign.data.records import CandidateSet, Checker, Response
+from rankalign.data.templates import as_messages
+from rankalign.errors import RecordError
+from rankalign.storage.jsonl import OnError, Row, kind
 
 SAMPLES = ("sample", "scalar_feedback")
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rankalign.formats import Losses
-from rankalign.formats.common import (
+from rankalign.data.formats import Losses
+from rankalign.data.formats.common import (
     PREFERENCE,
     RowFormat,
     complete,
@@ -23,7 +23,7 @@ from rankalign.formats.common import (
     note_of,
     paired,
 )
-from rankalign.records import CandidateSet, Checker, Message, Response
+from rankalign.data.records import CandidateSet, Checker, Message, Response
 
 MARK = "\n\nAssistant:"
 ROLES = {"Human": "user", "Assistant": "assistant"}

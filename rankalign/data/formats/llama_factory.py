@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rankalign.formats.alpaca import read_instruction
-from rankalign.formats.common import (
+from rankalign.data.formats.alpaca import read_instruction
+from rankalign.data.formats.common import (
     PairFormat,
     instruction_text,
     keep,
@@ -19,9 +19,9 @@ from rankalign.formats.common import (
     note_of,
     paired,
 )
-from rankalign.jsonl import kind
-from rankalign.records import CandidateSet, Checker, Message, Prompt, Response
-from rankalign.templates import as_messages
+from rankalign.data.records import CandidateSet, Checker, Message, Prompt, Response
+from rankalign.data.templates import as_messages
+from rankalign.storage.jsonl import kind
 
 ROLES = {"human": "user", "gpt": "assistant", "observation": "tool", "system": "system"}
 # Other spellings; a message keeps its own under "from".

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
-from rankalign.formats import Losses
-from rankalign.formats.answers import AnswerFormat, Table, find
-from rankalign.formats.common import Dropped, lost_details, note_of, prompt_text
-from rankalign.records import CandidateSet, Checker, Response
+from rankalign.data.formats import Losses
+from rankalign.data.formats.answers import AnswerFormat, Table, find
+from rankalign.data.formats.common import Dropped, lost_details, note_of, prompt_text
+from rankalign.data.records import CandidateSet, Checker, Response
 
 JUDGE = "preference_{}_{}"
 RESERVED = ("prompt", "winner")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rankalign.formats.common import (
+from rankalign.data.formats.common import (
     PairFormat,
     answered,
     as_message,
@@ -14,9 +14,9 @@ from rankalign.formats.common import (
     note_of,
     paired,
 )
-from rankalign.jsonl import kind
-from rankalign.records import CandidateSet, Checker, Prompt, Response
-from rankalign.templates import as_messages
+from rankalign.data.records import CandidateSet, Checker, Prompt, Response
+from rankalign.data.templates import as_messages
+from rankalign.storage.jsonl import kind
 
 REJECTED = ("rejected_response", "rejected_messages")
 

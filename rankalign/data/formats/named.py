@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from rankalign.data.formats import FORMATS, Format, Losses
+from rankalign.data.formats.common import PREFERENCE, RowFormat, instruction_text, keep
+from rankalign.data.records import CandidateSet, Checker, Message, Prompt, Response
 from rankalign.errors import InputError
-from rankalign.formats import FORMATS, Format, Losses
-from rankalign.formats.common import PREFERENCE, RowFormat, instruction_text, keep
-from rankalign.records import CandidateSet, Checker, Message, Prompt, Response
 from rankalign.registry import Entry, Registry
 
 READERS = Registry(
-    "format", {**FORMATS, "oasst": Entry("rankalign.formats.oasst:FORMAT", "trees of messages (OpenAssistant)")}
+    "format", {**FORMATS, "oasst": Entry("rankalign.data.formats.oasst:FORMAT", "trees of messages (OpenAssistant)")}
 )
 VERDICTS = {"chosen": 1.0, "rejected": 0.0}
 _STEP = re.compile(r"\.?([^.\[\]]+)|\[(\d*)\]")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from rankalign.data.formats import Losses
+from rankalign.data.records import CandidateSet, parse, to_dict
 from rankalign.errors import RecordError
-from rankalign.formats import Losses
-from rankalign.jsonl import OnError, Row
-from rankalign.records import CandidateSet, parse, to_dict
+from rankalign.storage.jsonl import OnError, Row
 
 
 class Native:

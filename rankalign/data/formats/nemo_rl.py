@@ -6,10 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rankalign.formats import Losses
-from rankalign.formats.common import RowFormat, answered, as_message, complete, keep, lost_details, scored_responses
-from rankalign.records import CandidateSet, Checker, Response
-from rankalign.templates import as_messages
+from rankalign.data.formats import Losses
+from rankalign.data.formats.common import (
+    RowFormat,
+    answered,
+    as_message,
+    complete,
+    keep,
+    lost_details,
+    scored_responses,
+)
+from rankalign.data.records import CandidateSet, Checker, Response
+from rankalign.data.templates import as_messages
 
 
 @dataclass(frozen=True)

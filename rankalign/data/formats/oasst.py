@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from rankalign.data.formats import Losses
+from rankalign.data.formats.common import Dropped
+from rankalign.data.formats.named import TURNS_OF_TEXT
+from rankalign.data.records import CandidateSet, Checker, Message, Response
 from rankalign.errors import InputError, RecordError
-from rankalign.formats import Losses
-from rankalign.formats.common import Dropped
-from rankalign.formats.named import TURNS_OF_TEXT
-from rankalign.jsonl import OnError, Row
-from rankalign.records import CandidateSet, Checker, Message, Response
+from rankalign.storage.jsonl import OnError, Row
 
 ROLES = {"prompter": "user", "assistant": "assistant"}
 COLUMNS = ("message_id", "parent_id", "text", "role", "rank")

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from rankalign.data.formats import Losses
+from rankalign.data.formats.common import note_of
+from rankalign.data.formats.trl import Trl
+from rankalign.data.records import CandidateSet, Checker
 from rankalign.errors import RecordError
-from rankalign.formats import Losses
-from rankalign.formats.common import note_of
-from rankalign.formats.trl import Trl
-from rankalign.records import CandidateSet, Checker
 
 TO_TRL = {"input": "prompt", "output": "completion"}
 TO_OPENRLHF = {ours: theirs for theirs, ours in TO_TRL.items()}

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rankalign.formats import Losses
-from rankalign.formats.common import RowFormat, complete, keep, lost_details, note_of, scored_responses
-from rankalign.records import CandidateSet, Checker, Message, Prompt, Response
+from rankalign.data.formats import Losses
+from rankalign.data.formats.common import RowFormat, complete, keep, lost_details, note_of, scored_responses
+from rankalign.data.records import CandidateSet, Checker, Message, Prompt, Response
 
 TAGS = {"<|prompter|>": "user", "<|assistant|>": "assistant"}
 ENDING = "<|assistant|>"

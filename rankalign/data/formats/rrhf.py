@@ -9,9 +9,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rankalign.formats import Losses
-from rankalign.formats.common import RowFormat, complete, keep, lost_details, note_of, prompt_text, scored_responses
-from rankalign.records import CandidateSet, Checker, Response
+from rankalign.data.formats import Losses
+from rankalign.data.formats.common import (
+    RowFormat,
+    complete,
+    keep,
+    lost_details,
+    note_of,
+    prompt_text,
+    scored_responses,
+)
+from rankalign.data.records import CandidateSet, Checker, Response
 
 TRAINING, SCORED = ("query", "responses"), ("prompt", "response")
 

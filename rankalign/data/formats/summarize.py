@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rankalign.formats import Losses
-from rankalign.formats.common import (
+from rankalign.data.formats import Losses
+from rankalign.data.formats.common import (
     PREFERENCE,
     Dropped,
     RowFormat,
@@ -25,7 +25,7 @@ from rankalign.formats.common import (
     paired,
     prompt_text,
 )
-from rankalign.records import CandidateSet, Checker, Response
+from rankalign.data.records import CandidateSet, Checker, Response
 
 MIN_WORDS = 5
 ENDING = "\nTL;DR:"

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rankalign.formats import Losses
-from rankalign.formats.common import Dropped, RowFormat, complete, keep, lost_details, note_of, scored_responses
-from rankalign.formats.hh import write_dialogue
-from rankalign.formats.trl import split_shared
-from rankalign.records import CandidateSet, Checker, Response
+from rankalign.data.formats import Losses
+from rankalign.data.formats.common import Dropped, RowFormat, complete, keep, lost_details, note_of, scored_responses
+from rankalign.data.formats.hh import write_dialogue
+from rankalign.data.formats.trl import split_shared
+from rankalign.data.records import CandidateSet, Checker, Response
 
 OPENING = 4
 _WORD = re.compile(r"\S+")

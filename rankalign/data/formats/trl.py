@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from rankalign.formats import Losses
-from rankalign.formats.common import (
+from rankalign.data.formats import Losses
+from rankalign.data.formats.common import (
     PREFERENCE,
     RowFormat,
     answered,
@@ -28,8 +28,8 @@ from rankalign.formats.common import (
     note_of,
     paired,
 )
-from rankalign.jsonl import kind
-from rankalign.records import CandidateSet, Checker, Prompt, Response
+from rankalign.data.records import CandidateSet, Checker, Prompt, Response
+from rankalign.storage.jsonl import kind
 
 ASSISTANT_MARKS = (
     "\n\nAssistant:",

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rankalign.formats import Losses
-from rankalign.formats.common import PREFERENCE, complete, keep, lost_details, note_of, pick_judge, prompt_text
-from rankalign.formats.trl import Trl
-from rankalign.records import CandidateSet, Checker, Response
+from rankalign.data.formats import Losses
+from rankalign.data.formats.common import PREFERENCE, complete, keep, lost_details, note_of, pick_judge, prompt_text
+from rankalign.data.formats.trl import Trl
+from rankalign.data.records import CandidateSet, Checker, Response
 
 OVERALL = ("overall_score", "fine-grained_score")
 SIDES = ("score_chosen", "score_rejected")

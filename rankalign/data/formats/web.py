@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from rankalign.formats import Losses
-from rankalign.formats.common import PREFERENCE, RowFormat, complete, keep, lost_details, note_of, prompt_text
-from rankalign.records import CandidateSet, Checker, Response
+from rankalign.data.formats import Losses
+from rankalign.data.formats.common import PREFERENCE, RowFormat, complete, keep, lost_details, note_of, prompt_text
+from rankalign.data.records import CandidateSet, Checker, Response
 
 Scores = dict[str, float | None]
 

@@ -1,7 +1,7 @@
 """What is wrong with a preference data set, before anything is trained on it.
 
 A finding is a suspicion with a place, not an error, and :func:`fix` mends only what has one right repair. The rules are
-in :mod:`rankalign.lint_rules`.
+in :mod:`rankalign.data.lint.rules`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from rankalign.lint_rules import RULES, Baseline, longest_answer, prompt_key, without_bos, without_eos
-from rankalign.records import CandidateSet, Response, judges
+from rankalign.data.lint.rules import RULES, Baseline, longest_answer, prompt_key, without_bos, without_eos
+from rankalign.data.records import CandidateSet, Response, judges
 
 __all__ = ["RULES", "Finding", "LintReport", "fix", "lint"]
 

@@ -1,4 +1,4 @@
-"""The rules of :mod:`rankalign.lint`: what each looks at and when it speaks.
+"""The rules of :mod:`rankalign.data.lint`: what each looks at and when it speaks.
 
 L1xx look at one answer, L2xx at the answers of one prompt, L3xx at their scores, L4xx at the whole set.
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
-from rankalign.records import CandidateSet, judges
+from rankalign.data.records import CandidateSet, judges
 
 EOS = ("</s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<eos>", "<end_of_turn>")
 BOS = ("<s>", "<|begin_of_text|>", "<|startoftext|>", "<bos>")

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rankalign.data.records import Checker
 from rankalign.errors import InputError, RecordError
 from rankalign.evaluation.statistics import Array, Estimate, Interval, mean_interval, percentile_interval
 from rankalign.evaluation.tables import Table, interval
-from rankalign.jsonl import OnError, read_rows
-from rankalign.records import Checker
+from rankalign.storage.jsonl import OnError, read_rows
 
 DRAWN = (0.0, 1.5)
 LENGTH_PENALTY = 0.01

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from rankalign.data.records import CandidateSet
 from rankalign.errors import InputError
 from rankalign.evaluation import Row, by_policy, scored
 from rankalign.evaluation.statistics import Array, Interval, percentile_interval
 from rankalign.evaluation.tables import Table, interval
-from rankalign.records import CandidateSet
 from rankalign.scorers.aggregate import PRIOR, bradley_terry
 
 REFITS = 1_000
@@ -101,7 +101,7 @@ class Ladder:
 
 
 def games_of_rows(rows: Iterable[Row]) -> list[Game]:
-    """Games from the rows of :func:`rankalign.evaluation.orders.compare_reviews`: both orders of a prompt are one."""
+    """Games from rows of :func:`rankalign.evaluation.pairwise.orders.compare_reviews`: a prompt's two orders as one."""
     return [Game(row["id"], row["a"], row["b"], _points(row["points_a"], row["points_b"])) for row in rows]
 
 

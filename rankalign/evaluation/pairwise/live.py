@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from rankalign.config import ScoreConfig, ScorerConfig, read_yaml
+from rankalign.data.records import CandidateSet, read, write
 from rankalign.errors import InputError
-from rankalign.evaluation.judged import GENERAL, PROMPTS, counts, pair_up, reviews
-from rankalign.evaluation.orders import compare_reviews
-from rankalign.evaluation.pairwise import Comparison
-from rankalign.evaluation.reviews import read_reviews
-from rankalign.files import write_text
-from rankalign.generation import score
-from rankalign.jsonl import dumps, write_rows
-from rankalign.records import CandidateSet, read, write
+from rankalign.evaluation.pairwise.orders import compare_reviews
+from rankalign.evaluation.pairwise.pairing import GENERAL, PROMPTS, counts, pair_up, reviews
+from rankalign.evaluation.pairwise.reviews import read_reviews
+from rankalign.evaluation.pairwise.scores import Comparison
+from rankalign.stages.generation import score
+from rankalign.storage.files import write_text
+from rankalign.storage.jsonl import dumps, write_rows
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 
 from rankalign.errors import InputError
 from rankalign.evaluation import Row
-from rankalign.evaluation.pairwise import Comparison, System, summarise
-from rankalign.evaluation.reviews import CLASSES, Review, parse_class, parse_tolerant
+from rankalign.evaluation.pairwise.reviews import CLASSES, Review, parse_class, parse_tolerant
+from rankalign.evaluation.pairwise.scores import Comparison, System, summarise
 from rankalign.evaluation.statistics import clopper_pearson, cluster_means, mean_interval
 from rankalign.registry import did_you_mean
 from rankalign.scorers.verdicts import Scores, parse_strict
@@ -42,7 +42,7 @@ def compare_reviews(
     sum.
 
     Args:
-        reviews: as :func:`rankalign.evaluation.reviews.read_reviews` gives them.
+        reviews: as :func:`rankalign.evaluation.pairwise.reviews.read_reviews` gives them.
         parser: ``tolerant``: the text, read leniently; where the file's own score differs, people corrected it, so it
             counts, the difference is listed in ``disagreements`` and the sums by text stand beside. ``strict``: the
             published rule, the first line. ``stored``: the file's scores. Empty takes ``stored`` where there are any.

@@ -1,7 +1,8 @@
 """Two systems before a live judge: prompts by category, both orders, and reviews in FastChat's form to count them by.
 
-The judging itself is a scoring run (resumable, shardable, see :mod:`rankalign.generation`); this module makes its input
-and turns its output into the reviews that ``rankalign compare --reviews`` reads. So a verdict is counted in one place.
+The judging itself is a scoring run (resumable, shardable, see :mod:`rankalign.stages.generation`); this module makes
+its input and turns its output into the reviews that ``rankalign compare --reviews`` reads. So a verdict is counted in
+one place.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from rankalign.data.records import CandidateSet
 from rankalign.errors import InputError
 from rankalign.evaluation import Row
-from rankalign.evaluation.pairwise import match
-from rankalign.records import CandidateSet
+from rankalign.evaluation.pairwise.scores import match
 from rankalign.scorers import JUDGE, summary
 
 GENERAL = "general"

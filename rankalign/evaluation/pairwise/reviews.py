@@ -7,10 +7,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from rankalign.data.records import Checker
 from rankalign.errors import RecordError
-from rankalign.jsonl import OnError, read_rows
-from rankalign.records import Checker
 from rankalign.scorers.verdicts import HIGHEST, LOWEST, Scores, parse_strict
+from rankalign.storage.jsonl import OnError, read_rows
 
 # What a three-class judge writes, as points of the first and the second answer.
 CLASSES: dict[str, Scores] = {"1": (1.0, 0.0), "2": (0.0, 1.0), "3": (0.5, 0.5)}

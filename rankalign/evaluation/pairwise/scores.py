@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rankalign.data.records import CandidateSet
 from rankalign.errors import InputError
 from rankalign.evaluation import Row, drawn
 from rankalign.evaluation.statistics import (
@@ -18,7 +19,6 @@ from rankalign.evaluation.statistics import (
     sign_test,
 )
 from rankalign.evaluation.tables import Table, interval
-from rankalign.records import CandidateSet
 
 _NAMED = 5  # ids that a message lists
 

@@ -13,15 +13,15 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from rankalign.data.records import CandidateSet
 from rankalign.errors import InputError, RecordError
-from rankalign.evaluation.lexical import prompt_text
-from rankalign.evaluation.pairwise import System, match, summarise
+from rankalign.evaluation.pairwise.scores import System, match, summarise
 from rankalign.evaluation.statistics import clopper_pearson
 from rankalign.evaluation.tables import Table, interval
-from rankalign.files import read_text, write_text
-from rankalign.jsonl import dumps, loads
-from rankalign.records import CandidateSet
+from rankalign.evaluation.texts.lexical import prompt_text
 from rankalign.scorers.aggregate import cohen_kappa, krippendorff_alpha
+from rankalign.storage.files import read_text, write_text
+from rankalign.storage.jsonl import dumps, loads
 
 COLUMNS = ("item", "prompt", "answer_1", "answer_2", "verdict")
 VERDICTS = {"1": 1.0, "2": 0.0, "tie": 0.5}

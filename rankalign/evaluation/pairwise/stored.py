@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
-from rankalign.evaluation.alpaca_eval import Leaderboard, leaderboard, read_annotations
-from rankalign.evaluation.orders import compare_reviews
-from rankalign.evaluation.pairwise import Comparison
-from rankalign.evaluation.reviews import read_reviews
-from rankalign.jsonl import OnError, read_rows
-from rankalign.records import Checker
+from rankalign.data.records import Checker
+from rankalign.evaluation.pairwise.alpaca_eval import Leaderboard, leaderboard, read_annotations
+from rankalign.evaluation.pairwise.orders import compare_reviews
+from rankalign.evaluation.pairwise.reviews import read_reviews
+from rankalign.evaluation.pairwise.scores import Comparison
+from rankalign.storage.jsonl import OnError, read_rows
 
 
 def recompute(
@@ -27,7 +27,7 @@ def recompute(
 
     Args:
         path: the file.
-        parser: see :func:`rankalign.evaluation.orders.compare_reviews`.
+        parser: see :func:`rankalign.evaluation.pairwise.orders.compare_reviews`.
         baseline: the system to name second.
         questions: file of ``question_id`` and ``category``, for sums by category; empty gives none.
         on_error: takes each bad row, which is then left out; without it the first one raises.

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from rankalign.data.records import CandidateSet
 from rankalign.errors import InputError
 from rankalign.evaluation import EvalResult, Row
 from rankalign.evaluation.statistics import ratio_interval
-from rankalign.records import CandidateSet
 
 
 def evaluate_agreement(sets: Sequence[CandidateSet], judge: str, truth: str, seed: int = 0) -> EvalResult:
@@ -63,8 +63,8 @@ def add_policy_scores(
     This is ``p_i`` of RRHF's equation 2, the score by which its Table 5 reads a policy as a reward model. The
     end-of-sequence token counts where the response finished; an empty response stays without a score.
     """
-    from rankalign.batching import EncodeOptions, Encoder, encode_prompt
-    from rankalign.logps import token_logps
+    from rankalign.data.encode import EncodeOptions, Encoder, encode_prompt
+    from rankalign.rows.logps import token_logps
 
     encoder = Encoder(tokenizer, EncodeOptions(template=template))
     for record in sets:

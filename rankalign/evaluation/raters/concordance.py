@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
+from rankalign.data.records import CandidateSet, judges
 from rankalign.errors import InputError
 from rankalign.evaluation import EvalResult, Row
 from rankalign.evaluation.statistics import Estimate, mean_interval
-from rankalign.records import CandidateSet, judges
 from rankalign.scorers.aggregate import kendall_tau, krippendorff_alpha
 
 Pair = tuple[str, str]

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from rankalign.data.records import CandidateSet
+from rankalign.data.templates import cut_at_stop
 from rankalign.errors import InputError
 from rankalign.evaluation import EvalResult, Row, drawn, scored
 from rankalign.evaluation.statistics import mean_interval
-from rankalign.records import CandidateSet
 from rankalign.scorers import Scorer
-from rankalign.templates import cut_at_stop
 
 
 def evaluate_reward(

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from rankalign.convert import Intake
-from rankalign.data import load
+from rankalign.data.convert import Intake
+from rankalign.data.load import load
+from rankalign.data.records import CandidateSet, Checker, Response
 from rankalign.errors import InputError
 from rankalign.evaluation import EvalResult, Row
 from rankalign.evaluation.statistics import Array, bootstrap, percentile_interval
-from rankalign.jsonl import read_rows
-from rankalign.records import CandidateSet, Checker, Response
+from rankalign.storage.jsonl import read_rows
 
 TRUTH = "preference"
 # RewardBench's sections: the weight of each in the score, and of each subset in its section. The weights are the

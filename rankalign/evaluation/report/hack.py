@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rankalign.data.records import CandidateSet
 from rankalign.evaluation import drawn, scored
-from rankalign.evaluation.lexical import PROBES, probe
-from rankalign.evaluation.pairwise import match
+from rankalign.evaluation.pairwise.scores import match
 from rankalign.evaluation.statistics import Array, Estimate, bootstrap, mean_interval, percentile_interval
 from rankalign.evaluation.tables import cell, interval
-from rankalign.records import CandidateSet
+from rankalign.evaluation.texts.lexical import PROBES, probe
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Probe:
     """What is watched, and how large a rise is worth a word.
 
     Attributes:
-        name: a name in :data:`rankalign.evaluation.lexical.PROBES`.
+        name: a name in :data:`rankalign.evaluation.texts.lexical.PROBES`.
         flag: what a significant rise is called.
         words: what it is, for people.
         least: smallest rise of the mean that is flagged; a share of the mean before where ``relative``.

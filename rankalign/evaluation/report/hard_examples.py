@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rankalign.data.records import Checker
 from rankalign.errors import InputError
 from rankalign.evaluation.tables import Table
-from rankalign.jsonl import read_rows
-from rankalign.records import Checker
+from rankalign.storage.jsonl import read_rows
 
 PLACES = ("ledger.jsonl", "train/ledger.jsonl", "model/ledger.jsonl")
 SHOWN = 20

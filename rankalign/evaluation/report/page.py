@@ -11,17 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rankalign.data.records import CandidateSet
 from rankalign.errors import missing_extra
-from rankalign.evaluation import by_policy, drawn, plots, scored
-from rankalign.evaluation.checks import check_tables, training_warnings
-from rankalign.evaluation.hack import Flag, find_hacks, length_correlation
-from rankalign.evaluation.lexical import evaluate_lexical, prompt_text, words
-from rankalign.evaluation.pairwise import compare_by_score
-from rankalign.evaluation.reward import evaluate_reward
-from rankalign.evaluation.runs import Run, read_run
+from rankalign.evaluation import by_policy, drawn, scored
+from rankalign.evaluation.pairwise.scores import compare_by_score
+from rankalign.evaluation.raters.reward import evaluate_reward
+from rankalign.evaluation.report import plots
+from rankalign.evaluation.report.checks import check_tables, training_warnings
+from rankalign.evaluation.report.hack import Flag, find_hacks, length_correlation
+from rankalign.evaluation.report.runs import Run, read_run
 from rankalign.evaluation.tables import Table, cell, from_dict, interval, printable
-from rankalign.files import write_text
-from rankalign.records import CandidateSet
+from rankalign.evaluation.texts.lexical import evaluate_lexical, prompt_text, words
+from rankalign.storage.files import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_SAMPLES = 400

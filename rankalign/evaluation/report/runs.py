@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rankalign import jsonl, records
+from rankalign.data import records
+from rankalign.data.records import CandidateSet
 from rankalign.errors import InputError, RecordError
-from rankalign.evaluation.checks import CHECKS
-from rankalign.evaluation.ledger import Findings, find_ledger, read_ledger
-from rankalign.files import read_text
-from rankalign.records import CandidateSet
+from rankalign.evaluation.report.checks import CHECKS
+from rankalign.evaluation.report.hard_examples import Findings, find_ledger, read_ledger
+from rankalign.storage import jsonl
+from rankalign.storage.files import read_text
 
 
 @dataclass
@@ -29,7 +30,7 @@ class Run:
         manifests: every manifest by its path in the folder.
         ledger: what the training ledger shows; None without one.
         kl: nats an answer from the start model, of ``kl.json``; None where it was not measured.
-        checks: contents of the files of :data:`rankalign.evaluation.checks.CHECKS`, by name.
+        checks: contents of the files of :data:`rankalign.evaluation.report.checks.CHECKS`, by name.
         judge: whose scores are shown.
         notes: what had to be left out, in words.
     """

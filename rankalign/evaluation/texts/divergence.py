@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from rankalign.data.records import CandidateSet
 from rankalign.errors import InputError
 from rankalign.evaluation import EvalResult, Row
 from rankalign.evaluation.statistics import mean_interval, ratio_interval
-from rankalign.records import CandidateSet
 
 Draw = tuple[float, float, int]
 """Of one answer: log-probability under the policy, under the start model (nats, summed), and its tokens."""
@@ -35,8 +35,8 @@ def evaluate_divergence(
     Raises:
         InputError: no answer has a token.
     """
-    from rankalign.batching import EncodeOptions, Encoder, encode_prompt
-    from rankalign.logps import list_logps
+    from rankalign.data.encode import EncodeOptions, Encoder, encode_prompt
+    from rankalign.rows.logps import list_logps
 
     encoder, draws, empty = Encoder(tokenizer, EncodeOptions(template=template)), {}, 0
     for record in sets:

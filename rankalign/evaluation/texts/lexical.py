@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rankalign.data.records import CandidateSet, Prompt, Response
 from rankalign.errors import InputError, missing_extra
 from rankalign.evaluation import EvalResult, drawn
 from rankalign.evaluation.statistics import mean_interval
-from rankalign.records import CandidateSet, Prompt, Response
 
 # Scripts that write no blanks between words: each sign counts as a word.
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rankalign.data.records import CandidateSet, choose_judge, judges
 from rankalign.errors import InputError
-from rankalign.evaluation.diagnosis import Answer
-from rankalign.evaluation.lexical import rouge
-from rankalign.records import CandidateSet, choose_judge, judges
+from rankalign.evaluation.texts.lexical import rouge
+from rankalign.evaluation.texts.while_training import Answer
 
 
 class RougeWatch:

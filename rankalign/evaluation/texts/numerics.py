@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from rankalign.data.records import CandidateSet
 from rankalign.errors import InputError
 from rankalign.evaluation import EvalResult, Row
-from rankalign.records import CandidateSet
 from rankalign.registry import did_you_mean
 
 # By name: type of the weights, type of autocast, layout of the rows. ``--bf16`` of `rankalign train` is autocast.
@@ -86,7 +86,7 @@ def evaluate_numerics(
 
 def encode(tokenizer: Any, record: CandidateSet, template: str, max_length: int) -> TokenIds:
     """Prompt and responses that have a token, cut to ``max_length`` as in training."""
-    from rankalign.batching import EncodeOptions, Encoder, encode_prompt
+    from rankalign.data.encode import EncodeOptions, Encoder, encode_prompt
 
     encoder = Encoder(tokenizer, EncodeOptions())
     prompt = encode_prompt(tokenizer, record.prompt, template, meta=record.meta)[-max(max_length // 2, 1) :]
@@ -99,7 +99,7 @@ def token_values(
     model: Any, lists: Sequence[TokenIds], weights: torch.dtype, autocast: torch.dtype | None, layout: str
 ) -> list[list[np.ndarray]]:
     """``[p][n]``: float64 log-probability of every token of a response, computed in this precision."""
-    from rankalign.logps import token_logps
+    from rankalign.rows.logps import token_logps
 
     same = next(model.parameters()).dtype == weights
     cast = model if same else copy.deepcopy(model).to(weights)

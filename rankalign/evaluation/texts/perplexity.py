@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from rankalign.data.records import CandidateSet
 from rankalign.errors import InputError
 from rankalign.evaluation import EvalResult, Row, drawn
 from rankalign.evaluation.statistics import ratio_interval
-from rankalign.records import CandidateSet
 
 Piece = tuple[list[int], list[int]]  # tokens read, tokens predicted
 Logps = Callable[..., list[list[torch.Tensor]]]
@@ -77,7 +77,7 @@ def _texts(data: Sequence[str] | Sequence[CandidateSet]) -> list[str]:
 
 def _rows(tokenizer: Any, data: Sequence[Any], given_prompt: bool, template: str) -> list[Row]:
     """One row a text: unit of the bootstrap, tokens read before it, its own tokens, its bytes."""
-    from rankalign.batching import encode_prompt, encode_text
+    from rankalign.data.encode import encode_prompt, encode_text
 
     rows: list[Row] = []
     for number, item in enumerate(data):
@@ -130,7 +130,7 @@ def text_nats(model: Any, texts: Sequence[Sequence[Piece]]) -> list[list[float]]
 
     Pieces go through the model sorted by length, about 4,096 tokens a pass; the values do not depend on it.
     """
-    from rankalign.logps import token_logps
+    from rankalign.rows.logps import token_logps
 
     flat = [(t, p, read, ids) for t, pieces in enumerate(texts) for p, (read, ids) in enumerate(pieces)]
     flat.sort(key=lambda item: len(item[2]) + len(item[3]))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rankalign.data.records import CandidateSet
 from rankalign.evaluation import EvalResult, drawn
-from rankalign.evaluation.lexical import distinct, rouge
 from rankalign.evaluation.statistics import mean_interval
-from rankalign.records import CandidateSet
+from rankalign.evaluation.texts.lexical import distinct, rouge
 
 ALIKE = 0.7
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from rankalign.data.records import CandidateSet, Response
 from rankalign.errors import InputError
-from rankalign.evaluation.lexical import repetition
 from rankalign.evaluation.statistics import wilson
-from rankalign.records import CandidateSet, Response
+from rankalign.evaluation.texts.lexical import repetition
 from rankalign.scorers import Scorer
 
 Answer = Callable[[Any, Sequence[CandidateSet]], list[str]]

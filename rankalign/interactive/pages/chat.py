@@ -18,10 +18,10 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 
-from rankalign import templates
-from rankalign.chat import CHOICES, EMPTY, Chat, Conversation, Options, options
+from rankalign.data import templates
 from rankalign.errors import InputError
-from rankalign.pages.guard import Guard
+from rankalign.interactive.conversation import CHOICES, EMPTY, Chat, Conversation, Options, options
+from rankalign.interactive.pages.guard import Guard
 
 HOST = "127.0.0.1"
 MOST_TOKENS = 2048

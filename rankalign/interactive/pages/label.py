@@ -17,8 +17,8 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from rankalign.errors import InputError
-from rankalign.jsonl import dumps, loads
-from rankalign.label import Levels, Session, Stale
+from rankalign.interactive.ranking import Levels, Session, Stale
+from rankalign.storage.jsonl import dumps, loads
 
 HOST = "127.0.0.1"
 LARGEST_BODY = 1 << 16
@@ -95,7 +95,7 @@ class LabelServer(ThreadingHTTPServer):
 
 
 def _static(name: str) -> bytes:
-    return resources.files("rankalign").joinpath("pages", name).read_bytes()
+    return resources.files("rankalign.interactive.pages").joinpath(name).read_bytes()
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -25,12 +25,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rankalign import delta_legacy, models, weights
 from rankalign.errors import InputError
-from rankalign.files import sha256_file, write_text
-from rankalign.folders import new_folder
+from rankalign.models import load as models
+from rankalign.models import weights
+from rankalign.models.delta import arithmetic as delta_legacy
+from rankalign.models.weights import Bits
 from rankalign.progress import Progress
-from rankalign.weights import Bits
+from rankalign.storage.files import sha256_file, write_text
+from rankalign.storage.folders import new_folder
 
 MANIFEST = "delta.json"
 FORMAT = "rankalign delta 1"
@@ -53,8 +55,8 @@ def make(base: str, target: str, delta: str, *, merge_adapter: bool = False) -> 
 
     Returns:
         ``tensors`` (how many), ``bytes`` (size of the delta), ``sha256`` (of the target's weights, as
-        :func:`rankalign.models.weights_fingerprint` gives it), ``bit_exact``; also ``whole`` (tensors stored whole),
-        ``left_out`` (what of the target's folder is not carried), ``base_sha256`` and ``delta_sha256``.
+        :func:`rankalign.models.load.weights_fingerprint` gives it), ``bit_exact``; also ``whole`` (tensors stored
+        whole), ``left_out`` (what of the target's folder is not carried), ``base_sha256`` and ``delta_sha256``.
     """
     if merge_adapter:
         beside = Path(delta).absolute().parent
@@ -86,7 +88,8 @@ def make(base: str, target: str, delta: str, *, merge_adapter: bool = False) -> 
 def apply(base: str, delta: str, target: str, *, new_rows: str = "zero") -> dict[str, Any]:
     """Recover ``target`` from ``base`` and ``delta``; every file comes back as it was, bit for bit.
 
-    A folder without ``delta.json`` is taken for an old arithmetic delta: see :func:`rankalign.delta_legacy.apply`.
+    A folder without ``delta.json`` is taken for an old arithmetic delta, see
+    :func:`rankalign.models.delta.arithmetic.apply`.
 
     Args:
         base: the very model that the delta was made with; any other is refused, naming the first tensor that differs.

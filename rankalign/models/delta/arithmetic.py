@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankalign import weights
 from rankalign.errors import InputError
-from rankalign.folders import new_folder
+from rankalign.models import weights
+from rankalign.models.weights import Bits, TensorBits
 from rankalign.progress import Progress
-from rankalign.weights import Bits, TensorBits
+from rankalign.storage.folders import new_folder
 
 TYPES = {name: dtype for dtype, name in weights.DTYPES.items()}
 COMPUTED = "rotary_emb.inv_freq"  # old files hold these tables beside the weights; models compute them themselves

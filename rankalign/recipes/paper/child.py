@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from rankalign.errors import InputError
-from rankalign.files import read_text
-from rankalign.jsonl import dumps, loads
+from rankalign.storage.files import read_text
+from rankalign.storage.jsonl import dumps, loads
 
 
 class Lock:
@@ -60,7 +60,16 @@ def run_metered(
     """
     config, took, log = folder / f"{command}.yaml", folder / "took.json", folder / "train.log"
     config.write_text(yaml.safe_dump(loads(dumps(settings)), sort_keys=False), encoding="utf-8")
-    words = [sys.executable, "-m", "rankalign.paper.metered", str(took), command, "--config", str(config), "--json"]
+    words = [
+        sys.executable,
+        "-m",
+        "rankalign.recipes.paper.metered",
+        str(took),
+        command,
+        "--config",
+        str(config),
+        "--json",
+    ]
     with log.open("wb") as errors, tempfile.TemporaryFile() as out:
         child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, pass_fds=(lock.handle,))
         try:

@@ -16,7 +16,7 @@ MARGIN = 0.05
 SIMILAR = 1.25
 """Perplexities up to this factor apart count as similar; in the paper's table 2 Alpaca's are 1.07 apart."""
 DAMAGE = 0.02
-"""Rise of the share of repeated 3-grams from which on it counts, as in :mod:`rankalign.evaluation.hack`."""
+"""Rise of the share of repeated 3-grams from which on it counts, as in :mod:`rankalign.evaluation.report.hack`."""
 
 
 class Verdict(StrEnum):
@@ -35,7 +35,7 @@ class Results:
         held: by row and measure (``reward``, ``nats``, ``tokens``, ``repetition``, ``words``, ``kl``), (S, P): a
             held-out prompt's mean over its answers, of ``nats`` and ``tokens`` the sum.
         pool: by row that has a fixed set of candidates, and ``mean`` or ``max``, (S, Q): over a prompt's candidates.
-        costs: by row and name (see :class:`rankalign.paper.costs.Cost`), (S,).
+        costs: by row and name (see :class:`rankalign.recipes.paper.costs.Cost`), (S,).
     """
 
     held: Mapping[str, Mapping[str, Array]]

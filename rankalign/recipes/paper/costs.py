@@ -9,10 +9,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rankalign.batching import EncodeOptions, Encoder, encode_all, encode_prompt
+from rankalign.data.encode import EncodeOptions, Encoder, encode_all, encode_prompt
+from rankalign.data.records import CandidateSet
 from rankalign.engines import Policy
-from rankalign.jsonl import read_rows
-from rankalign.records import CandidateSet
+from rankalign.storage.jsonl import read_rows
 from rankalign.training.arguments import PPOConfig, TrainConfig, parse_settings
 
 

@@ -1,4 +1,4 @@
-"""Run one command of rankalign in this process and write down what it took: ``python -m rankalign.paper.metered``.
+"""Run one command of rankalign in this process and write down what it took, as a module of its own.
 
 The peak is the kernel's high-water mark of this very process. ``ru_maxrss`` would not do: a child inherits in it the
 size that its parent had when it was started (https://man7.org/linux/man-pages/man2/getrusage.2.html).
@@ -7,13 +7,13 @@ size that its parent had when it was started (https://man7.org/linux/man-pages/m
 from __future__ import annotations
 
 import resource
+import runpy
 import sys
 import time
 from pathlib import Path
 
-from rankalign.cli import main
-from rankalign.files import write_text
-from rankalign.jsonl import dumps
+from rankalign.storage.files import write_text
+from rankalign.storage.jsonl import dumps
 
 STATUS = Path("/proc/self/status")
 
@@ -29,11 +29,21 @@ def peak_bytes() -> int:
 def metered(output: str, words: list[str]) -> int:
     """Run ``rankalign words`` and, if it went well, leave ``{"seconds", "peak_bytes"}`` in ``output``; exit code."""
     started = time.monotonic()
-    code = main(words)
+    code = _command(words)
     if not code:
         took = {"seconds": time.monotonic() - started, "peak_bytes": peak_bytes()}
         write_text(output, dumps(took) + "\n")
     return code
+
+
+def _command(words: list[str]) -> int:
+    """Exit code of the command line as a user starts it: it stands above this room, so it is run and not imported."""
+    sys.argv = ["rankalign", *words]
+    try:
+        runpy.run_module("rankalign", run_name="__main__")
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ from typing import Any
 
 import yaml
 
-from rankalign import manifest
 from rankalign.evaluation.statistics import DRAWS, Array, percentile_interval
 from rankalign.evaluation.tables import cell, interval
-from rankalign.files import write_text
-from rankalign.jsonl import dumps, loads
-from rankalign.paper.claims import Claim, Resamples, Results, claims
-from rankalign.paper.settings import TableConfig
+from rankalign.recipes.paper.claims import Claim, Resamples, Results, claims
+from rankalign.recipes.paper.settings import TableConfig
+from rankalign.storage import manifest
+from rankalign.storage.files import write_text
+from rankalign.storage.jsonl import dumps, loads
 
 UNEQUAL = 0.1
 """Share by which sampled tokens may differ before the page says so."""

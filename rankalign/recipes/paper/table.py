@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from rankalign.files import read_text
-from rankalign.jsonl import loads
-from rankalign.paper.child import Lock
-from rankalign.paper.claims import Results
-from rankalign.paper.page import write_page
-from rankalign.paper.settings import TableConfig
-from rankalign.paper.unit import Bench, Unit
+from rankalign.recipes.paper.child import Lock
+from rankalign.recipes.paper.claims import Results
+from rankalign.recipes.paper.page import write_page
+from rankalign.recipes.paper.settings import TableConfig
+from rankalign.recipes.paper.unit import Bench, Unit
+from rankalign.storage.files import read_text
+from rankalign.storage.jsonl import loads
 
 
 def run(config: TableConfig) -> dict[str, Any]:

@@ -16,22 +16,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rankalign import manifest, models
 from rankalign.config import SampleConfig, ScoreConfig, ScorerConfig, build
+from rankalign.data.records import CandidateSet, Response, read, write
 from rankalign.engines import Policy
 from rankalign.errors import InputError
-from rankalign.evaluation.divergence import evaluate_divergence
-from rankalign.evaluation.lexical import evaluate_lexical
-from rankalign.evaluation.perplexity import evaluate_perplexity
-from rankalign.evaluation.reward import evaluate_reward
-from rankalign.files import read_text, sha256_file, write_text
-from rankalign.generation import sample, score
-from rankalign.jsonl import dumps, loads
-from rankalign.paper.child import Lock, run_metered
-from rankalign.paper.claims import divergence_bound
-from rankalign.paper.costs import Cost, add_ppo, add_rounds, add_sampling, add_training, models_in_memory
-from rankalign.paper.settings import Row, TableConfig
-from rankalign.records import CandidateSet, Response, read, write
+from rankalign.evaluation.raters.reward import evaluate_reward
+from rankalign.evaluation.texts.divergence import evaluate_divergence
+from rankalign.evaluation.texts.lexical import evaluate_lexical
+from rankalign.evaluation.texts.perplexity import evaluate_perplexity
+from rankalign.models import load as models
+from rankalign.recipes.paper.child import Lock, run_metered
+from rankalign.recipes.paper.claims import divergence_bound
+from rankalign.recipes.paper.costs import Cost, add_ppo, add_rounds, add_sampling, add_training, models_in_memory
+from rankalign.recipes.paper.settings import Row, TableConfig
+from rankalign.stages.generation import sample, score
+from rankalign.storage import manifest
+from rankalign.storage.files import read_text, sha256_file, write_text
+from rankalign.storage.jsonl import dumps, loads
 from rankalign.training.arguments import PPOConfig, parse_settings
 
 JUDGE = "reward"
@@ -238,7 +239,7 @@ class Unit:
         return [dataclasses.replace(record, responses=[_best(record)]) for record in sets]
 
     def measures(self, sets: list[CandidateSet], model: str) -> dict[str, list[float]]:
-        """By name, a figure for each held-out prompt: see :class:`rankalign.paper.claims.Results`."""
+        """By name, a figure for each held-out prompt: see :class:`rankalign.recipes.paper.claims.Results`."""
         reward, texts = evaluate_reward(sets, JUDGE).rows, evaluate_lexical(sets).rows
         if any("mean" not in row for row in reward):
             raise InputError(f"row {self.row.name!r}: the reward function left held-out answers without a score")

@@ -22,19 +22,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from rankalign import manifest, models
-from rankalign.batching import EncodeOptions, TokenList, encode_all
+from rankalign.data.encode import EncodeOptions, TokenList, encode_all
+from rankalign.data.records import CandidateSet, Prompt, Response
 from rankalign.errors import InputError
-from rankalign.files import write_text
-from rankalign.head import head_of, label_logps
-from rankalign.jsonl import dumps
-from rankalign.logps import causal_lm
+from rankalign.models import load as models
 from rankalign.progress import Progress
-from rankalign.records import CandidateSet, Prompt, Response
 from rankalign.registry import did_you_mean
-from rankalign.training import ilql_math
+from rankalign.rows.head import head_of, label_logps
+from rankalign.rows.logps import causal_lm
+from rankalign.storage import manifest
+from rankalign.storage.files import write_text
+from rankalign.storage.jsonl import dumps
+from rankalign.training.ilql import math as ilql_math
 from rankalign.training.inputs import disable_dropout
-from rankalign.training.value import ValueHead, predicting_states
+from rankalign.training.ppo.value import ValueHead, predicting_states
 
 HEADS_FILE = "ilql_heads.safetensors"
 RETURN = "return"
@@ -48,7 +49,7 @@ class ILQLSettings:
     Attributes:
         model: start model.
         output_dir: where model, heads, ``log.jsonl`` and the manifest go.
-        template: prompt format, see :func:`rankalign.batching.encode_prompt`.
+        template: prompt format, see :func:`rankalign.data.encode.encode_prompt`.
         max_length: most tokens of prompt and answer together.
         num_train_epochs: passes over the samples.
         max_steps: updates; above 0 it overrules ``num_train_epochs``.
@@ -115,7 +116,7 @@ class ILQLModel(nn.Module):
 
     Args:
         policy: a causal language model.
-        layout: of rows, see :func:`rankalign.logps.list_logps`.
+        layout: of rows, see :func:`rankalign.rows.logps.list_logps`.
     """
 
     def __init__(self, policy: nn.Module, layout: str = "auto") -> None:

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankalign import models
-from rankalign.batching import TokenList
+from rankalign.data.encode import TokenList
 from rankalign.errors import InputError
-from rankalign.logps import ATTENTION_FAMILIES, MASK_FAMILIES, list_logps
-from rankalign.memory import Footprint, build, trace
-from rankalign.rewards import list_rewards
+from rankalign.models import load as models
+from rankalign.rows.logps import ATTENTION_FAMILIES, MASK_FAMILIES, list_logps
+from rankalign.rows.rewards import list_rewards
+from rankalign.rows.tree import tree_tokens
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.inputs import data_hashes, load_data, load_model
-from rankalign.tree import tree_tokens
+from rankalign.training.plan.memory import Footprint, build, trace
 
 UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 LAUNCHERS = ("one process", "DDP", "FSDP2 or ZeRO-2", "ZeRO-3", "ZeRO-3 with offload")
@@ -146,7 +146,7 @@ class Batches:
         return self.config.can_two_pass and self.size(part) > self.config.token_budget
 
     def trace(self) -> Footprint:
-        """Memory of the largest part, see :func:`rankalign.memory.trace`."""
+        """Memory of the largest part, see :func:`rankalign.training.plan.memory.trace`."""
         part = self.largest_part()
         again = self.config.gradient_accumulation_steps > 1 or len(part) < len(self.largest())
         return trace(self.config, part, self.layout, self.two_passes(part), again)

@@ -25,16 +25,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, Trainer
 
-from rankalign import adapters, models
-from rankalign.batching import TokenList
+from rankalign.data.encode import TokenList
 from rankalign.errors import InputError
-from rankalign.head import head_of, label_logps
-from rankalign.logps import causal_lm, label_states, lay_out
-from rankalign.rewards import list_rewards
+from rankalign.models import adapters
+from rankalign.models import load as models
+from rankalign.rows.head import head_of, label_logps
+from rankalign.rows.logps import causal_lm, label_states, lay_out
+from rankalign.rows.rewards import list_rewards
+from rankalign.rows.two_pass import backward_two_pass
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.inputs import disable_dropout
 from rankalign.training.reward import freeze_lower
-from rankalign.two_pass import backward_two_pass
 
 ALIGN = 64  # bytes, of torch's tensors on a CPU
 SPARE = ALIGN + 32  # what glibc asks for beyond an aligned block
@@ -304,7 +305,7 @@ def _backward(
 
 
 def _label_logps(ledger: _Ledger) -> Callable[..., Tensor]:
-    """:func:`rankalign.logps.list_logps`, with what its head makes, forward and backward, under the head's name."""
+    """:func:`rankalign.rows.logps.list_logps`; what its head makes, both ways, stands under the head's name."""
 
     def values(model: Any, prompts: Any, responses: Any, layout: str) -> Tensor:
         lm = causal_lm(model)

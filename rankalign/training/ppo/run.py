@@ -11,22 +11,26 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from rankalign import adapters, data, logps, manifest, models
-from rankalign.batching import encode_prompt
-from rankalign.convert import Intake
+from rankalign.data import load as data
+from rankalign.data.convert import Intake
+from rankalign.data.encode import encode_prompt
 from rankalign.errors import InputError
-from rankalign.files import sha256_file, write_text
-from rankalign.journal import differences
-from rankalign.jsonl import dumps, loads
+from rankalign.models import adapters
+from rankalign.models import load as models
 from rankalign.progress import Progress
-from rankalign.training import ppo_state
+from rankalign.rows import logps
+from rankalign.storage import manifest
+from rankalign.storage.files import sha256_file, write_text
+from rankalign.storage.journal import differences
+from rankalign.storage.jsonl import dumps, loads
 from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import PPOConfig
 from rankalign.training.card import write_card
 from rankalign.training.inputs import disable_dropout
-from rankalign.training.ppo import PPOTrainer, Question, Reward, Sampler
+from rankalign.training.ppo import state as ppo_state
+from rankalign.training.ppo.trainer import PPOTrainer, Question, Reward, Sampler
+from rankalign.training.ppo.value import ActorCritic, load_value_net
 from rankalign.training.run import Interrupted, StopOnSignal
-from rankalign.training.value import ActorCritic, load_value_net
 
 
 def train_ppo(config: PPOConfig, sampler: Sampler, reward: Reward) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from rankalign.files import write_text
-from rankalign.folders import new_folder
-from rankalign.jsonl import dumps, loads
+from rankalign.storage.files import write_text
+from rankalign.storage.folders import new_folder
+from rankalign.storage.jsonl import dumps, loads
 
 WEIGHTS, OPTIMIZER = "weights.", "optimizer."
 

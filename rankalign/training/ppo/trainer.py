@@ -19,12 +19,13 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import Trainer, get_scheduler
 
+from rankalign.data.records import CandidateSet, Response
 from rankalign.errors import InputError
-from rankalign.records import CandidateSet, Response
-from rankalign.training import ppo_math, ppo_state
 from rankalign.training.arguments import PPOConfig
-from rankalign.training.ppo_math import Score
-from rankalign.training.value import ActorCritic, Reference
+from rankalign.training.ppo import math as ppo_math
+from rankalign.training.ppo import state as ppo_state
+from rankalign.training.ppo.math import Score
+from rankalign.training.ppo.value import ActorCritic, Reference
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Sampler(Protocol):
 
 
 class Reward(Protocol):
-    """Grades answers; see :class:`rankalign.rollouts.ScorerReward`."""
+    """Grades answers; see :class:`rankalign.recipes.rollouts.ScorerReward`."""
 
     def __call__(self, sets: Sequence[CandidateSet]) -> list[Score | None]:
         """A number, one number a token, or None, for each record's only response."""

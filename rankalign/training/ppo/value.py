@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rankalign import models, rewards
 from rankalign.errors import InputError
-from rankalign.head import Head, head_of, label_logps
-from rankalign.logps import causal_lm, label_states, lay_out
-from rankalign.tree import Tokens
+from rankalign.models import load as models
+from rankalign.rows import rewards
+from rankalign.rows.head import Head, head_of, label_logps
+from rankalign.rows.logps import causal_lm, label_states, lay_out
+from rankalign.rows.tree import Tokens
 
 HEAD_FILE = "value_head.safetensors"
 NET_FOLDER = "value_model"
@@ -50,7 +51,7 @@ class ActorCritic(nn.Module):
     Args:
         policy: a causal language model, bare or inside PEFT.
         value_net: a decoder with a ``score`` head to take values from; None puts a :class:`ValueHead` on the policy.
-        layout: of rows, see :func:`rankalign.logps.list_logps`.
+        layout: of rows, see :func:`rankalign.rows.logps.list_logps`.
         temperature: logits are divided by it, as sampling does.
     """
 
@@ -101,8 +102,8 @@ def predicting_states(
 ) -> tuple[Tensor, Tensor]:
     """(tokens, hidden) states that stand before each token of the responses, and (tokens,) those tokens.
 
-    The rows are not told which responses the head's gradient reaches, as :func:`rankalign.logps.list_logps` tells them:
-    values have gradients of their own, which would be lost.
+    The rows are not told which responses the head's gradient reaches, as :func:`rankalign.rows.logps.list_logps` tells
+    them: values have gradients of their own, which would be lost.
     """
     lm = causal_lm(model)
     rows = lay_out(lm, prompts, [[r] for r in responses], layout)
@@ -150,7 +151,7 @@ def load_value_net(model: str, tokenizer_of: str) -> nn.Module:
     """A float32 decoder with a ``score`` head, new and random unless the model is a reward model.
 
     Args:
-        model: as in :func:`rankalign.models.load_reward_model`.
+        model: as in :func:`rankalign.models.load.load_reward_model`.
         tokenizer_of: the policy's name; both must read the same token ids.
 
     Raises:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rankalign.ranked import Ranked
+from rankalign.losses.ranked import Ranked
 
 
 @dataclass(frozen=True)

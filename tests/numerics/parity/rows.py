@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rankalign.losses import LOSSES, PARTS
-from rankalign.ranked import Ranked
+from rankalign.losses.ranked import Ranked
 
 from . import definitions, release
 from .cases import VARIANTS

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from rankalign import tiny
-from rankalign.batching import EncodeOptions, Encoder, encode_prompt, encode_text, spread
+from rankalign.data.encode import EncodeOptions, Encoder, encode_prompt, encode_text, spread
+from rankalign.data.records import CandidateSet, Response, choose_judge
 from rankalign.errors import InputError
-from rankalign.models import tokenizer_fingerprint
-from rankalign.records import CandidateSet, Response, choose_judge
+from rankalign.models import tiny
+from rankalign.models.load import tokenizer_fingerprint
 
 TOKENIZER = tiny.build_tokenizer()
 EOS, BOS = TOKENIZER.eos_token_id, TOKENIZER.bos_token_id

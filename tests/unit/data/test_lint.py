@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankalign.convert import Intake, load
-from rankalign.lint import RULES, Finding, fix, lint
-from rankalign.lint_rules import longest_answer, script, wilson_low
-from rankalign.records import CandidateSet, Response
+from rankalign.data.convert import Intake, load
+from rankalign.data.lint import RULES, Finding, fix, lint
+from rankalign.data.lint.rules import longest_answer, script, wilson_low
+from rankalign.data.records import CandidateSet, Response
 
 LONG = "This answer has a good many words in it so that the rule about answers cut off in the middle looks at"
 RUSSIAN = "Небо голубое, потому что воздух рассеивает синий свет сильнее"

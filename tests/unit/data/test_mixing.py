@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankalign.convert import convert
+from rankalign.data.convert import convert
+from rankalign.data.formats import Losses
+from rankalign.data.mixing import Mixture, with_own_ids
+from rankalign.data.records import CandidateSet, read, write
 from rankalign.errors import InputError
-from rankalign.formats import Losses
-from rankalign.mixing import Mixture, with_own_ids
-from rankalign.records import CandidateSet, read, write
 
 
 def made(count: int, prefix: str = "p") -> list[CandidateSet]:
@@ -143,7 +143,7 @@ def test_a_larger_test_part_holds_the_smaller() -> None:
 # --- through convert ---------------------------------------------------------------------------------------------
 
 SPLIT = (
-    "import sys; from rankalign.convert import convert; from rankalign.mixing import Mixture;"
+    "import sys; from rankalign.data.convert import convert; from rankalign.data.mixing import Mixture;"
     "convert(sys.argv[1:3], sys.argv[3], mixture=Mixture((2, 1), (), 0.25, 7))"
 )
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rankalign import records
+from rankalign.data import records
+from rankalign.data.records import CandidateSet, Response, judges, parse, read, to_dict, write
 from rankalign.errors import InputError, RecordError
-from rankalign.files import atomic_writer, read_lines, read_text, sha256_file, write_text
-from rankalign.jsonl import read_rows
-from rankalign.records import CandidateSet, Response, judges, parse, read, to_dict, write
+from rankalign.storage.files import atomic_writer, read_lines, read_text, sha256_file, write_text
+from rankalign.storage.jsonl import read_rows
 
 GOOD = '{"id": "a", "prompt": "Why?", "responses": [{"text": "Because."}]}'
 RECORD = {"id": "a", "prompt": "Why?"}

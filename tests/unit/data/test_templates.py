@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from rankalign.data.templates import cut_at_stop, render, stops
 from rankalign.errors import InputError
-from rankalign.templates import cut_at_stop, render, stops
 
 USER = [{"role": "user", "content": "Name a colour."}]
 TURNS = [

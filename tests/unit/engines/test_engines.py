@@ -12,13 +12,15 @@ import torch
 import transformers
 from transformers import DynamicCache, GenerationConfig
 
-from rankalign import batching, records, tiny
+from rankalign.data import encode as batching
+from rankalign.data import records
+from rankalign.data.records import CandidateSet, Response
 from rankalign.engines import Policy, SamplingParams
 from rankalign.engines.decode import Ending, Rows
 from rankalign.engines.hf import MAX_ROWS, MAX_TOKENS, HFEngine
 from rankalign.errors import InputError
-from rankalign.models import tokenizer_fingerprint
-from rankalign.records import CandidateSet, Response
+from rankalign.models import tiny
+from rankalign.models.load import tokenizer_fingerprint
 
 TEXT = "the quick brown fox jumps over the lazy dog again and again until it is tired"
 PROMPTS = [CandidateSet(f"p{i}", TEXT[: 3 + 10 * i]) for i in range(8)]

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from rankalign.data.records import CandidateSet, Response
 from rankalign.engines import ENGINES, Policy, SamplingParams, openai_client
 from rankalign.engines.openai import OpenAIEngine, request_seed
 from rankalign.errors import InputError
-from rankalign.records import CandidateSet, Response
 from tests.faults.openai_helpers import GREEDY, PROMPTS, SAMPLED, ask, engine, hurry, one
 from tests.faults.server import FaultServer
 

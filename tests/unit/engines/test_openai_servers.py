@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from rankalign import models
 from rankalign.engines import Policy, SamplingParams
 from rankalign.engines.hf import HFEngine
 from rankalign.engines.openai import OpenAIEngine
 from rankalign.errors import InputError
+from rankalign.models import load as models
 from tests.faults.openai_helpers import PROMPTS, engine, fetch, free_port, wait_for
 
 

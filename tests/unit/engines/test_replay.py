@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from rankalign import records
+from rankalign.data import records
+from rankalign.data.records import CandidateSet, Response
 from rankalign.engines import Policy
 from rankalign.engines.replay import ReplayEngine
 from rankalign.errors import InputError
-from rankalign.records import CandidateSet, Response
 
 
 def stored() -> list[CandidateSet]:

@@ -16,15 +16,17 @@ from typing import Any
 
 import pytest
 
-from rankalign import cli, repl, tiny
-from rankalign.chat import Chat, Conversation, Options, options, settled
+from rankalign import cli
+from rankalign.data.records import CandidateSet, Response, read
+from rankalign.data.templates import HH_STOPS
 from rankalign.engines import Policy, SamplingParams
 from rankalign.engines.hf import HFEngine
 from rankalign.errors import InputError, RecordError
-from rankalign.records import CandidateSet, Response, read
-from rankalign.repl import Repl, printable
-from rankalign.templates import HH_STOPS
-from rankalign.votes import VoteFile
+from rankalign.interactive import repl
+from rankalign.interactive.conversation import Chat, Conversation, Options, options, settled
+from rankalign.interactive.repl import Repl, printable
+from rankalign.interactive.votes import VoteFile
+from rankalign.models import tiny
 
 
 def speaker(name: str = "aligned", ends: Sequence[int] = (2,)) -> HFEngine:
@@ -230,7 +232,7 @@ def test_a_vote_that_cannot_be_stored_stays_due(tmp_path: Path, monkeypatch: pyt
             return write(handle, block[:100])
 
         with monkeypatch.context() as patch:
-            patch.setattr("rankalign.votes.os.write", full)
+            patch.setattr("rankalign.interactive.votes.os.write", full)
             with pytest.raises(InputError, match="not stored: no space left"):
                 talk.vote("tie")
         assert path.read_bytes() == before

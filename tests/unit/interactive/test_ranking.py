@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 
 from rankalign.cli import main
+from rankalign.data.records import CandidateSet, Response, read, write
 from rankalign.errors import InputError
-from rankalign.evaluation.raters import evaluate_raters
-from rankalign.label import Session, Stale, journal_path, labels_folder, level_scores, shown_order
-from rankalign.pages.label import LARGEST_BODY, LabelServer
-from rankalign.records import CandidateSet, Response, read, write
+from rankalign.evaluation.raters.concordance import evaluate_raters
+from rankalign.interactive.pages.label import LARGEST_BODY, LabelServer
+from rankalign.interactive.ranking import Session, Stale, journal_path, labels_folder, level_scores, shown_order
 
 
 def make_sets(count: int = 3, width: int = 4) -> list[CandidateSet]:

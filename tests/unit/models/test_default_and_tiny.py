@@ -17,8 +17,11 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rankalign import default_model, folders, models, tiny
 from rankalign.errors import InputError
+from rankalign.models import default as default_model
+from rankalign.models import load as models
+from rankalign.models import tiny
+from rankalign.storage import folders
 
 IDS = torch.tensor([[1, 70, 80, 90, 100, 2]])
 

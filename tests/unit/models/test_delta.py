@@ -15,8 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rankalign import adapters, delta, delta_legacy, models, tiny, weights
 from rankalign.errors import InputError
+from rankalign.models import adapters, delta, tiny, weights
+from rankalign.models import load as models
+from rankalign.models.delta import arithmetic as delta_legacy
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -355,7 +357,7 @@ def test_memory_stays_at_some_blocks_whatever_the_size(tmp_path: Path, monkeypat
 
 # --- the script --------------------------------------------------------------------------------------------------
 
-SCRIPT = Path(__file__).resolve().parents[2] / "train_scripts" / "recover_weights.sh"
+SCRIPT = Path(__file__).resolve().parents[3] / "train_scripts" / "recover_weights.sh"
 CIRCLE = [
     "make --base default --target runs/rrhf --delta runs/delta",
     "apply --base default --delta runs/delta --target runs/recovered",

@@ -16,9 +16,10 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rankalign import adapters, models, tiny
 from rankalign.cli import main
 from rankalign.errors import InputError
+from rankalign.models import adapters, tiny
+from rankalign.models import load as models
 
 IDS = torch.tensor([[1, 70, 80, 90, 100, 2]])
 

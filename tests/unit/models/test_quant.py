@@ -11,12 +11,13 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from rankalign import adapters, models, tiny
+from rankalign.data.records import CandidateSet
 from rankalign.engines import Policy, SamplingParams
 from rankalign.engines.hf import HFEngine
 from rankalign.errors import InputError
-from rankalign.quant import GROUP, Int8Rows, quantize_8bit, weight_bytes
-from rankalign.records import CandidateSet
+from rankalign.models import adapters, tiny
+from rankalign.models import load as models
+from rankalign.models.quant import GROUP, Int8Rows, quantize_8bit, weight_bytes
 
 TEXT = "The capital of France is Paris, and the sky is blue because of Rayleigh scattering. Once upon a time a dog"
 

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from rankalign import models, tiny
-from rankalign.batching import EncodeOptions, Encoder, encode_prompt
 from rankalign.config import ScorerConfig, build
+from rankalign.data.encode import EncodeOptions, Encoder, encode_prompt
+from rankalign.data.records import CandidateSet, Response, write
 from rankalign.engines import Policy
 from rankalign.errors import InputError
-from rankalign.iterate import IterateConfig, run
-from rankalign.records import CandidateSet, Response, write
-from rankalign.rounds import STRIDE, Current, Divergence, Gatherer, is_current, kept, penalised, ranked_by
+from rankalign.models import load as models
+from rankalign.models import tiny
+from rankalign.recipes.iterate import IterateConfig, run
+from rankalign.recipes.rounds import STRIDE, Current, Divergence, Gatherer, is_current, kept, penalised, ranked_by
 from rankalign.training.arguments import parse_settings
 from rankalign.training.online import StartModel, blocks, plan
 

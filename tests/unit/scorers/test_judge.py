@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 
 from rankalign.config import ScoreConfig, build
+from rankalign.data.records import CandidateSet, Response, read, write
 from rankalign.engines import ENGINES, Policy
 from rankalign.errors import InputError
-from rankalign.generation import score
-from rankalign.records import CandidateSet, Response, read, write
 from rankalign.registry import Entry
 from rankalign.scorers import attach, grade
 from rankalign.scorers.judge import JudgeScorer, pairings
 from rankalign.scorers.judge_prompts import find_prompt, read_prompts
+from rankalign.stages.generation import score
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 GRID = str(ROOT / "data_generation/judge_prompts/four_axes.jsonl")
 AXES = ("helpfulness", "relevance", "accuracy", "clarity", "safety")
 

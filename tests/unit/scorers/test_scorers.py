@@ -15,9 +15,11 @@ import pytest
 import torch
 import transformers
 
-from rankalign import adapters, batching, models, tiny
+from rankalign.data import encode as batching
+from rankalign.data.records import CandidateSet, Response
 from rankalign.errors import InputError
-from rankalign.records import CandidateSet, Response
+from rankalign.models import adapters, tiny
+from rankalign.models import load as models
 from rankalign.scorers import SCORERS, attach, grade, reward_model
 from rankalign.scorers.function import FunctionScorer
 from rankalign.scorers.reward_model import RewardModelScorer

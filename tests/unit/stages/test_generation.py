@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from rankalign import manifest
 from rankalign.config import SampleConfig, ScoreConfig, build
+from rankalign.data.records import CandidateSet, Response, read, write
 from rankalign.errors import InputError
-from rankalign.generation import merge, sample, score
-from rankalign.records import CandidateSet, Response, read, write
+from rankalign.stages.generation import merge, sample, score
+from rankalign.storage import manifest
 
 
 def prompts(folder: Path) -> str:
@@ -75,7 +75,7 @@ def test_seeds_make_runs_equal_and_seeds_make_them_differ(tmp_path: Path) -> Non
 
 def test_the_weights_are_part_of_the_settings(tmp_path: Path) -> None:
     """A model trained anew under the same path must not pass for the one that answered."""
-    from rankalign import models
+    from rankalign.models import load as models
 
     model = models.load_policy("tiny")
     folder = tmp_path / "model"

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from rankalign import manifest, stages
 from rankalign.config import SampleConfig, ScoreConfig, build
+from rankalign.data.records import CandidateSet, Response, read, write
 from rankalign.engines import hf
 from rankalign.errors import InputError
-from rankalign.generation import merge_shards, sample, score
-from rankalign.journal import Journal
-from rankalign.records import CandidateSet, Response, read, write
-from rankalign.shards import Shard
+from rankalign.stages import stage as stages
+from rankalign.stages.generation import merge_shards, sample, score
+from rankalign.stages.shards import Shard
+from rankalign.storage import manifest
+from rankalign.storage.journal import Journal
 
 PROMPTS = 7
 
@@ -24,7 +25,7 @@ PROMPTS = 7
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hf, "MAX_ROWS", 4)
-    monkeypatch.setattr("rankalign.generation.SCORE_BATCH", 2)
+    monkeypatch.setattr("rankalign.stages.generation.SCORE_BATCH", 2)
 
 
 def sampling(folder: Path, **more: Any) -> SampleConfig:
@@ -185,7 +186,7 @@ def test_a_worker_travels_as_its_settings(tmp_path: Path) -> None:
     """What the runner ray sends to its actors: no model goes with it, and it answers alike there."""
     import copy
 
-    from rankalign.generation import Answerer, Grader
+    from rankalign.stages.generation import Answerer, Grader
 
     config, record = sampling(tmp_path), next(read(tmp_path / "prompts.jsonl"))
     answerer = Answerer(config.policies[0])

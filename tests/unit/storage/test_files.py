@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from rankalign import files
 from rankalign.errors import InputError
-from rankalign.files import atomic_writer, sha256_file, write_text
+from rankalign.storage import files
+from rankalign.storage.files import atomic_writer, sha256_file, write_text
 
 
 def test_a_place_that_is_no_folder_is_one_sentence(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rankalign.errors import InputError
-from rankalign.journal import Journal, differences
+from rankalign.storage.journal import Journal, differences
 
 HEADER = {"stage": "sample", "temperature": 0.7}
 ITEMS = [((f"policy{i % 3}", f"id-{i}"), {"text": "line\n \u2028 é " * i, "n": i}) for i in range(20)]

@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from rankalign import models, tiny
 from rankalign.errors import InputError
+from rankalign.models import load as models
+from rankalign.models import tiny
 from rankalign.training.added_tokens import start_model
 from rankalign.training.arguments import parse_settings
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rankalign.data.records import CandidateSet, Response, write
 from rankalign.evaluation.statistics import ratio_interval, wilson
-from rankalign.records import CandidateSet, Response, write
 from rankalign.training.arguments import parse_settings
 from rankalign.training.diagnosis import WINDOW, accuracy_interval, diagnose
 from rankalign.training.run import train
@@ -153,7 +153,7 @@ def test_a_run_warns_once_on_stderr_and_in_the_log(tmp_path: Path, capsys: pytes
 
 
 def test_watched_answers_are_set_against_those_of_the_start() -> None:
-    from rankalign.evaluation.diagnosis import Watch
+    from rankalign.evaluation.texts.while_training import Watch
 
     class Length:
         name = "length"

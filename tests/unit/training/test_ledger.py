@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from rankalign.cli import main
+from rankalign.data.records import CandidateSet, Response, write
 from rankalign.errors import InputError, RecordError
-from rankalign.evaluation import ledger as analysis
-from rankalign.jsonl import write_rows
-from rankalign.ranked import Ranked
-from rankalign.records import CandidateSet, Response, write
+from rankalign.evaluation.report import hard_examples as analysis
+from rankalign.losses.ranked import Ranked
 from rankalign.scorers.aggregate import kendall_tau
+from rankalign.storage.jsonl import write_rows
 from rankalign.training import run as run_module
 from rankalign.training.arguments import parse_settings
 from rankalign.training.ledger import Ledger, measure

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rankalign import models
 from rankalign.errors import InputError
+from rankalign.models import load as models
 from rankalign.training.arguments import parse_settings
 from rankalign.training.run import train
 from tests.e2e.distributed import log, settings, write_data

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from rankalign.data.records import CandidateSet, Response, write
 from rankalign.errors import InputError
-from rankalign.records import CandidateSet, Response, write
 from rankalign.scorers.reward_model import RewardModelScorer
 
 # Ids and prompts that a lookup by text, by stripped text or by the text that the model gets to see would mix up.

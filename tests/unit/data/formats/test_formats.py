@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankalign.convert import find_format
+from rankalign.data.convert import find_format
+from rankalign.data.formats import FORMATS, Losses
+from rankalign.data.records import CandidateSet, Response, parse, to_dict
 from rankalign.errors import RecordError
-from rankalign.formats import FORMATS, Losses
-from rankalign.records import CandidateSet, Response, parse, to_dict
 
 USER, ASSISTANT = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
 OTHER = {"role": "assistant", "content": "No idea."}

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from rankalign.convert import convert
+from rankalign.data.convert import convert
+from rankalign.data.records import read
+from rankalign.data.templates import render
 from rankalign.errors import InputError, RecordError
-from rankalign.jsonl import read_rows
-from rankalign.records import read
-from rankalign.templates import render
+from rankalign.storage.jsonl import read_rows
 
 # --- convert -----------------------------------------------------------------------------------------------------
 

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_formats import ASSISTANT, OTHER, USER, dump, load, refusal, several, texts
 
+from rankalign.data.formats.trl import split_shared
+from rankalign.data.records import CandidateSet, Response
+from rankalign.data.templates import ALPACA_INPUT, ALPACA_NO_INPUT, render
 from rankalign.errors import InputError
-from rankalign.formats.trl import split_shared
-from rankalign.records import CandidateSet, Response
-from rankalign.templates import ALPACA_INPUT, ALPACA_NO_INPUT, render
 
 # --- RRHF --------------------------------------------------------------------------------------------------------
 

@@ -28,13 +28,13 @@ from test_formats import (
     texts,
 )
 
-from rankalign.convert import find_format
+from rankalign.data.convert import find_format
+from rankalign.data.formats import FORMATS
+from rankalign.data.formats.alpaca_eval import win_probability
+from rankalign.data.formats.common import Dropped
+from rankalign.data.records import CandidateSet, Message, Response
+from rankalign.data.templates import render
 from rankalign.errors import RecordError
-from rankalign.formats import FORMATS
-from rankalign.formats.alpaca_eval import win_probability
-from rankalign.formats.common import Dropped
-from rankalign.records import CandidateSet, Message, Response
-from rankalign.templates import render
 
 ASKED: list[Message] = [{"role": "user", "content": "Why?"}]
 

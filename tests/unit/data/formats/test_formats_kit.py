@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from rankalign.cli import main
-from rankalign.convert import convert
+from rankalign.data.convert import convert
+from rankalign.data.formats.detect import detect
+from rankalign.data.records import read
 from rankalign.errors import InputError
-from rankalign.formats.detect import detect
-from rankalign.jsonl import read_rows
-from rankalign.records import read
+from rankalign.storage.jsonl import read_rows
 
 WHOLE = [
     ("bon/tulu2_13b_bon.rrhf.jsonl.gz", "rrhf", 260),

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from rankalign.convert import Intake, convert, find_reader, load
+from rankalign.data.convert import Intake, convert, find_reader, load
+from rankalign.data.formats import FORMATS
+from rankalign.data.formats.named import DATASETS
+from rankalign.data.records import CandidateSet, read
+from rankalign.data.templates import render
 from rankalign.errors import InputError, RecordError
-from rankalign.formats import FORMATS
-from rankalign.formats.named import DATASETS
-from rankalign.jsonl import write_rows
-from rankalign.records import CandidateSet, read
-from rankalign.templates import render
+from rankalign.storage.jsonl import write_rows
 
 # The prompt as the `hh` template spells it, and the answers as (policy, text, preference).
 Expected = tuple[str, list[tuple[str, str, float | None]]]

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankalign import data
-from rankalign.convert import Intake, convert
+from rankalign.data import load as data
+from rankalign.data.convert import Intake, convert
+from rankalign.data.formats import arrow
+from rankalign.data.formats.arrow import read_table, write_folder, write_parquet
+from rankalign.data.mixing import Mixture
 from rankalign.errors import InputError, RecordError
-from rankalign.formats import arrow
-from rankalign.formats.arrow import read_table, write_folder, write_parquet
-from rankalign.jsonl import read_rows, write_rows
-from rankalign.mixing import Mixture
+from rankalign.storage.jsonl import read_rows, write_rows
 
 USER, ASSISTANT = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
 PAIR = {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [ASSISTANT | {"content": "No."}]}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rankalign.evaluation import alpaca_eval as ae
-from rankalign.jsonl import read_rows
+from rankalign.evaluation.pairwise import alpaca_eval as ae
+from rankalign.storage.jsonl import read_rows
 
 Array = NDArray[np.float64]
 

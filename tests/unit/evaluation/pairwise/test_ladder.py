@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rankalign.data.records import CandidateSet, Response
 from rankalign.errors import InputError
-from rankalign.evaluation.ladder import ELO_MEAN, Game, games_of_records, games_of_rows, rank_systems
-from rankalign.records import CandidateSet, Response
+from rankalign.evaluation.pairwise.ladder import ELO_MEAN, Game, games_of_records, games_of_rows, rank_systems
 
 
 def duel(a: str, b: str, wins: int, losses: int, start: int = 0) -> list[Game]:
@@ -94,7 +94,7 @@ def test_games_of_records_are_all_pairs_of_policies_by_mean_score() -> None:
 
 def test_order_of_published_systems(data_kit: Path) -> None:
     """QLoRA's reviews against ChatGPT: the order of the published percentages, and all in one group."""
-    from rankalign.evaluation.recompute import recompute
+    from rankalign.evaluation.pairwise.stored import recompute
 
     found = recompute(data_kit / "vicuna" / "qlora_relative.jsonl.gz")
     ladder = rank_systems(games_of_rows(found.rows), draws=50)  # type: ignore[union-attr]

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import pytest
 
 from rankalign.cli import main
+from rankalign.data.records import CandidateSet, Response, write
 from rankalign.engines import ENGINES, Policy
-from rankalign.records import CandidateSet, Response, write
 from rankalign.registry import Entry
 
 Reply = Callable[[str], str]

@@ -13,11 +13,11 @@ import pytest
 from scipy import optimize, stats
 
 from rankalign.errors import InputError, RecordError
-from rankalign.evaluation import alpaca_eval as ae
-from rankalign.evaluation.orders import compare_reviews
-from rankalign.evaluation.pairwise import Comparison
-from rankalign.evaluation.recompute import recompute
-from rankalign.evaluation.reviews import Review, parse_class, parse_tolerant, read_reviews
+from rankalign.evaluation.pairwise import alpaca_eval as ae
+from rankalign.evaluation.pairwise.orders import compare_reviews
+from rankalign.evaluation.pairwise.reviews import Review, parse_class, parse_tolerant, read_reviews
+from rankalign.evaluation.pairwise.scores import Comparison
+from rankalign.evaluation.pairwise.stored import recompute
 from rankalign.scorers.verdicts import parse_strict
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from rankalign.cli import main
+from rankalign.data.records import CandidateSet, Response, write
 from rankalign.errors import InputError, RecordError
-from rankalign.evaluation.sheets import fleiss_kappa, key_of, read_sheets, write_sheet
-from rankalign.records import CandidateSet, Response, write
+from rankalign.evaluation.pairwise.sheets import fleiss_kappa, key_of, read_sheets, write_sheet
 
 COUNT = 19
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rankalign.data.records import CandidateSet, Response
 from rankalign.errors import InputError
 from rankalign.evaluation import by_policy
-from rankalign.evaluation.agreement import evaluate_agreement
-from rankalign.evaluation.pairwise import compare_by_score, match, summarise
-from rankalign.evaluation.reward import evaluate_best_of_n, evaluate_reward, expected_best
-from rankalign.records import CandidateSet, Response
+from rankalign.evaluation.pairwise.scores import compare_by_score, match, summarise
+from rankalign.evaluation.raters.accuracy import evaluate_agreement
+from rankalign.evaluation.raters.reward import evaluate_best_of_n, evaluate_reward, expected_best
 
 
 def record(ident: str, scores: Sequence[float | None], prompt: str = "q", policy: str = "m") -> CandidateSet:

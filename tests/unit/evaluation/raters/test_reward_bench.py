@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from rankalign.cli import main
+from rankalign.data.records import CandidateSet, Response
 from rankalign.errors import InputError, RecordError
-from rankalign.evaluation.reward_bench import SECTIONS, evaluate_subsets, read_subsets
-from rankalign.jsonl import write_rows
-from rankalign.records import CandidateSet, Response
+from rankalign.evaluation.raters.reward_bench import SECTIONS, evaluate_subsets, read_subsets
+from rankalign.storage.jsonl import write_rows
 
 
 def pair(ident: str, subset: str, good: float | None, bad: float) -> CandidateSet:

@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rankalign import jsonl, records
+from rankalign.data import records
+from rankalign.data.records import CandidateSet, Response
 from rankalign.errors import InputError
-from rankalign.evaluation import EvalResult, plots, report, tables
-from rankalign.evaluation.runs import Run, read_run
-from rankalign.records import CandidateSet, Response
+from rankalign.evaluation import EvalResult, tables
+from rankalign.evaluation.report import page as report
+from rankalign.evaluation.report import plots
+from rankalign.evaluation.report.runs import Run, read_run
+from rankalign.storage import jsonl
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from rankalign.cli import main
+from rankalign.data.records import CandidateSet, Response, write
 from rankalign.errors import InputError
-from rankalign.evaluation import report
-from rankalign.evaluation.checks import check_tables, training_warnings
-from rankalign.evaluation.runs import Run, read_run
-from rankalign.jsonl import write_rows
-from rankalign.records import CandidateSet, Response, write
+from rankalign.evaluation.report import page as report
+from rankalign.evaluation.report.checks import check_tables, training_warnings
+from rankalign.evaluation.report.runs import Run, read_run
+from rankalign.storage.jsonl import write_rows
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")

@@ -8,11 +8,11 @@ import math
 import pytest
 import torch
 
-from rankalign import tiny
-from rankalign.batching import EncodeOptions, Encoder, encode_prompt
+from rankalign.data.encode import EncodeOptions, Encoder, encode_prompt
+from rankalign.data.records import CandidateSet, Response
 from rankalign.errors import InputError
-from rankalign.evaluation.divergence import evaluate_divergence, sequence_kl
-from rankalign.records import CandidateSet, Response
+from rankalign.evaluation.texts.divergence import evaluate_divergence, sequence_kl
+from rankalign.models import tiny
 
 TOKENIZER = tiny.build_tokenizer()
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from rankalign.data.records import CandidateSet, Response
 from rankalign.errors import InputError
-from rankalign.evaluation import hack, lexical
-from rankalign.evaluation.lexical import evaluate_lexical
-from rankalign.evaluation.variety import distinct_answers, evaluate_variety
-from rankalign.records import CandidateSet, Response
+from rankalign.evaluation.report import hack
+from rankalign.evaluation.texts import lexical
+from rankalign.evaluation.texts.lexical import evaluate_lexical
+from rankalign.evaluation.texts.variety import distinct_answers, evaluate_variety
 
 
 def records(texts: list[str], scores: list[float] | None = None, prompt: str = "Tell me.") -> list[CandidateSet]:

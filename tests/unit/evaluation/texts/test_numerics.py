@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from rankalign import tiny
+from rankalign.data.records import CandidateSet, Response
 from rankalign.errors import InputError
-from rankalign.evaluation.numerics import drift, encode, evaluate_numerics, judge_pairs, token_values
-from rankalign.records import CandidateSet, Response
+from rankalign.evaluation.texts.numerics import drift, encode, evaluate_numerics, judge_pairs, token_values
+from rankalign.models import tiny
 
 TOKENIZER = tiny.build_tokenizer()
 

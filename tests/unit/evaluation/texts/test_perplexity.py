@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from rankalign import tiny
+from rankalign.data.records import CandidateSet, Response
 from rankalign.errors import InputError
-from rankalign.evaluation import perplexity as ppl
-from rankalign.evaluation.agreement import add_policy_scores
-from rankalign.records import CandidateSet, Response
+from rankalign.evaluation.raters.accuracy import add_policy_scores
+from rankalign.evaluation.texts import perplexity as ppl
+from rankalign.models import tiny
 
 TEXTS = ["Hello there.", "a", "The sea is wide and the sky is high, ünïcode too."]
 

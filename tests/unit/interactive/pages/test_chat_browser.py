@@ -13,12 +13,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from rankalign import tiny
-from rankalign.chat import Chat, Options
+from rankalign.data.records import CandidateSet, Response, read
 from rankalign.engines import Policy, SamplingParams
 from rankalign.engines.hf import HFEngine
-from rankalign.records import CandidateSet, Response, read
-from rankalign.votes import VoteFile
+from rankalign.interactive.conversation import Chat, Options
+from rankalign.interactive.votes import VoteFile
+from rankalign.models import tiny
 from tests.unit.chromium import BROWSER, playwright
 
 pytest.importorskip("gradio")
@@ -49,7 +49,7 @@ class Scripted(HFEngine):
 
 @pytest.fixture
 def serve(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    from rankalign.pages.chat import Served
+    from rankalign.interactive.pages.chat import Served
 
     def start(chat: Chat, options: Options | None = None) -> Any:
         served = Served(chat, options or Options())
@@ -165,7 +165,7 @@ def test_stop_keeps_what_is_there_and_new_forgets_it(serve: Any, open_page: Any,
 
 @pytest.fixture(scope="module")
 def served_tiny() -> Iterator[Any]:
-    from rankalign.pages.chat import Served
+    from rankalign.interactive.pages.chat import Served
 
     engine = HFEngine(Policy("aligned", model="tiny"))
     engine.model, engine.tokenizer = tiny.build_model(), tiny.build_tokenizer()

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from rankalign.label import Session, shown_order
-from rankalign.pages.label import LabelServer
-from rankalign.records import CandidateSet, Response, read
+from rankalign.data.records import CandidateSet, Response, read
+from rankalign.interactive.pages.label import LabelServer
+from rankalign.interactive.ranking import Session, shown_order
 from tests.unit.chromium import BROWSER, listened, playwright
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here")

@@ -8,9 +8,18 @@ import numpy as np
 import pytest
 
 from rankalign.evaluation.statistics import Interval
-from rankalign.paper.claims import STATEMENTS, Claim, Finding, Resamples, Results, Verdict, claims, divergence_bound
-from rankalign.paper.costs import models_in_memory
-from rankalign.paper.page import budget, claim_text, spent
+from rankalign.recipes.paper.claims import (
+    STATEMENTS,
+    Claim,
+    Finding,
+    Resamples,
+    Results,
+    Verdict,
+    claims,
+    divergence_bound,
+)
+from rankalign.recipes.paper.costs import models_in_memory
+from rankalign.recipes.paper.page import budget, claim_text, spent
 
 HELD, FAILED, OPEN = Verdict.HELD, Verdict.FAILED, Verdict.OPEN
 ROWS = ("start", "rrhf_d", "rrhf_p", "rrhf_dp", "no_rank", "rrhf_op", "ppo")

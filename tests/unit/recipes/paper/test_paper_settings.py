@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from rankalign.cli import main
-from rankalign.records import CandidateSet, Response, read, write
+from rankalign.data.records import CandidateSet, Response, read, write
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[4]
 # By policy, how many answers a prompt; then what the sampling of the model's answers says.
 BEAMS = {"num_beams": 4, "max_new_tokens": 128, "stop": ["Human:", "Assistant:"]}
 DIVERSE = {**BEAMS, "num_beam_groups": 4, "diversity_penalty": 1.0}

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from rankalign import cli, manifest
-from rankalign.memory import SPARE, Heap
-from rankalign.plan import plan
-from rankalign.records import CandidateSet, Response, write
+from rankalign import cli
+from rankalign.data.records import CandidateSet, Response, write
+from rankalign.storage import manifest
 from rankalign.training.arguments import parse_settings
+from rankalign.training.plan import plan
+from rankalign.training.plan.memory import SPARE, Heap
 from rankalign.training.run import train
 
 

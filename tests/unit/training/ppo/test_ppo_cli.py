@@ -12,7 +12,7 @@ from rankalign.cli import main
 from rankalign.errors import InputError
 from rankalign.training.arguments import PPOConfig, parse, parse_settings
 
-CONFIG = Path(__file__).resolve().parents[2] / "train_scripts" / "configs" / "ppo.yaml"
+CONFIG = Path(__file__).resolve().parents[4] / "train_scripts" / "configs" / "ppo.yaml"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""The record, and all that becomes one or is made of one."""

@@ -1,0 +1,1 @@
+"""People at the keyboard: talking to a model, voting between two, ranking answers."""

@@ -1,0 +1,1 @@
+"""Prompts and answers to log-probabilities and rewards, and back."""

@@ -1,0 +1,1 @@
+"""Files that are never half-written, JSON Lines read strictly, journals and manifests."""
