@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.test_report import HOSTILE, make_run
+from tests.unit.evaluation.report.test_report import HOSTILE, make_run
 
 from rankalign.evaluation.report import page as report
 from rankalign.storage.jsonl import read_rows, write_rows
