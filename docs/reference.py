@@ -17,8 +17,9 @@ from rankalign.recipes.iterate import IterateConfig
 from rankalign.scorers.function import FunctionScorer
 from rankalign.scorers.judge import JudgeScorer
 from rankalign.scorers.reward_model import RewardModelScorer
-from rankalign.training.arguments import _BASE, TrainConfig
+from rankalign.training.arguments import TrainConfig
 from rankalign.training.ppo_settings import PPOSettings
+from rankalign.training.settings import GROUPS
 
 PAGE = Path(__file__).with_name("settings.md")
 HEAD = """# Every setting
@@ -60,12 +61,8 @@ def _section(title: str, note: str, kind: type[Any]) -> str:
 
 def _flags(kind: type[Any]) -> list[tuple[str, str, str]]:
     """Fields that carry a help text."""
-    own = [f for f in dataclasses.fields(kind) if "help" in f.metadata and (kind is PPOSettings or _ours(f))]
+    own = [f for group in (GROUPS if kind is TrainConfig else (kind,)) for f in dataclasses.fields(group)]
     return [(f.name, _default(f.default), str(f.metadata["help"])) for f in own]
-
-
-def _ours(field: dataclasses.Field[Any]) -> bool:
-    return field.name not in _BASE or field.name in TrainConfig.__annotations__
 
 
 def _described(kind: type[Any]) -> list[tuple[str, str, str]]:

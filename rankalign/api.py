@@ -187,7 +187,9 @@ def prompt_records(prompts: Sequence[Any]) -> list[CandidateSet]:
 
 def _mean_reward(config: PPOConfig, model: str, reward: ScorerReward, sets: Sequence[CandidateSet]) -> float | None:
     """Mean reward of one greedy answer to each prompt that was scored; None where none was."""
-    texts = greedy(config, config.max_new_tokens)(models.load_policy(model, dtype="float32"), sets)
+    texts = greedy(config.model, config.data_settings, config.max_new_tokens)(
+        models.load_policy(model, dtype="float32"), sets
+    )
     graded = [replace(s, responses=[Response(text)]) for s, text in zip(sets, texts, strict=True)]
     scores = [sum(s) if isinstance(s, Sequence) else s for s in reward(graded) if s is not None]
     return sum(scores) / len(scores) if scores else None

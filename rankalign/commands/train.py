@@ -16,10 +16,11 @@ from typing import Any
 from rankalign.commands import show_facts
 from rankalign.recipes.rollouts import reward_of, sampler_of, watch_of
 from rankalign.training.added_tokens import add_tokens
-from rankalign.training.arguments import PPOConfig, describe, parse
+from rankalign.training.arguments import PPOConfig, parse
 from rankalign.training.ppo.run import train_ppo
 from rankalign.training.processes import only_first_speaks
 from rankalign.training.run import Interrupted, train
+from rankalign.training.settings import describe
 
 EXAMPLE = "rankalign train --config train_scripts/configs/rrhf.yaml --data runs/scored.jsonl --learning_rate 1e-5"
 TAKES_MORE = True

@@ -198,7 +198,7 @@ def _round(config: IterateConfig, number: int, model: str, step: int) -> tuple[d
 
 def _gatherer(config: IterateConfig, start: StartModel) -> Gatherer:
     """Sampling and scoring as the settings say."""
-    return Gatherer(config, _training(config, 1, model=config.model), start)
+    return Gatherer(config, _training(config, 1, model=config.model).data_settings, start)
 
 
 # --- OP-k --------------------------------------------------------------------------------------------------------

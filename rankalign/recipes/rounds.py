@@ -24,8 +24,8 @@ from rankalign.stages.generation import Answerer, Grader, sample, score
 from rankalign.stages.stage import Batch
 from rankalign.storage import manifest
 from rankalign.storage.files import sha256_file
-from rankalign.training.arguments import TrainConfig
 from rankalign.training.online import StartModel
+from rankalign.training.settings import DataSettings
 
 CURRENT = "current"
 KL = "kl"
@@ -191,11 +191,11 @@ class Gatherer:
 
     Args:
         config: settings of the run.
-        encoding: settings that say how training encodes records.
+        encoding: how training encodes records.
         start: the start model.
     """
 
-    def __init__(self, config: IterateConfig, encoding: TrainConfig, start: StartModel) -> None:
+    def __init__(self, config: IterateConfig, encoding: DataSettings, start: StartModel) -> None:
         self.config, self.start = config, start
         self.tokenizer = models.load_tokenizer(start.name)
         self.options = EncodeOptions(

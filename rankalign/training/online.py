@@ -152,10 +152,11 @@ class OnlineTrainer(RankTrainer):
         with torch.random.fork_rng():  # what is read from disk after a kill must leave the same state as what was made
             path = self.refresh(model, self.block, step == self.block.step)
         tokenizer: Any = self.processing_class
-        lists, counts = inputs.encode(self.config, tokenizer, str(path))
+        lists, counts = inputs.encode(self.config.data_settings, tokenizer, str(path), self.config.loss == "sft")
         print("data: " + ", ".join(f"{value} {name}" for name, value in counts.items() if value), file=sys.stderr)
         if self.layout == "auto" and lists:
-            self.layout, why = inputs.choose_layout(self.config, model, lists)
+            batch = self.config.per_device_train_batch_size
+            self.layout, why = inputs.choose_layout(self.layout, model, lists, batch)
             print(f"layout: {self.layout} ({why})", file=sys.stderr)
         self.lists = {example.tokens.id: example for example in self.referred(lists)}
         model.train(training)
@@ -165,7 +166,7 @@ class OnlineTrainer(RankTrainer):
         if not self.config.loss_entry.needs_reference:
             return [Example(tokens) for tokens in lists]
         with self.start.beside(self.model) as reference:
-            rows = inputs.start_logps(self.config, reference, self.layout, lists)
+            rows = inputs.start_logps(self.config.precision, reference, self.layout, lists)
         return [Example(tokens, row) for tokens, row in zip(lists, rows, strict=True)]
 
     def get_batch_samples(
@@ -225,7 +226,8 @@ def train_online(
     """
     add_tokens(config)
     output, started = Path(str(config.output_dir)), time.time()
-    hashes = {"data_sha256": inputs.data_hashes(config), "model_sha256": inputs.start_hash(config)}
+    of_data, of_model = config.data_settings, config.model_settings
+    hashes = {"data_sha256": inputs.data_hashes(of_data), "model_sha256": inputs.start_hash(of_model, config.method)}
     settings = {**config.own_settings(), **hashes, **decisive}
     if config.overwrite:
         shutil.rmtree(output, ignore_errors=True)
@@ -233,9 +235,10 @@ def train_online(
         return {**run.summary(output, manifest.read(output) or {}), "already_finished": True}
     set_seed(config.seed)
     tokenizer = models.load_tokenizer(config.model)
-    held_out = inputs.encode(config, tokenizer, config.eval_data)[0] if config.eval_data else []
+    alone, eval_data = config.loss == "sft", of_data.eval_data
+    held_out = inputs.encode(of_data, tokenizer, eval_data, alone)[0] if eval_data else []
     trainer = OnlineTrainer(
-        inputs.load_model(config, tokenizer),
+        inputs.load_model(of_model, tokenizer),
         config,
         ids,
         plan,

@@ -26,9 +26,9 @@ from rankalign.training.arguments import TrainConfig
 from rankalign.training.card import write_card
 from rankalign.training.diagnosis import Diagnosis
 from rankalign.training.inputs import (
+    check_held_out,
     choose_layout,
     data_hashes,
-    data_paths,
     load_data,
     load_model,
     references_of,
@@ -58,7 +58,12 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
     """
     add_tokens(config)
     output = Path(str(config.output_dir))
-    settings = {**config.own_settings(), "data_sha256": data_hashes(config), "model_sha256": start_hash(config)}
+    loss = config.loss_settings
+    hashes = {
+        "data_sha256": data_hashes(config.data_settings),
+        "model_sha256": start_hash(config.model_settings, loss.method),
+    }
+    settings = {**config.own_settings(), **hashes}
     if config.overwrite:
         with PartialState().main_process_first():
             shutil.rmtree(output, ignore_errors=True)
@@ -68,16 +73,18 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
     started = time.time()
     set_seed(config.seed)
     tokenizer = models.load_tokenizer(config.model)
-    lists, held_out, counts = load_data(config, tokenizer)
+    lists, held_out, counts = load_data(config.data_settings, loss, tokenizer)
+    check_held_out(held_out, config.eval_strategy != "no", config.metric_for_best_model)
     with processes.whole_weights(config):
-        model = load_model(config, tokenizer)
-    layout, why = choose_layout(config, model, lists)
+        model = load_model(config.model_settings, tokenizer, loss.grades)
+    layout, why = choose_layout(config.layout, model, lists, config.per_device_train_batch_size, loss.grades)
     print(f"layout: {layout} ({why})", file=sys.stderr)
-    if config.method == "reward":
+    if loss.grades:
         start_at_zero(model)
-    references = references_of(config, model, layout, [*lists, *held_out])
+    everything = [*lists, *held_out]
+    references = references_of(config.model_settings, loss, config.precision, model, layout, everything)
     examples = [Example(tokens, references.get(tokens.id)) for tokens in lists]
-    trainer = (RewardTrainer if config.method == "reward" else RankTrainer)(
+    trainer = (RewardTrainer if loss.grades else RankTrainer)(
         model,
         config,
         examples,
@@ -104,7 +111,7 @@ def conclude(config: TrainConfig, output: Path, settings: dict[str, Any], facts:
     """Write the model card, and last the manifest."""
     write_card(output, config.method, config.model, config.data, settings, facts)
     outputs = [p for p in sorted(output.iterdir()) if p.is_file() and p.suffix != ".bin" and p.name != "manifest.json"]
-    manifest.write(output, "train", settings, data_paths(config), outputs, **facts)
+    manifest.write(output, "train", settings, config.data_settings.paths, outputs, **facts)
 
 
 def summary(output: Path, facts: dict[str, Any]) -> dict[str, Any]:

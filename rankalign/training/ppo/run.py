@@ -128,7 +128,7 @@ def load_actor(config: PPOConfig, questions: list[Question]) -> ActorCritic:
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable(config.gradient_checkpointing_kwargs or {"use_reentrant": False})
     if config.use_lora:
-        policy = adapters.add_lora(policy, config.lora_r, config.lora_alpha, 0.0, config.lora_targets)
+        policy = adapters.add_lora(policy, config.lora_r, config.lora_alpha, 0.0, config.model_settings.lora_targets)
     return ActorCritic(policy, critic, layout, config.temperature)
 
 
