@@ -153,10 +153,10 @@ def load_policy(
     where, adapter = base_and_adapter(model, adapter)
     more = quantisation(bits, pick_dtype(dtype)) if bits else {}
     stored: torch.dtype | str = "auto" if quantize else pick_dtype(dtype)
-    policy = _load_whole_policy(where, stored, trust_remote_code=trust_remote_code, **more)
+    policy = load_whole_policy(where, stored, trust_remote_code=trust_remote_code, **more)
     _train_every_row(policy)
     _one_kernel(policy)
-    policy = _with_adapter(policy, adapter, is_trainable=train_adapter) if adapter else policy
+    policy = with_adapter(policy, adapter, is_trainable=train_adapter) if adapter else policy
     if quantize:
         quant.quantize_8bit(policy, pick_dtype(dtype))
     placed: PreTrainedModel = (policy if bits else policy.to(device())).eval()
@@ -206,24 +206,26 @@ def load_reward_model(
     """
     tokenizer = load_tokenizer(model)
     where, adapter = base_and_adapter(model, "")
-    reward, missing = _load(AutoModelForSequenceClassification, where, pick_dtype(dtype), num_labels=1)
+    reward, missing = load_as(AutoModelForSequenceClassification, where, pick_dtype(dtype), num_labels=1)
     if missing and not adapter:
         if not new_head:
             raise InputError(f"model {model}: is no reward model, it lacks {', '.join(missing)}; train one first")
         print(f"model {model}: has no reward head, {', '.join(missing)} is new", file=sys.stderr)
     reward.config.pad_token_id = tokenizer.pad_token_id
-    return (_with_adapter(reward, adapter) if adapter else reward).to(device()).eval(), tokenizer
+    return (with_adapter(reward, adapter) if adapter else reward).to(device()).eval(), tokenizer
 
 
-def _load_whole_policy(where: str, dtype: torch.dtype | str, **more: Any) -> Any:
-    policy, missing = _load(AutoModelForCausalLM, where, dtype, **more)
+def load_whole_policy(where: str, dtype: torch.dtype | str, **more: Any) -> Any:
+    """A causal language model without a weight that its files lack; arguments as for :func:`load_as`."""
+    policy, missing = load_as(AutoModelForCausalLM, where, dtype, **more)
     if missing:
         raise InputError(f"model {where}: is no whole language model, it lacks {', '.join(missing[:3])}")
     return policy
 
 
-def _load(auto: Any, where: str, dtype: torch.dtype | str, **more: Any) -> tuple[Any, list[str]]:
-    """The model at ``where``, and the names of weights that were not there and so start at random."""
+def load_as(auto: Any, where: str, dtype: torch.dtype | str, **more: Any) -> tuple[Any, list[str]]:
+    """The model of a transformers class at ``where``, and the names of weights that were not there and so start at
+    random; ``dtype`` "auto" is that of the files."""
     more |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     with _explained(where):
         model, info = auto.from_pretrained(_source(where), **more)
@@ -323,7 +325,8 @@ def base_and_adapter(model: str, adapter: str) -> tuple[str, str]:
     return resolve(_base_of(where)), where
 
 
-def _with_adapter(model: PreTrainedModel, adapter: str, is_trainable: bool = False) -> Any:
+def with_adapter(model: PreTrainedModel, adapter: str, is_trainable: bool = False) -> Any:
+    """The adapter of a folder on its base, as a ``PeftModel``."""
     from peft import PeftModel
 
     if not (Path(adapter) / "adapter_config.json").is_file():
@@ -335,22 +338,6 @@ def _with_adapter(model: PreTrainedModel, adapter: str, is_trainable: bool = Fal
 def is_adapter(model: str) -> bool:
     """Whether a model's name leads to the folder of an adapter."""
     return _is_adapter(resolve(model))
-
-
-def merge_lora(folder: str, output: str) -> None:
-    """Fold an adapter into its base and save the sum as a plain model with its tokenizer.
-
-    Args:
-        folder: the adapter's folder; its ``adapter_config.json`` names the base.
-        output: folder to make; an existing one is never overwritten.
-    """
-    if not _is_adapter(folder):
-        raise InputError(f"{folder}: no such folder with an adapter_config.json")
-    base = _load_whole_policy(resolve(_base_of(folder)), "auto")
-    merged = _with_adapter(base, folder).merge_and_unload()
-    with new_folder(Path(output)) as fresh:
-        merged.save_pretrained(fresh)
-        load_tokenizer(folder).save_pretrained(fresh)
 
 
 def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> int:

@@ -17,6 +17,7 @@ from rankalign.data.encode import encode_text
 from rankalign.data.records import CandidateSet, read, write
 from rankalign.errors import InputError
 from rankalign.models import load as models
+from rankalign.models.merge import merge_lora
 from rankalign.recipes.rollouts import watch_of
 from rankalign.recipes.rounds import KL, Current, Gatherer, IterateConfig, is_current, ranked_by
 from rankalign.storage import manifest
@@ -190,7 +191,7 @@ def _round(config: IterateConfig, number: int, model: str, step: int) -> tuple[d
         wanted.output_dir = str(folder / "adapter")
     told = train(wanted, watch_of(wanted))
     if wanted.use_lora and not target.exists():  # the next round needs whole weights
-        models.merge_lora(str(wanted.output_dir), str(target))
+        merge_lora(str(wanted.output_dir), str(target))
     lines = [row for _, row in read_rows(Path(str(wanted.output_dir)) / "log.jsonl")]
     globally = [{**row, "step": row["step"] + step, "round": number, "refreshed_at": step} for row in lines]
     return _row(config, number, path, told["steps"], step, str(target)), globally
