@@ -34,7 +34,7 @@ from transformers.utils import logging as hf_logging
 from rankalign.errors import InputError
 from rankalign.models import default as default_model
 from rankalign.models import quant, tiny, weights
-from rankalign.storage.folders import cached_folder, new_folder
+from rankalign.storage.folders import cached_folder
 
 # A bar for each loading of weights is noise between our own lines.
 hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -182,12 +182,11 @@ def choose_layout(
         batch: lists of a micro-batch; so many are compared, and eight at most.
         reward: whether the model grades.
     """
-    if asked != "auto":
-        return asked, "as asked"
     first = lists[: min(batch, 8)]
     model.eval()
     choose = rewards.choose_layout if reward else logps.choose_layout
-    return choose(model, [t.prompt for t in first], [t.responses for t in first])
+    chosen = choose(model, [t.prompt for t in first], [t.responses for t in first])  # also compares the model's own
+    return chosen if asked == "auto" else (asked, "as asked")
 
 
 def references_of(

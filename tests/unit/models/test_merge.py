@@ -1,4 +1,4 @@
-"""A merged adapter computes what base and adapter computed, also where input embeddings and output head share weights."""
+"""A merged adapter computes what base and adapter computed, also where embeddings and head share weights."""
 
 from __future__ import annotations
 
