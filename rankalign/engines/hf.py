@@ -17,6 +17,7 @@ from rankalign.engines.beams import Ends, search
 from rankalign.engines.decode import Ending, Rows, sample, stream
 from rankalign.engines.local import LocalEngine
 from rankalign.engines.sampling import uniforms
+from rankalign.engines.uncached import rows_of
 from rankalign.models import load as models
 
 MAX_ROWS = 64
@@ -101,7 +102,7 @@ class HFEngine(LocalEngine):
         ids = [self._encode(prompt) for prompt in prompts]
         self._check_context(prompts, ids, self._context)
         ends = Ending(self.tokenizer, models.end_ids(self.model, self.tokenizer), self._stop)
-        return Rows(self.model, ids), ends
+        return rows_of(self.model, ids, self.policy.sampling.max_new_tokens), ends
 
     def _search(self, rows: Rows, ends: Ending, told: Ends) -> list[list[Response]]:
         """Answers by beam search; ``told`` is ``ends``, or asks something else as well."""

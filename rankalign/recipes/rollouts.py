@@ -14,9 +14,10 @@ from rankalign.data.convert import Intake
 from rankalign.data.encode import encode_prompt, encode_text
 from rankalign.data.records import CandidateSet
 from rankalign.engines import SamplingParams
-from rankalign.engines.decode import Ending, Rows, sample
+from rankalign.engines.decode import Ending, sample
 from rankalign.engines.hf import MAX_ROWS, MAX_TOKENS
 from rankalign.engines.sampling import uniforms
+from rankalign.engines.uncached import rows_of
 from rankalign.evaluation.texts.likeness import RougeWatch, best_texts
 from rankalign.evaluation.texts.while_training import Watch
 from rankalign.models import load as models
@@ -52,7 +53,7 @@ class PolicySampler:
         answers: dict[int, Answer] = {}
         ends = Ending(self.tokenizer, models.end_ids(model, self.tokenizer), self.stop)
         for batch in self._batches(prompts):
-            rows = Rows(model, [prompts[i] for i in batch])
+            rows = rows_of(model, [prompts[i] for i in batch], self.params.max_new_tokens)
             draws = torch.stack([self._uniforms(*keys[i]) for i in batch])
             found = sample(rows, self.params, draws, ends)
             answers |= {i: self._answer(ids, ended, ends) for i, (ids, ended) in zip(batch, found, strict=True)}

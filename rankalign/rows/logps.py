@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from rankalign.rows.attention import install
 from rankalign.rows.head import head_layer, head_of, label_logps
 from rankalign.rows.linears import fast_linears
 from rankalign.rows.own import replaced_forward, trunk_of
+from rankalign.rows.positions import forget_longer, reach
 from rankalign.rows.recipes import cheap_again
 from rankalign.rows.tree import Lists, Rows, Tokens, padded_rows, tree_row
 
@@ -218,6 +220,10 @@ def causal_lm(model: Any) -> Any:
 def _flat_logps(model: nn.Module, prompts: Sequence[Tokens], responses: Lists, layout: str) -> Tensor:
     """(all response tokens,) log-probs, list after list."""
     lm = causal_lm(model)
+    own = reach(lm)
+    if own is not None and _longest(prompts, responses) > own and sum(map(len, responses)) > 1:
+        pairs = [(p, r) for p, candidates in zip(prompts, responses, strict=True) for r in candidates]
+        return torch.cat([_flat_logps(model, [p], [[r]], "padded") for p, r in pairs])
     rows = lay_out(lm, prompts, responses, layout)
     note = rows.forest.note_gradient if rows and rows.forest else None
 
@@ -253,8 +259,33 @@ def lay_out(lm: Any, prompts: Sequence[Tokens], responses: Lists, layout: str) -
     _try_out(lm)
     if not any(len(r) for candidates in responses for r in candidates):
         return None
+    own = reach(lm)
+    if own is not None:
+        forget_longer(lm)
+        if _longest(prompts, responses) > own:
+            return _alone(lm, prompts, responses, own)
     tree = layout == "tree" or (layout == "auto" and supports_tree(lm))
     return tree_row(prompts, responses) if tree else padded_rows(prompts, responses)
+
+
+def _alone(lm: Any, prompts: Sequence[Tokens], responses: Lists, own: int) -> Rows:
+    """The row of one response, its last token included, since the positions turn by the length of the whole text.
+
+    Raises:
+        InputError: there is more than one.
+    """
+    if sum(map(len, responses)) > 1:
+        raise InputError(
+            f"beyond {own} tokens this {lm.config.model_type} model turns its positions by the longest text of a batch, "
+            f"so no two texts may run together here: keep to --max_length {own}"
+        )
+    whole = [token for text in (*prompts, *(r for rs in responses for r in rs)) for token in text]
+    return replace(padded_rows(prompts, responses), ids=torch.tensor([whole]), positions=torch.arange(len(whole))[None])
+
+
+def _longest(prompts: Sequence[Tokens], responses: Lists) -> int:
+    """Tokens of the longest prompt with a response."""
+    return max((len(p) + len(r) for p, rs in zip(prompts, responses, strict=True) for r in rs), default=0)
 
 
 def label_states(lm: Any, rows: Rows, embeddings: Tensor | None = None) -> Tensor:
