@@ -33,7 +33,7 @@ from transformers.utils import logging as hf_logging
 
 from rankalign.errors import InputError
 from rankalign.models import default as default_model
-from rankalign.models import quant, tiny, weights
+from rankalign.models import quant, tiny, value_heads, weights
 from rankalign.storage.folders import cached_folder
 
 # A bar for each loading of weights is noise between our own lines.
@@ -206,7 +206,10 @@ def load_reward_model(
     """
     tokenizer = load_tokenizer(model)
     where, adapter = base_and_adapter(model, "")
-    reward, missing = load_as(AutoModelForSequenceClassification, where, pick_dtype(dtype), num_labels=1)
+    if value_heads.has_value_head(where):
+        reward, missing = value_heads.load(where, pick_dtype(dtype)), []
+    else:
+        reward, missing = load_as(AutoModelForSequenceClassification, where, pick_dtype(dtype), num_labels=1)
     if missing and not adapter:
         if not new_head:
             raise InputError(f"model {model}: is no reward model, it lacks {', '.join(missing)}; train one first")
@@ -230,7 +233,10 @@ def load_as(auto: Any, where: str, dtype: torch.dtype | str, **more: Any) -> tup
     with _explained(where):
         model, info = auto.from_pretrained(_source(where), **more)
     for name, found, wanted in sorted(info["mismatched_keys"]):
-        raise InputError(f"model {where}: {name} has shape {list(found)}, and {list(wanted)} is needed")
+        several = name.startswith("score.") and list(wanted)[:1] == [1]
+        how = ": save a copy with a head of one row (of two classes, row 1 less row 0 is the second's log-odds)"
+        shapes = f"{name} has shape {list(found)}, and {list(wanted)} is needed"
+        raise InputError(f"model {where}: {shapes}{how if several else ''}")
     return model, sorted(info["missing_keys"])
 
 
@@ -389,5 +395,5 @@ def weights_fingerprint(model_or_folder: nn.Module | str | os.PathLike[str]) -> 
     if isinstance(model_or_folder, nn.Module):
         found: Mapping[str, weights.Bits] = weights.module_tensors(model_or_folder)
     else:
-        found = weights.folder_tensors(model_or_folder)
+        found = {name: bits for file in weights.any_tensors(model_or_folder).values() for name, bits in file.items()}
     return weights.fingerprint({name: weights.line(bits) for name, bits in found.items()})

@@ -276,8 +276,8 @@ def _alone(lm: Any, prompts: Sequence[Tokens], responses: Lists, own: int) -> Ro
     """
     if sum(map(len, responses)) > 1:
         raise InputError(
-            f"beyond {own} tokens this {lm.config.model_type} model turns its positions by the longest text of a batch, "
-            f"so no two texts may run together here: keep to --max_length {own}"
+            f"beyond {own} tokens this {lm.config.model_type} model turns its positions by the longest text of a "
+            f"batch: no two may run together here, so keep to --max_length {own}"
         )
     whole = [token for text in (*prompts, *(r for rs in responses for r in rs)) for token in text]
     return replace(padded_rows(prompts, responses), ids=torch.tensor([whole]), positions=torch.arange(len(whole))[None])

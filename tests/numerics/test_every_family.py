@@ -152,7 +152,7 @@ def check(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     except Exception as error:  # whatever a configuration of this test's making runs into
         pytest.skip(f"cannot be made tiny here: {type(error).__name__} {' '.join(str(error).split())[:80]}")
     if family in NOT_CAUSAL:
-        with pytest.raises(InputError, match="see what follows|change their logits"):
+        with pytest.raises(InputError, match=r"see what follows|change their logits"):
             list_logps(model, prompts, responses)
         return
     wanted = gradients(model, reference.sum()) if family != "reformer" else {}
