@@ -43,8 +43,8 @@ def _examples(report: LintReport) -> dict[str, list[dict[str, Any]]]:
     return {code: [dataclasses.asdict(f) for f in found[:SHOWN]] for code, found in report.findings.items() if found}
 
 
-def show(result: dict[str, Any]) -> None:
-    """Print a table of the rules that found something."""
+def tables(result: dict[str, Any]) -> list[Table]:
+    """The rules that found something, and what the longest answer wins."""
     rows = []
     for code, count in result["findings"].items():
         if count:
@@ -52,7 +52,17 @@ def show(result: dict[str, Any]) -> None:
             rows.append([code, count, RULES[code].summary, f"{example['record']}: {example['message']}"])
     note = f"{result['records']} records, {result['skipped']} bad lines left out"
     note += "".join(f"; {count} {reason} left out" for reason, count in result["left_out"].items())
-    render(Table("Lint", ["code", "count", "rule", "first example"], rows, note))
+    found = [Table("Lint", ["code", "count", "rule", "first example"], rows, note)]
+    if longest := result["longest_answer"]:
+        names = list(next(iter(longest.values())))
+        rows = [[judge, *(baseline[name] for name in names)] for judge, baseline in longest.items()]
+        found.append(Table("The longest answer", ["judge", *names], rows))
+    return found
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print a table of the rules that found something, and a line on the longest answers of each judge."""
+    render(tables(result)[0])
     for judge, found in result["longest_answer"].items():
         print(f"the longest answer, by {judge}: " + ", ".join(f"{name} {value}" for name, value in found.items()))
     if "fixed" in result:

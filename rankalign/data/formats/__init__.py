@@ -70,5 +70,8 @@ FORMATS = Registry(
         "arena-hard": Entry("rankalign.data.formats.arena_hard:FORMAT", "questions and model answers (Arena-Hard)"),
         "text-score": Entry("rankalign.data.formats.text_score:FORMAT", "whole texts with scores (DSP)"),
         "columns": Entry("rankalign.data.formats.columns:FORMAT", "an answer a column (PandaLM, LLMBar, DSP, ...)"),
+        "table": Entry(
+            "rankalign.data.formats.table:FORMAT", "rated tables (CSV, TSV, XLSX), told what each column is"
+        ),
     },
 )

@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from rankalign.data.formats.spreadsheet import is_spreadsheet, read_sheet
 from rankalign.errors import InputError, RecordError
 from rankalign.storage.files import atomic_writer
 from rankalign.storage.folders import new_folder
@@ -47,7 +48,9 @@ def parts(path: str | os.PathLike[str]) -> list[str]:
 
 
 def rows_of(path: str | os.PathLike[str], on_error: OnError) -> Iterator[Row]:
-    """Rows of a table, of JSON Lines or of a JSON list."""
+    """Rows of a table, of a spreadsheet, of JSON Lines or of a JSON list."""
+    if is_spreadsheet(path):
+        return read_sheet(path, on_error)
     return read_table(path, on_error) if is_table(path) else read_rows(path, on_error)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
-from rankalign.data.formats import FORMATS
+from rankalign.data.formats import FORMATS, table
 from rankalign.data.formats.arrow import rows_of
+from rankalign.data.formats.spreadsheet import columns_of, is_spreadsheet
 from rankalign.errors import InputError
 
 # A record of ours has no other keys than these; `id` and `prompt` alone also stand in many foreign rows.
@@ -57,6 +58,10 @@ def detect(path: str | os.PathLike[str]) -> str:
     """
     row = next((row for _, row in rows_of(path, lambda error: None)), {})
     keys = set(row)
+    if is_spreadsheet(path):  # an empty cell in the first row is a column all the same
+        keys = set(columns_of(path))
+        if table.fits(keys):
+            return table.FORMAT.name
     if {"id", "prompt"} <= keys <= NATIVE:
         return "rankalign"
     found = next((name for name, shape in SHAPES if shape <= keys), None)
@@ -65,6 +70,7 @@ def detect(path: str | os.PathLike[str]) -> str:
     if found is None:
         raise InputError(
             f"{path}: cannot tell the format from the keys {', '.join(sorted(keys)) or '(none)'}; "
-            f"name it with --format or --from (one of: {', '.join(FORMATS)})"
+            f"name it with --format or --from (one of: {', '.join(FORMATS)}), "
+            "or say what they are with `convert --columns`"
         )
     return found
