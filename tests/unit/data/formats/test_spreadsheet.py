@@ -49,8 +49,31 @@ def brief(sets: list[CandidateSet]) -> list[Any]:
 
 # --- any text and any record come back ---------------------------------------------------------------------------
 
-HARD = ["=1+1", "'=x", "''-", "-a", "+1", "@SUM", "\r\n", "a\rb", "\t", " x ", "_x0041_", "_x005F_x0041_", "\x00",
-        "\ufffe", "1.50", "007", "null", "true", '"q"', "[1]", '[{"role": "user", "content": "x"}]', "\ufeffx", "a;b"]  # fmt: skip
+HARD = [
+    "=1+1",
+    "'=x",
+    "''-",
+    "-a",
+    "+1",
+    "@SUM",
+    "\r\n",
+    "a\rb",
+    "\t",
+    " x ",
+    "_x0041_",
+    "_x005F_x0041_",
+    "\x00",
+    "\ufffe",
+    "1.50",
+    "007",
+    "null",
+    "true",
+    '"q"',
+    "[1]",
+    '[{"role": "user", "content": "x"}]',
+    "\ufeffx",
+    "a;b",
+]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6) | st.sampled_from(HARD)
 
 
