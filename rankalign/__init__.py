@@ -156,6 +156,8 @@ def moved(room: str) -> Any:
         if is_file or not hasattr(module := importlib.import_module(new), name):
             raise AttributeError(f"module {room!r} has no attribute {name!r}")
         _warn(f"{room}.{name}", f"{new}.{name}")
+        # `from room import name` asks twice; kept in the room, the name is warned of once.
+        vars(sys.modules[room])[name] = getattr(module, name)
         return getattr(module, name)
 
     return find
@@ -168,8 +170,8 @@ def _warn(old: str, new: str) -> None:
 class _Moved(MetaPathFinder, Loader):
     """Finds what the table names under its old path, unless a room has that name now (see :func:`moved`).
 
-    Asked first: the files of a folder that moved lie in the folder that its old name stands for, where Python would find
-    them a second time, as other modules with other classes.
+    Asked first: the files of a folder that moved lie in the folder that its old name stands for, where Python would
+    find them a second time, as other modules with other classes.
     """
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
