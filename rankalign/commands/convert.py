@@ -45,8 +45,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Convert; see :func:`rankalign.data.convert.convert`."""
     mixture = Mixture(tuple(args.weights), tuple(args.limits), args.test_size, args.seed)
     formats = (args.from_format, args.to_format)
-    options = (args.skip_invalid, args.judge, args.pairs, args.extra, mixture, args.ignore_columns, args.columns)
-    return convert(args.source, args.target, *formats, *options)
+    ranked = (args.skip_invalid, args.judge, args.pairs, args.extra, mixture)
+    return convert(
+        args.source, args.target, *formats, *ranked, ignore_columns=args.ignore_columns, columns=args.columns
+    )
 
 
 def show(result: dict[str, Any]) -> None:

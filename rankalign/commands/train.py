@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from typing import Any
 
@@ -41,7 +42,11 @@ class _HelpAll(argparse.Action):
 
         from rankalign.training.arguments import PPOConfig
 
-        print(HfArgumentParser(PPOConfig, prog=parser.prog, add_help=False).format_help())
+        try:
+            every: Any = PPOConfig
+            print(HfArgumentParser(every, prog=parser.prog, add_help=False).format_help(), flush=True)
+        except BrokenPipeError:  # a pager that was left, or `head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         parser.exit()
 
 

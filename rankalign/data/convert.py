@@ -13,9 +13,10 @@ from rankalign.data.formats.answers import AnswerFormat
 from rankalign.data.formats.arrow import parts, rows_of, write_folder, write_parquet
 from rankalign.data.formats.common import Dropped, RowFormat
 from rankalign.data.formats.detect import detect
+from rankalign.data.formats.layout import parse_columns
 from rankalign.data.formats.named import DATASETS
 from rankalign.data.formats.spreadsheet import is_spreadsheet, read_cells, write_sheet
-from rankalign.data.formats.table import FORMAT, Table, checked_names, parse_columns
+from rankalign.data.formats.table import FORMAT, Table, checked_names
 from rankalign.data.mixing import Mixture, with_own_ids
 from rankalign.data.records import CandidateSet
 from rankalign.errors import InputError, RecordError
@@ -153,7 +154,7 @@ def convert(
         mixture: what to take of each source, and what to hold out: into ``NAME.test.ENDING`` beside the target, or as
             the split ``test`` of a folder.
         ignore_columns: columns that may stay unread, or ``all``.
-        columns: what each column is, see :func:`rankalign.data.formats.table.parse_columns`.
+        columns: what each column is, see :func:`rankalign.data.formats.layout.parse_columns`.
 
     Returns:
         ``read`` and ``written`` (rows; with a test part its rows are counted as ``written_test``), ``skipped`` (bad

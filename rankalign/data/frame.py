@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from rankalign.data.formats.table import flat_rows, plain_prompt
+from rankalign.data.formats.table_row import flat_rows, plain_prompt
 from rankalign.data.records import CandidateSet
 
 if TYPE_CHECKING:

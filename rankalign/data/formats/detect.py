@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
-from rankalign.data.formats import FORMATS, table
+from rankalign.data.formats import FORMATS
 from rankalign.data.formats.arrow import rows_of
+from rankalign.data.formats.layout import fits
 from rankalign.data.formats.spreadsheet import columns_of, is_spreadsheet
 from rankalign.errors import InputError
 
@@ -60,8 +61,8 @@ def detect(path: str | os.PathLike[str]) -> str:
     keys = set(row)
     if is_spreadsheet(path):  # an empty cell in the first row is a column all the same
         keys = set(columns_of(path))
-        if table.fits(keys):
-            return table.FORMAT.name
+        if fits(keys):
+            return "table"
     if {"id", "prompt"} <= keys <= NATIVE:
         return "rankalign"
     found = next((name for name, shape in SHAPES if shape <= keys), None)

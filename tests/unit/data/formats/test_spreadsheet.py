@@ -19,9 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankalign.data.convert import Intake, convert
-from rankalign.data.formats import spreadsheet
-from rankalign.data.formats.spreadsheet import GUARDED, read_cells, write_sheet
-from rankalign.data.formats.table import Layout, parse_columns
+from rankalign.data.formats import workbook
+from rankalign.data.formats.delimited import GUARDED
+from rankalign.data.formats.layout import Layout, parse_columns
+from rankalign.data.formats.spreadsheet import read_cells, write_sheet
 from rankalign.data.load import load
 from rankalign.data.records import CandidateSet, Response, read, to_dict, write
 from rankalign.errors import InputError, RecordError
@@ -411,7 +412,7 @@ def test_a_workbook_of_several_sheets_is_refused_and_limits_are_said(
         records_of(tmp_path / "y.xlsx")
     with pytest.raises(InputError, match=r"a text has 32768 characters, where \.xlsx holds 32767; write \.csv"):
         write_sheet(tmp_path / "z.xlsx", [{"text": "x" * 32_768}])
-    monkeypatch.setattr(spreadsheet, "_MOST_ROWS", 3)
+    monkeypatch.setattr(workbook, "_MOST_ROWS", 3)
     with pytest.raises(InputError, match=r"3 rows, where \.xlsx holds 2"):
         write_sheet(tmp_path / "z.xlsx", [{"text": "x"}] * 3)
     assert not (tmp_path / "z.xlsx").exists()
