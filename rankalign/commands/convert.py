@@ -45,9 +45,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Convert; see :func:`rankalign.data.convert.convert`."""
     mixture = Mixture(tuple(args.weights), tuple(args.limits), args.test_size, args.seed)
     formats = (args.from_format, args.to_format)
-    ranked = (args.skip_invalid, args.judge, args.pairs, args.extra, mixture)
+    told = {"ignore_columns": args.ignore_columns, "columns": args.columns}
     return convert(
-        args.source, args.target, *formats, *ranked, ignore_columns=args.ignore_columns, columns=args.columns
+        args.source, args.target, *formats, args.skip_invalid, args.judge, args.pairs, args.extra, mixture, **told
     )
 
 

@@ -127,7 +127,8 @@ def _shown(table: Table, escape: Callable[[str], str]) -> tuple[list[str], list[
     found = frame(table)
     rows = [[escape(cell(value)) for value in row] for row in found.itertuples(index=False)]
     numeric = [
-        all(isinstance(row[index], int | float | None) for row in table.rows) for index in range(len(found.columns))
+        bool(rows) and all(isinstance(row[index], int | float | None) for row in table.rows)
+        for index in range(len(found.columns))
     ]
     return [escape(printable(name)) for name in table.columns], rows, numeric
 

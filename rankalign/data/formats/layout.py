@@ -135,9 +135,9 @@ def recognise(columns: Iterable[str]) -> Layout:
     scores = {name.removeprefix("score:"): (name,) for name in names if name.startswith("score:")}
     scores |= {SCORE: (score,)} if score else {}
     found["judge"] = found["judge"] if list(scores) == [SCORE] else ""
-    single = {name: (column,) if column else () for name, column in (("responses", response), ("policies", policy))}
     named = Layout(found["prompt"], judge=found["judge"], id=found["id"], system=found["system"], own=own)
-    return replace(named, scores=scores, **single)
+    responses, policies = ((column,) if column else () for column in (response, policy))
+    return replace(named, responses=responses, scores=scores, policies=policies)
 
 
 def fits(columns: Iterable[str]) -> bool:

@@ -54,7 +54,8 @@ class Table(RowFormat):
         ignored = [name for name in columns if name in self.ignore or "all" in self.ignore]
         if self.layout is None:
             found = recognise(columns)
-            rest = [name for name in ignored if name not in found.used]
+            rest = [name for name in ignored if name in self._unread(found, columns)]
+            _say_ignored(rest, file)
             if not found.own and found.prompt and found.responses:
                 print(f"{file}: {told(found)} (another reading: --columns)", file=sys.stderr)
             return replace(found, meta=tuple(rest))
@@ -62,6 +63,7 @@ class Table(RowFormat):
             if name not in columns:
                 raise InputError(f"{file}: no column {name!r} (columns: {', '.join(columns)})")
         rest = [name for name in ignored if name not in self.layout.used]
+        _say_ignored(rest, file)
         return replace(self.layout, meta=(*self.layout.meta, *rest))
 
     def _unread(self, layout: Layout, columns: list[str]) -> list[str]:
@@ -81,6 +83,11 @@ class Table(RowFormat):
         """A row an answer with all that the record holds; one with empty cells for a prompt without answers."""
         for row in flat_rows(record):
             yield {key: written(key, value) for key, value in row.items()}
+
+
+def _say_ignored(columns: list[str], file: str) -> None:
+    if columns:
+        print(f"{file}: columns that are not read, but kept in meta: {', '.join(columns)}", file=sys.stderr)
 
 
 def _check_unread(check: Checker, row: dict[str, Any], unread: list[str]) -> None:
