@@ -44,6 +44,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         **scale_flags(args),
         **_one_policy(args),
     )
+    if args.config and args.model and not any(policy.model == "default" for policy in config.policies):
+        named = ", ".join(dict.fromkeys(policy.model for policy in config.policies if policy.model))
+        raise InputError(
+            f"--model {args.model} stands for `model: default` in a policy, and {args.config} names {named or 'none'}: "
+            "write default there, or leave --model out"
+        )
     return sample(_placed(config, args) if args.config else config)
 
 

@@ -33,7 +33,7 @@ from transformers.utils import logging as hf_logging
 
 from rankalign.errors import InputError
 from rankalign.models import default as default_model
-from rankalign.models import quant, tiny, value_heads, weights
+from rankalign.models import quant, saving, tiny, value_heads, weights
 from rankalign.storage.folders import cached_folder
 
 # A bar for each loading of weights is noise between our own lines.
@@ -237,6 +237,7 @@ def load_as(auto: Any, where: str, dtype: torch.dtype | str, **more: Any) -> tup
         how = ": save a copy with a head of one row (of two classes, row 1 less row 0 is the second's log-odds)"
         shapes = f"{name} has shape {list(found)}, and {list(wanted)} is needed"
         raise InputError(f"model {where}: {shapes}{how if several else ''}")
+    saving.repair_generation(model, where)
     return model, sorted(info["missing_keys"])
 
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rankalign.errors import InputError
 from rankalign.models import load as models
+from rankalign.models import saving
 from rankalign.storage.folders import new_folder
 
 PROBE = 16
@@ -50,6 +51,7 @@ def merge_lora(folder: str, output: str) -> None:
     with new_folder(Path(output)) as fresh:
         merged.save_pretrained(fresh)
         models.load_tokenizer(folder).save_pretrained(fresh)
+        saving.finish(fresh)
 
 
 def _adapted(folder: str) -> Any:

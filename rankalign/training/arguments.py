@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,12 +14,24 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from rankalign.config import read_yaml
 from rankalign.errors import InputError
-from rankalign.losses import Loss
+from rankalign.losses import LOSSES, Loss
+from rankalign.losses.reward import REWARD_LOSSES
 from rankalign.registry import did_you_mean
-from rankalign.storage.jsonl import dumps
+from rankalign.storage.jsonl import dumps, loads
+from rankalign.training.identity import identity
+from rankalign.training.measures import WATCHED, measured_names
 from rankalign.training.old_names import modernise
 from rankalign.training.ppo_settings import FOREIGN, PPOSettings
-from rankalign.training.settings import GROUPS, DataSettings, LossSettings, ModelSettings, RunSettings, json_object
+from rankalign.training.settings import (
+    GROUPS,
+    METHODS,
+    DataSettings,
+    LossSettings,
+    ModelSettings,
+    RunSettings,
+    json_object,
+)
+from rankalign.training.trainer_flags import check_flags, check_optimiser
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 Class = TypeVar("Class")
@@ -48,6 +61,7 @@ class TrainConfig(TrainingArguments):
         def __setattr__(self, name: str, value: Any) -> None: ...
 
     def __post_init__(self) -> None:
+        check_flags(self)
         if self.method == "reward":
             self._set_reward_defaults()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
@@ -59,7 +73,9 @@ class TrainConfig(TrainingArguments):
         self._check_adapter()
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         self._check_method()
-        self.loss_settings.keywords()
+        check_optimiser(self)
+        measured = measured_names(self.loss_settings)  # also a trial of the loss and its keywords
+        self._check_metric(measured)
 
     @property
     def model_settings(self) -> ModelSettings:
@@ -85,6 +101,15 @@ class TrainConfig(TrainingArguments):
         names = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]
         return kind(**{name: getattr(self, name) for name in names})
 
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """Updates of the warm-up, which begins at a rate of 0; none in a run of one update, which would learn
+        nothing."""
+        steps = int(super().get_warmup_steps(num_training_steps))  # type: ignore[no-untyped-call]
+        if steps and num_training_steps == 1:
+            print("a run of one update has no warm-up: it is made at the full learning rate", file=sys.stderr)
+            return 0
+        return steps
+
     @property
     def precision(self) -> str:
         """Numerics of the forward pass: ``bf16``, ``fp16`` or ``float32``."""
@@ -106,10 +131,20 @@ class TrainConfig(TrainingArguments):
         if watched and (reward or self.eval_strategy == "no" or not self.eval_data or self.fsdp):
             raise InputError(f"{watched} needs --eval_strategy and --eval_data, a model that answers, and no --fsdp")
 
+    def _check_metric(self, known: Collection[str]) -> None:
+        """Refuse a best checkpoint by what no measurement gives."""
+        metric, best = self.metric_for_best_model, self.save_strategy == "best"
+        if best and (not metric or self.eval_strategy == "no"):
+            raise InputError("--save_strategy best needs --metric_for_best_model, --eval_strategy and --eval_data")
+        if not metric:
+            return
+        known = {*known, *ROUGE, *(WATCHED if self.watch else ())}
+        name = metric.removeprefix("eval_")
+        if name not in known:
+            raise InputError(f"--metric_for_best_model {metric}: no measurement gives it{did_you_mean(name, known)}")
+
     def _check_launch(self) -> None:
         """Refuse what would change the result or do nothing without a word."""
-        if self.torch_compile:
-            raise InputError("--torch_compile would do nothing: rows do not pass through the compiled forward")
         told: Any = self.accelerator_config
         if told.split_batches or told.dispatch_batches or not told.even_batches:
             raise InputError("accelerator_config: split_batches, dispatch_batches and even_batches stay as they are")
@@ -152,11 +187,8 @@ class TrainConfig(TrainingArguments):
         return self.loss_settings.keywords()
 
     def own_settings(self) -> dict[str, Any]:
-        """The settings that decide the result: all of ours, and the optimiser's, as plain values."""
-        names = [f.name for f in dataclasses.fields(self) if f.name not in _BASE or f.name in _DECISIVE]
-        skip = {"output_dir", "overwrite", "resume", "watch", "logging_nan_inf_filter", "remove_unused_columns"}
-        plain = {name: getattr(self, name) for name in names if name not in skip}
-        return {name: getattr(value, "value", value) for name, value in plain.items()}
+        """The settings that decide the result, see :func:`rankalign.training.identity.identity`."""
+        return identity(self)
 
 
 @dataclass
@@ -175,14 +207,6 @@ class PPOConfig(PPOSettings, TrainConfig):
         """The settings that decide the result, as plain values."""
         return {name: value for name, value in super().own_settings().items() if name not in FOREIGN}
 
-
-_BASE = {f.name for f in dataclasses.fields(TrainingArguments)}
-_DECISIVE = {
-    "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "weight_decay", "optim",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "adam_beta1", "adam_beta2", "adam_epsilon",
-    "max_grad_norm", "seed", "data_seed", "bf16", "fp16", "tf32", "train_sampling_strategy",
-    "load_best_model_at_end", "metric_for_best_model",
-}  # fmt: skip
 
 # --- reading settings ------------------------------------------------------------------------------------------------
 
@@ -218,13 +242,15 @@ def parse(config: str | None, argv: list[str]) -> tuple[TrainConfig, list[str]]:
     """
     yaml_settings, notes = modernise(read_yaml(config) if config else {})
     flags, more = modernise(split_flags(argv))
-    _check_names(yaml_settings, str(config))
-    _check_names(flags, "the command line")
-    return _build({**yaml_settings, **flags}), notes + more
+    content, moved = keywords_to_loss({**yaml_settings, **flags})
+    _check_names({key: value for key, value in yaml_settings.items() if key in content}, str(config))
+    _check_names({key: value for key, value in flags.items() if key in content}, "the command line")
+    return _build(content), notes + more + moved
 
 
 def parse_settings(content: dict[str, Any], where: str = "train") -> TrainConfig:
     """Settings from a mapping under their present names."""
+    content, _ = keywords_to_loss(content)
     _check_names(content, where)
     return _build(content)
 
@@ -236,11 +262,50 @@ def _check_names(content: dict[str, Any], where: str) -> None:
             raise InputError(f"{where}: unknown setting {key!r}{did_you_mean(key, known)}")
 
 
+def keywords_to_loss(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Keywords of the loss that stand among the settings, put into ``loss_options``; and a note on each.
+
+    Raises:
+        InputError: one that this loss does not have though others do, or one that is given both ways.
+    """
+    own = {item.name for item in dataclasses.fields(TrainConfig)}
+    method = content.get("method", "rank")
+    if method not in METHODS or method == "ppo":
+        return content, []
+    losses = REWARD_LOSSES if method == "reward" else LOSSES
+    name = "sft" if method == "sft" else content.get("loss", "bradley_terry" if method == "reward" else "rrhf")
+    having = {key: [loss for loss, entry in losses.items() if key in entry.defaults] for key in content}
+    keys = [key for key in content if key not in own and having[key]]
+    if not keys or name not in losses:
+        return content, []
+    given = content.get("loss_options") or {}
+    options = dict(given) if isinstance(given, dict) else json_object(str(given))
+    for key in keys:
+        if name not in having[key]:
+            also = ", and --method ppo has" if key in {item.name for item in dataclasses.fields(PPOSettings)} else ""
+            raise InputError(f"--{key}: loss {name!r} has no such option; {', '.join(having[key])} have{also}")
+        if key in options:
+            raise InputError(f"--{key} stands in --loss_options too; give it once")
+        options[key] = _number_or_word(content[key])
+    rest = {key: value for key, value in content.items() if key not in keys}
+    notes = [f"--{key} {content[key]} is an option of loss {name!r}: --loss_options" for key in keys]
+    return {**rest, "loss_options": dumps(options)}, notes
+
+
+def _number_or_word(value: Any) -> Any:
+    try:
+        return loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 def _as_words(key: str, value: Any) -> list[str]:
     if value is None:
         return []
     if isinstance(value, dict):
         value = dumps(value)
+    if value is False and key.endswith("_strategy"):
+        value = "no"  # YAML 1.1 reads a bare `no` as a truth value
     return [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
 
 

@@ -22,6 +22,8 @@ from rankalign.models import adapters
 from rankalign.models import load as models
 from rankalign.rows import logps, rewards
 from rankalign.storage.files import sha256_file
+from rankalign.training.fit import check_end
+from rankalign.training.measures import BY_PAIRS
 from rankalign.training.reference import ReferenceCache
 from rankalign.training.reward import freeze_lower
 from rankalign.training.reward import load as load_reward
@@ -85,8 +87,8 @@ def check_held_out(held_out: Sequence[TokenList], measured: bool, metric: str | 
         measured: whether the run measures at all.
         metric: what picks the best checkpoint.
     """
-    if metric and "accuracy" in metric and not any(len(set(tokens.scores)) > 1 for tokens in held_out):
-        raise InputError("the best checkpoint by accuracy needs --eval_data in which responses differ in score")
+    if (metric or "").removeprefix("eval_") in BY_PAIRS and not any(len(set(tokens.scores)) > 1 for tokens in held_out):
+        raise InputError(f"the best checkpoint by {metric} needs --eval_data in which responses differ in score")
     if measured and not held_out:
         raise InputError("--eval_strategy needs --eval_data")
 
@@ -102,6 +104,7 @@ def encode(
         path: the file.
         alone: whether single responses that nobody scored are of use, as they are to SFT.
     """
+    check_end(tokenizer)
     intake = Intake(settings.skip_invalid)
     sets = list(data.load(path, settings.format, intake))
     options = EncodeOptions(

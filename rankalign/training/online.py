@@ -24,9 +24,11 @@ from rankalign.data.encode import TokenList
 from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.storage import manifest
+from rankalign.storage.folders import check_writable
 from rankalign.training import inputs, run
 from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import TrainConfig
+from rankalign.training.fit import check_fit
 from rankalign.training.rank import Example, RankTrainer, Watch
 
 
@@ -154,6 +156,7 @@ class OnlineTrainer(RankTrainer):
         tokenizer: Any = self.processing_class
         lists, counts = inputs.encode(self.config.data_settings, tokenizer, str(path), self.config.loss == "sft")
         print("data: " + ", ".join(f"{value} {name}" for name, value in counts.items() if value), file=sys.stderr)
+        check_fit(self.model, lists)
         if self.layout == "auto" and lists:
             batch = self.config.per_device_train_batch_size
             self.layout, why = inputs.choose_layout(self.layout, model, lists, batch)
@@ -233,6 +236,8 @@ def train_online(
         shutil.rmtree(output, ignore_errors=True)
     elif manifest.is_finished(output, settings):
         return {**run.summary(output, manifest.read(output) or {}), "already_finished": True}
+    run.begun(config, settings)
+    check_writable(output)
     set_seed(config.seed)
     tokenizer = models.load_tokenizer(config.model)
     alone, eval_data = config.loss == "sft", of_data.eval_data
@@ -251,8 +256,8 @@ def train_online(
     trainer.enter(0)  # with the start weights, also when a checkpoint follows: they decide the layout
     trainer.held_out = trainer.referred(held_out)
     trainer.watch = watch
-    run.run_trainer(trainer, config)
-    run.save(trainer, tokenizer, output)
+    run.run_trainer(trainer, config, settings)
+    run.save(trainer, tokenizer, output, of_model)
     facts = {"counts": {"prompts": len(ids), "blocks": len(plan)}, "metrics": trainer.state.log_history[-1]}
     facts |= {"steps": trainer.state.global_step, "seconds": time.time() - started}
     run.conclude(config, output, settings, facts)

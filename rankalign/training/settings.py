@@ -7,6 +7,7 @@ take a group can be called by anyone who writes ``DataSettings(data="scored.json
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 METHODS = ("rank", "sft", "reward", "ppo")
 TWO_PASS = ("auto", "always", "never")
+WEIGHTED_BY_BETA = ("orpo",)  # a term beside another; in all other losses beta scales all that there is
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,17 @@ class ModelSettings:
         "auto", "modules to adapt, comma-separated; auto takes all linear ones but the head"
     )
     freeze_layers: float = flag(0.0, "reward: share of the lower layers, and the embeddings, that stay as they are")
+    keep_float32: bool = flag(False, "save float32 weights also where the start model's are bfloat16 or float16")
     disable_dropout: bool = flag(True, "switch the model's own dropout off, so that log-probabilities are exact")
 
     def __post_init__(self) -> None:
         if self.use_dora and not self.use_lora:
             raise InputError("--use_dora is a kind of --use_lora: give both (and not with --method ppo)")
+        if self.use_lora:
+            self.lora_targets  # noqa: B018 - refuses an empty name before the model is loaded
+        for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"):
+            if not self.use_lora and getattr(self, name) != getattr(ModelSettings, name):
+                raise InputError(f"--{name} {getattr(self, name)} does nothing without --use_lora")
         if self.load_in_4bit and self.load_in_8bit:
             raise InputError("--load_in_4bit and --load_in_8bit exclude each other")
         if self.quantised and not self.use_lora:
@@ -59,7 +67,10 @@ class ModelSettings:
     @property
     def lora_targets(self) -> str | list[str]:
         """``auto``, or the names of the modules to adapt."""
-        return "auto" if self.lora_target_modules == "auto" else self.lora_target_modules.split(",")
+        names = [name.strip() for name in self.lora_target_modules.split(",")]
+        if not all(names):
+            raise InputError(f"--lora_target_modules {self.lora_target_modules!r}: a name is empty")
+        return "auto" if names in (["auto"], ["all-linear"]) else names
 
 
 @dataclass(frozen=True)
@@ -139,7 +150,20 @@ class LossSettings:
         for name in given:
             if name not in known:
                 raise InputError(f"loss {self.loss!r} has no option {name!r}{did_you_mean(name, known)}")
+            _check_keyword(self.loss, name, given[name])
         return given
+
+
+def _check_keyword(loss: str, name: str, value: Any) -> None:
+    """Refuse numbers that turn a loss round or leave nothing of it."""
+    if not isinstance(value, int | float):
+        return
+    if not math.isfinite(value):
+        raise InputError(f"loss {loss!r}: {name} is {value}, not a finite number")
+    least = name == "beta" and loss not in WEIGHTED_BY_BETA
+    if (name in ("beta", "rrhf_weight") and value < 0) or (least and value == 0):
+        why = "below 0 it would turn the preference round" if value < 0 else "with 0 there is no preference left"
+        raise InputError(f"loss {loss!r}: {name} {value:g} makes no sense: {why}")
 
 
 @dataclass(frozen=True)

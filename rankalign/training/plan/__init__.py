@@ -22,6 +22,7 @@ from rankalign.rows.logps import ATTENTION_FAMILIES, MASK_FAMILIES, list_logps
 from rankalign.rows.rewards import list_rewards
 from rankalign.rows.tree import tree_tokens
 from rankalign.training.arguments import TrainConfig
+from rankalign.training.fit import check_fit
 from rankalign.training.inputs import check_held_out, data_hashes, load_data, load_model
 from rankalign.training.plan.memory import Footprint, build, trace
 
@@ -50,6 +51,7 @@ def plan(config: TrainConfig, device_memory: str = "", devices: int = 0, probe: 
     lists, held_out, counts = load_data(config.data_settings, config.loss_settings, tokenizer)
     check_held_out(held_out, config.eval_strategy != "no", config.metric_for_best_model)
     model = build(config.model_settings, config.method == "reward")
+    check_fit(model, [*lists, *held_out])
     baseline = _resident()  # after all that training imports, adapters among them
     layout = _layout(config, model)
     batches = Batches(lists, config, layout, devices)

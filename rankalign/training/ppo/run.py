@@ -13,19 +13,21 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from rankalign.data import load as data
 from rankalign.data.convert import Intake
-from rankalign.data.encode import encode_prompt
+from rankalign.data.encode import TokenList, encode_prompt
 from rankalign.errors import InputError
-from rankalign.models import adapters
+from rankalign.models import adapters, saving
 from rankalign.models import load as models
 from rankalign.progress import Progress
 from rankalign.rows import logps
 from rankalign.storage import manifest
 from rankalign.storage.files import sha256_file, write_text
+from rankalign.storage.folders import check_writable
 from rankalign.storage.journal import differences
 from rankalign.storage.jsonl import dumps, loads
 from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import PPOConfig
 from rankalign.training.card import write_card
+from rankalign.training.fit import check_end, check_fit
 from rankalign.training.inputs import disable_dropout
 from rankalign.training.ppo import state as ppo_state
 from rankalign.training.ppo.trainer import PPOTrainer, Question, Reward, Sampler
@@ -51,16 +53,21 @@ def train_ppo(config: PPOConfig, sampler: Sampler, reward: Reward) -> dict[str, 
     elif manifest.is_finished(output, settings):
         print(f"{output} is finished already with these settings: nothing to do", file=sys.stderr)
         return _summary(output, already_finished=True)
+    check_writable(output)
     set_seed(config.seed)
     tokenizer = models.load_tokenizer(config.model)
+    check_end(tokenizer)
     questions, counts = load_questions(config, tokenizer)
     actor = load_actor(config, questions)
+    prompts = [TokenList(question.record.id, question.tokens, [], []) for question in questions]
+    check_fit(actor.policy, prompts, more=config.max_new_tokens)
     trainer = PPOTrainer(actor, questions, config, sampler, reward, models.tokenizer_fingerprint(tokenizer))
     print(f"reward: {dumps(settings['reward_sha256'])}", file=sys.stderr)
     _run(trainer, config, output, settings)
     if trainer.accelerator.is_main_process:
         actor.save(output)
         tokenizer.save_pretrained(str(output))
+        saving.finish(output, None if config.use_lora else models.local_folder(config.model), config.keep_float32)
         facts = {"counts": counts, "metrics": trainer.history[-1], "steps": trainer.step}
         write_card(output, config.method, config.model, config.data, settings, facts)
         made = [p for p in sorted(output.iterdir()) if not p.name.startswith(("checkpoint-", "manifest", "."))]
@@ -168,7 +175,10 @@ def _resume(trainer: PPOTrainer, config: PPOConfig, output: Path, settings: dict
     if not config.resume:
         raise InputError(f"{output} holds {last.name} of an earlier run; resume it or start over with --overwrite")
     if changed := differences(ppo_state.read_facts(last)["settings"], settings):
-        raise InputError(f"{last} was made with other settings ({'; '.join(changed[:4])}); start over with --overwrite")
+        raise InputError(
+            f"{last} was made with other settings ({'; '.join(changed[:8])}); "
+            "go on with those, name another --output_dir, or start over with --overwrite"
+        )
     print(f"resuming from {last}", file=sys.stderr)
     trainer.restore(last)
 
