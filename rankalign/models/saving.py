@@ -18,6 +18,7 @@ from rankalign.storage.folders import readable
 
 # Read by sampling alone; beside `do_sample: false` transformers refuses to save them.
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_BEAMS = ("early_stopping", "length_penalty")
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
@@ -32,10 +33,11 @@ def repair_generation(model: Any, where: str) -> None:
     told = getattr(model, "generation_config", None)
     if told is None or not (reason := _contradiction(told)):
         return
-    if not told.do_sample:  # greedy answers, as the file asks for; the rest had no say in them
-        for name in _SAMPLING:
-            if getattr(told, name, None) is not None:
-                setattr(told, name, None)
+    # What the file asks for stays, greedy answers or a single beam; the rest had no say in them.
+    idle = (() if told.do_sample else _SAMPLING) + (_BEAMS if (told.num_beams or 1) == 1 else ())
+    for name in idle:
+        if getattr(told, name, None) is not None:
+            setattr(told, name, None)
     if _contradiction(told):
         model.generation_config = GenerationConfig(**{name: getattr(told, name, None) for name in _TOKENS})
     print(f"model {where}: generation_config.json contradicts itself and is mended: {reason}", file=sys.stderr)

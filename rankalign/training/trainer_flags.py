@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,7 @@ REFUSED: dict[str, str] = {
     "liger_kernel_config": _NO_FORWARD,
     "use_cache": "training rows have no cache of keys and values",
     "auto_find_batch_size": "--token_budget bounds what runs at once, with the same result",
+    "optim_target_modules": "the optimisers that read it hook into the plain forward, which rows do not pass",
     "average_tokens_across_devices": "the mean is over the prompts of an update, on all devices alike",
     "bf16_full_eval": "measurements run in the numerics of training, see --bf16",
     "fp16_full_eval": "measurements run in the numerics of training, see --fp16",
@@ -71,12 +73,22 @@ LIMITED: dict[str, str] = {
     "tf32": "on an NVIDIA GPU; elsewhere left out, which is said",
     "fsdp": "under a launcher; for one process left out, which is said",
     "fsdp_config": "under a launcher; for one process left out, which is said",
+    "ddp_backend": "under a launcher",
     "deepspeed": "a file of JSON, under a launcher; for one process left out, which is said",
     "resume_from_checkpoint": "a checkpoint of this very run; without it the newest is taken",
     "save_only_model": "such a checkpoint cannot be resumed from, which is said",
     "warmup_steps": "a run of one update has none, which is said",
 }
 
+# PPO's loop measures nothing beside its rollouts, and fetches no batches of a file.
+PPO_UNREAD = (
+    "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size",
+    "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "neftune_noise_alpha", "save_only_model",
+    "save_strategy", "data_seed", "report_to", "train_sampling_strategy", "full_determinism",
+    "resume_from_checkpoint", "torch_empty_cache_steps", "restore_callback_states_from_checkpoint",
+    "dataloader_num_workers", "dataloader_drop_last", "dataloader_persistent_workers", "dataloader_prefetch_factor",
+    "dataloader_multiprocessing_context", "dataloader_in_order", "skip_memory_metrics",
+)  # fmt: skip
 _OFF = (None, False, "no", "", [])  # ways in which a parser may hand on a flag that nobody gave
 _POSITIVE = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "token_budget",
@@ -112,9 +124,11 @@ def check_flags(config: Any) -> None:
     """
     defaults = {item.name: default_of(item) for item in dataclasses.fields(config)}
     for name, reason in REFUSED.items():
-        value = getattr(config, name, None)
-        if name in defaults and value != defaults[name] and not (value in _OFF and defaults[name] in _OFF):
+        if name in defaults and _given(config, name, defaults[name]):
             raise InputError(f"--{name} is not for training here: {reason}")
+    for name in PPO_UNREAD if config.method == "ppo" else ():
+        if _given(config, name, defaults[name]):
+            raise InputError(f"--method ppo does not read --{name}")
     for names, fits, text in _RANGES:
         for name in names:
             value = getattr(config, name, None)
@@ -126,7 +140,14 @@ def check_flags(config: Any) -> None:
         raise InputError("--train_sampling_strategy group_by_length: rows are not padded, so lengths need no sorting")
     if config.do_eval and config.eval_strategy == "no":
         raise InputError("--do_eval does nothing by itself: --eval_strategy steps|epoch says when (with --eval_data)")
+    if config.ddp_backend and "LOCAL_RANK" not in os.environ:  # every launcher sets it
+        raise InputError("--ddp_backend needs a launcher that starts several processes, such as torchrun")
     _check_reports(config.report_to)
+
+
+def _given(config: Any, name: str, default: Any) -> bool:
+    value = getattr(config, name)
+    return bool(value != default) and not (value in _OFF and default in _OFF)
 
 
 def _check_reports(asked: Any) -> None:
