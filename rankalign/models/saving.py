@@ -39,7 +39,8 @@ def repair_generation(model: Any, where: str) -> None:
         if getattr(told, name, None) is not None:
             setattr(told, name, None)
     if _contradiction(told):
-        model.generation_config = GenerationConfig(**{name: getattr(told, name, None) for name in _TOKENS})
+        make: Any = GenerationConfig
+        model.generation_config = make(**{name: getattr(told, name, None) for name in _TOKENS})
     print(f"model {where}: generation_config.json contradicts itself and is mended: {reason}", file=sys.stderr)
 
 

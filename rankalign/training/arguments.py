@@ -104,7 +104,7 @@ class TrainConfig(TrainingArguments):
     def get_warmup_steps(self, num_training_steps: int) -> int:
         """Updates of the warm-up, which begins at a rate of 0; none in a run of one update, which would learn
         nothing."""
-        steps = int(super().get_warmup_steps(num_training_steps))  # type: ignore[no-untyped-call]
+        steps = int(super().get_warmup_steps(num_training_steps))
         if steps and num_training_steps == 1:
             print("a run of one update has no warm-up: it is made at the full learning rate", file=sys.stderr)
             return 0

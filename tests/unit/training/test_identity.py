@@ -21,6 +21,7 @@ from rankalign.recipes.rollouts import reward_of, sampler_of
 from rankalign.training.arguments import PPOConfig, parse_settings
 from rankalign.training.identity import EXEMPT, identity
 from rankalign.training.ppo.run import train_ppo
+from rankalign.training.ppo.trainer import PPOTrainer
 from rankalign.training.run import Interrupted, StopOnSignal, train
 
 GRADE = "def grade(samples):\n    return [float(len(text)) for text in samples]\n"
@@ -91,7 +92,7 @@ def test_stopped_then_resumed_or_refused(name: str, tmp_path: Path, monkeypatch:
     whole = tmp_path / "whole"
     stage(tmp_path, {**settings, "output_dir": str(whole)})
     with monkeypatch.context() as patch:
-        first_step_alone(patch)
+        first_step_alone(patch, name)
         with pytest.raises(Interrupted):
             stage(tmp_path, settings)
     with pytest.raises(InputError, match=rf"other settings \(.*{next(iter(other))}: .* -> "):
@@ -106,7 +107,7 @@ def test_stopped_then_resumed_or_refused(name: str, tmp_path: Path, monkeypatch:
     assert weights(tmp_path / "run" / inner) == weights(whole / inner)
 
 
-def first_step_alone(patch: pytest.MonkeyPatch) -> None:
+def first_step_alone(patch: pytest.MonkeyPatch, name: str = "") -> None:
     """Have a signal arrive as soon as training listens for one: the run ends after an update, with a checkpoint."""
     init = StopOnSignal.__init__
 
@@ -114,7 +115,17 @@ def first_step_alone(patch: pytest.MonkeyPatch) -> None:
         init(self)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    patch.setattr(StopOnSignal, "__init__", signalled)
+    iterate_once = PPOTrainer.iterate
+
+    def signalled_after(self: PPOTrainer) -> Any:
+        line = iterate_once(self)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return line
+
+    if name == "ppo":  # whose loop looks for a signal before each step
+        patch.setattr(PPOTrainer, "iterate", signalled_after)
+    else:
+        patch.setattr(StopOnSignal, "__init__", signalled)
 
 
 def weights(folder: Path) -> bytes:

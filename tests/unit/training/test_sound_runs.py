@@ -1,4 +1,4 @@
-"""Before the first update: model, tokenizer and lists that do not go together. After the last: what lies in the folder."""
+"""Before the first update: model, tokenizer, lists that do not go together. After the last: what is in the folder."""
 
 from __future__ import annotations
 
@@ -96,7 +96,13 @@ def test_texts_that_fit_after_a_cut_train(data: str, tmp_path: Path) -> None:
 # --- after -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("broken", [{"do_sample": False, "temperature": 0.7, "top_p": 0.9}, {"num_beams": 0}])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"do_sample": False, "temperature": 0.7, "top_p": 0.9},
+        {"do_sample": True, "temperature": 0.5, "length_penalty": 0.5},
+    ],
+)
 def test_generation_settings_that_contradict_themselves_are_mended(
     broken: dict[str, Any], data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,7 +113,8 @@ def test_generation_settings_that_contradict_themselves_are_mended(
     assert "generation_config.json contradicts itself" in capsys.readouterr().err
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run").generation_config
     saved.validate(strict=True)
-    assert saved.eos_token_id == told["eos_token_id"]
+    assert (saved.eos_token_id, saved.do_sample) == (told["eos_token_id"], broken["do_sample"])
+    assert saved.temperature == (broken["temperature"] if saved.do_sample else None)
 
 
 def types(folder: Path) -> set[str]:
