@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from rankalign.models import adapters
 from rankalign.models import load as models
 from rankalign.rows import logps, rewards
 from rankalign.storage.files import sha256_file
+from rankalign.storage.jsonl import dumps
 from rankalign.training.fit import check_end
 from rankalign.training.measures import BY_PAIRS
 from rankalign.training.reference import ReferenceCache
@@ -29,6 +31,7 @@ from rankalign.training.reward import freeze_lower
 from rankalign.training.reward import load as load_reward
 from rankalign.training.settings import DataSettings, LossSettings, ModelSettings
 
+CUT_TOO_OFTEN = 0.05  # share of texts cut, from which on the data is not what its author meant
 UNSCORED = "only"  # judge of single responses that nobody scored, which SFT may still learn from
 
 # --- data --------------------------------------------------------------------------------------------------------
@@ -61,6 +64,38 @@ def start_hash(settings: ModelSettings, method: str = "rank") -> str:
     return models.weights_of(settings.model)
 
 
+def tokenizer_hash(model: str) -> str:
+    """What turns text into tokens: vocabulary, rules and chat template of a model's tokenizer."""
+    tokenizer = models.load_tokenizer(model)
+    told = [models.tokenizer_fingerprint(tokenizer), tokenizer.chat_template]
+    return hashlib.sha256(dumps(told).encode()).hexdigest()
+
+
+def read_hashes(of_data: DataSettings, of_model: ModelSettings, method: str) -> dict[str, Any]:
+    """Content of all that a run reads, the part of its identity that no setting names.
+
+    Raises:
+        InputError: something is not there, or an adapter that nothing asks to train on.
+    """
+    return {
+        "data_sha256": data_hashes(of_data),
+        "model_sha256": start_hash(of_model, method),
+        "tokenizer_sha256": tokenizer_hash(of_model.model),
+    }
+
+
+def say_cut(counts: Mapping[str, int]) -> None:
+    """Warn on stderr where the limit of length cuts more than a few texts: cut answers are learned without their end.
+
+    Args:
+        counts: of :func:`encode`.
+    """
+    for name, whole in (("response", "candidates"), ("prompt", "prompts")):
+        cut, all_of_them = counts.get(f"{name}_truncated", 0), max(counts.get(whole, 0), 1)
+        if cut / all_of_them >= CUT_TOO_OFTEN:
+            print(f"warning: {cut} {name}s, {cut / all_of_them:.0%}, are cut at --max_length", file=sys.stderr)
+
+
 def load_data(
     settings: DataSettings, loss: LossSettings, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[TokenList], list[TokenList], dict[str, int]]:
@@ -76,6 +111,7 @@ def load_data(
         raise InputError(f"{settings.data}: no usable prompt ({counts})")
     held_out = encode(settings, tokenizer, settings.eval_data, loss.loss == "sft")[0] if settings.eval_data else []
     print("data: " + ", ".join(f"{value} {name}" for name, value in counts.items() if value), file=sys.stderr)
+    say_cut(counts)
     return lists, held_out, counts
 
 

@@ -156,6 +156,7 @@ class OnlineTrainer(RankTrainer):
         tokenizer: Any = self.processing_class
         lists, counts = inputs.encode(self.config.data_settings, tokenizer, str(path), self.config.loss == "sft")
         print("data: " + ", ".join(f"{value} {name}" for name, value in counts.items() if value), file=sys.stderr)
+        inputs.say_cut(counts)
         check_fit(self.model, lists)
         if self.layout == "auto" and lists:
             batch = self.config.per_device_train_batch_size
@@ -230,7 +231,7 @@ def train_online(
     add_tokens(config)
     output, started = Path(str(config.output_dir)), time.time()
     of_data, of_model = config.data_settings, config.model_settings
-    hashes = {"data_sha256": inputs.data_hashes(of_data), "model_sha256": inputs.start_hash(of_model, config.method)}
+    hashes = inputs.read_hashes(of_data, of_model, config.method)
     settings = {**config.own_settings(), **hashes, **decisive}
     if config.overwrite:
         shutil.rmtree(output, ignore_errors=True)

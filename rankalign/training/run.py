@@ -32,11 +32,10 @@ from rankalign.training.identity import check_same_run
 from rankalign.training.inputs import (
     check_held_out,
     choose_layout,
-    data_hashes,
     load_data,
     load_model,
+    read_hashes,
     references_of,
-    start_hash,
 )
 from rankalign.training.rank import Example, RankTrainer, Watch
 from rankalign.training.reward import RewardTrainer, start_at_zero
@@ -64,10 +63,7 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
     add_tokens(config)
     output = Path(str(config.output_dir))
     loss = config.loss_settings
-    hashes = {
-        "data_sha256": data_hashes(config.data_settings),
-        "model_sha256": start_hash(config.model_settings, loss.method),
-    }
+    hashes = read_hashes(config.data_settings, config.model_settings, loss.method)
     settings = {**config.own_settings(), **hashes}
     if config.overwrite:
         with PartialState().main_process_first():

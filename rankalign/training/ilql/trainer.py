@@ -37,7 +37,7 @@ from rankalign.storage.folders import check_writable
 from rankalign.storage.jsonl import dumps
 from rankalign.training.fit import check_end, check_fit
 from rankalign.training.ilql import math as ilql_math
-from rankalign.training.inputs import disable_dropout
+from rankalign.training.inputs import disable_dropout, say_cut, tokenizer_hash
 from rankalign.training.ppo.value import ValueHead, predicting_states
 
 HEADS_FILE = "ilql_heads.safetensors"
@@ -318,7 +318,8 @@ def _told(settings: ILQLSettings, samples: Sequence[Sample], returns: Sequence[f
     """All that the result depends on."""
     own = {name: value for name, value in asdict(settings).items() if name not in ("output_dir", "overwrite")}
     data = hashlib.sha256(dumps([list(samples), [float(value) for value in returns]]).encode()).hexdigest()
-    return {"method": "ilql", **own, "data_sha256": data, "model_sha256": models.weights_of(settings.model)}
+    hashes = {"model_sha256": models.weights_of(settings.model), "tokenizer_sha256": tokenizer_hash(settings.model)}
+    return {"method": "ilql", **own, "data_sha256": data, **hashes}
 
 
 def _summary(output: Path, already_finished: bool) -> dict[str, Any]:
@@ -337,6 +338,7 @@ def _encode(
     if not lists:
         raise InputError("no sample has an answer to learn from")
     print("data: " + ", ".join(f"{value} {name}" for name, value in counts.items() if value), file=sys.stderr)
+    say_cut(counts)
     return lists, counts
 
 

@@ -28,7 +28,7 @@ from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import PPOConfig
 from rankalign.training.card import write_card
 from rankalign.training.fit import check_end, check_fit
-from rankalign.training.inputs import disable_dropout
+from rankalign.training.inputs import disable_dropout, say_cut, tokenizer_hash
 from rankalign.training.ppo import state as ppo_state
 from rankalign.training.ppo.trainer import PPOTrainer, Question, Reward, Sampler
 from rankalign.training.ppo.value import ActorCritic, load_value_net
@@ -90,6 +90,7 @@ def _settings(config: PPOConfig, reward: Reward) -> dict[str, Any]:
         raise InputError(f"{config.data}: no such file")
     named = {"model_sha256": config.model, "value_sha256": config.value_model}
     hashes = {key: models.weights_of(model) for key, model in named.items() if model}
+    hashes["tokenizer_sha256"] = tokenizer_hash(config.model)
     found = {**config.own_settings(), "data_sha256": sha256_file(config.data), **hashes}
     return dict(loads(dumps({**found, "reward_sha256": reward.fingerprint()})))
 
@@ -112,6 +113,7 @@ def load_questions(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> tup
         raise InputError(f"{config.data}: " + ("a prompt has no tokens" if questions else "no usable prompt"))
     counts = {"prompts": len(questions), "prompt_truncated": cut, "skipped_invalid": len(intake.errors)}
     print("data: " + ", ".join(f"{value} {name}" for name, value in counts.items() if value), file=sys.stderr)
+    say_cut(counts)
     return questions, counts
 
 
