@@ -196,10 +196,10 @@ class PPOConfig(PPOSettings, TrainConfig):
     """Everything a PPO run depends on."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         own = {f.name for f in dataclasses.fields(TrainConfig)} & set(FOREIGN)
         for name in sorted(name for name in own if getattr(self, name) != getattr(TrainConfig, name)):
             raise InputError(f"--method ppo does not read --{name}")
+        super().__post_init__()
         self.check_ppo()
         json_object(self.reward_options)
 
