@@ -1,7 +1,7 @@
 """What a tokenizer's chat template writes of a conversation: where an answer begins, and what ends its turn.
 
-All is read off the template itself, by what it writes: it is a program of the model's author that may trim contents, add
-thoughts, or leave out those of earlier turns. Strings here hold breaks (see :mod:`rankalign.data.special`).
+All is read off the template itself, by what it writes: it is a program of the model's author that may trim contents,
+add thoughts, or leave out those of earlier turns. Strings here hold breaks (see :mod:`rankalign.data.special`).
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ __all__ = [
 # What is worth a word where it happened, beside the counts of a data set.
 NOTES = {
     "already_rendered": "string prompts end where an answer begins, so no template was put around them",
-    "roles_dropped": "prompts have several messages, which this model, without a chat template, reads without their roles",
+    "roles_dropped": "prompts have several messages, whose roles vanish: there is no chat template to tell them apart",
     "contents_not_shown": "messages are not shown to the model by its chat template",
     "merged_at_the_border": "answers begin with what the tokenizer would join with the prompt's end; encoded apart",
     "special_in_text": "texts spell control tokens, which are encoded as text (--allow_special_in_text keeps them)",
@@ -142,7 +142,7 @@ class Encoder:
             RecordError: the model's chat template refuses it.
         """
         chosen = [(self.answer(response), score) for response, score in self._select(record)]
-        kept = [(answer, score) for answer, score in chosen if answer.text.strip() or answer.drawn]
+        kept = [(answer, score) for answer, score in chosen if _says(answer)]
         self.counts["empty"] += len(chosen) - len(kept)
         if not kept:
             self.counts["dropped_prompts"] += 1
@@ -182,6 +182,10 @@ class Encoder:
         except InputError as error:
             raise refusal(record, "prompt", str(error)) from error
 
+    def says(self, response: Response) -> bool:
+        """Whether a response says anything; one that does not is left out."""
+        return _says(self.answer(response))
+
     def response(self, response: Response) -> list[int]:
         """Tokens of one response behind a prompt of one message: those it was sampled with where the tokenizer is the
         same, else its text encoded; the token that ends its turn only if it finished."""
@@ -213,6 +217,10 @@ class Encoder:
         pairs = len(scores) * (len(scores) - 1) // 2
         tied = sum(a == b for i, a in enumerate(scores) for b in scores[:i])
         self.counts.update(prompts=1, candidates=len(scores), pairs=pairs - tied, tied_pairs=tied)
+
+
+def _says(answer: Answer) -> bool:
+    return bool(answer.text.strip() or answer.drawn)
 
 
 def spread(scored: list[tuple[Response, float]], limit: int) -> list[tuple[Response, float]]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rankalign.data import special, templates
 from rankalign.data.chat import PROBE, Conversation
-from rankalign.data.records import Message, Prompt, Response
+from rankalign.data.records import CandidateSet, Message, Prompt, Response, refusal
 from rankalign.errors import InputError
 from rankalign.models.load import tokenizer_fingerprint
 
@@ -77,6 +77,17 @@ class Rendering:
         """
         self._count(prompt)
         return self._prompt(prompt, meta)
+
+    def prompt_of(self, record: CandidateSet) -> list[int]:
+        """The prompt of a record, which an error names.
+
+        Raises:
+            RecordError: the template refuses it.
+        """
+        try:
+            return self.prompt(record.prompt, record.meta)
+        except InputError as error:
+            raise refusal(record, "prompt", str(error)) from error
 
     def _prompt(self, prompt: Prompt, meta: dict[str, Any] | None, of_whole: bool = False) -> list[int]:
         """``of_whole`` ends it as it ends within a whole conversation, not with the generation prompt."""
@@ -220,7 +231,7 @@ class Rendering:
         return ids if closing else [*ids, *end]
 
     def _behind(self, start: list[int], before: str, text: str) -> list[int]:
-        """Tokens of what stands behind ``before``: those of both together, or its own where a token spans the border."""
+        """Tokens of what stands behind ``before``: as in both together, or its own where a token spans the border."""
         both = special.encode(self.tokenizer, before + text)
         if both[: len(start)] == start:
             return both[len(start) :]

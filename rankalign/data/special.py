@@ -1,4 +1,4 @@
-"""Control tokens that are spelt in texts: text by default, so that a candidate cannot forge a turn before a reward model.
+"""Control tokens that texts spell: text by default, so that no candidate can forge a turn before a reward model.
 
 Within this package a rendered string may hold *breaks*: a character of no script behind the first character of every
 control token that a content spells. What a template writes itself holds none. :func:`encode` takes a broken token for

@@ -49,7 +49,7 @@ class HFEngine(LocalEngine):
         The longest come first: what does not fit in memory or in the model's context fails before any work is done.
         """
         params = self.policy.sampling
-        lengths = [len(self._encode(prompt)) + params.max_new_tokens for prompt in prompts]
+        lengths = [length + params.max_new_tokens for length in self._lengths(prompts)]
         rows = max(params.num_beams, self._copies)
         found: list[list[int]] = []
         for index in sorted(range(len(prompts)), key=lambda i: -lengths[i]):
@@ -88,7 +88,8 @@ class HFEngine(LocalEngine):
             return
         draws = uniforms(params.seed, prompt.id, self.policy.name, 0, params.max_new_tokens)
         for [(ids, ended)] in stream(rows, params, draws.unsqueeze(0), ends):
-            yield self._response(_bare(list(ids), ends.eos), ended, 0)
+            own, end = _bare(list(ids), ends.eos)
+            yield self._response(own, ended, 0, end)
             if stopping():
                 return
 
@@ -108,7 +109,9 @@ class HFEngine(LocalEngine):
         """Answers by beam search; ``told`` is ``ends``, or asks something else as well."""
         found = search(rows, self.policy.sampling, told, len(ends.eos))
         written = [[(_bare(h.ids, ends.eos), h.ended) for h in beams] for beams in found]
-        return [[self._response(*answer, i) for i, answer in enumerate(answers)] for answers in written]
+        return [
+            [self._response(ids, ended, i, end) for i, ((ids, end), ended) in enumerate(answers)] for answers in written
+        ]
 
     def _sample(self, rows: Rows, prompts: Sequence[CandidateSet], ends: Ending) -> list[list[Response]]:
         params, copies = self.policy.sampling, self._copies
@@ -120,7 +123,11 @@ class HFEngine(LocalEngine):
         ]
         answers = [(_bare(ids, ends.eos), ended) for ids, ended in sample(rows, params, torch.stack(draws), ends)]
         return [
-            [self._response(*answers[row * copies + index % copies], index) for index in range(params.n)]
+            [
+                self._response(ids, ended, index, end)
+                for index in range(params.n)
+                for (ids, end), ended in [answers[row * copies + index % copies]]
+            ]
             for row in range(len(prompts))
         ]
 
@@ -142,6 +149,6 @@ def _unless(stopping: Callable[[], bool]) -> bool:
     return True
 
 
-def _bare(ids: list[int], eos: set[int]) -> list[int]:
-    """An answer's tokens without a closing end of sequence."""
-    return ids[:-1] if ids[-1] in eos else ids
+def _bare(ids: list[int], eos: set[int]) -> tuple[list[int], int | None]:
+    """An answer's tokens without the one that ended it, and that one."""
+    return (ids[:-1], ids[-1]) if ids[-1] in eos else (ids, None)

@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerBase
 from rankalign.data import load as data
 from rankalign.data import templates
 from rankalign.data.convert import Intake
-from rankalign.data.encode import encode_prompt, encode_text
+from rankalign.data.encode import encode_text
 from rankalign.data.records import CandidateSet
+from rankalign.data.render import Rendering
 from rankalign.engines import SamplingParams
 from rankalign.engines.decode import Ending, sample
 from rankalign.engines.hf import MAX_ROWS, MAX_TOKENS
@@ -153,8 +154,9 @@ def greedy(
     sampler = PolicySampler(tokenizer, params, templates.stops(settings.template))
 
     def answer(model: Any, sets: Sequence[CandidateSet]) -> list[str]:
-        prompts = [encode_prompt(tokenizer, s.prompt, settings.template, settings.system, s.meta) for s in sets]
-        rows = [tokens[-max(1, settings.max_length - max_new_tokens) :] for tokens in prompts]
+        rendering = Rendering(tokenizer, settings.template, settings.system, settings.allow_special_in_text)
+        room = max(1, settings.max_length - max_new_tokens)
+        rows = [rendering.shortened(rendering.prompt_of(s), room, s.prompt, s.meta) for s in sets]
         with torch.no_grad():
             return [found.text for found in sampler(model, rows, [(s.id, 0) for s in sets])]
 

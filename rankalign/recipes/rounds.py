@@ -183,7 +183,7 @@ class Divergence:
 
     def _spread(self, record: CandidateSet, values: list[float]) -> list[float | None]:
         rest = iter(values)
-        return [next(rest) if self.encoder.response(response) else 0.0 for response in record.responses]
+        return [next(rest) if self.encoder.says(response) else 0.0 for response in record.responses]
 
 
 class Gatherer:
@@ -204,6 +204,7 @@ class Gatherer:
             system=encoding.system,
             max_length=encoding.max_length,
             stop_response=encoding.stop_response,
+            allow_special_in_text=encoding.allow_special_in_text,
         )
         self._current = {policy.name for policy in config.policies if is_current(policy)}
         self._answerers: dict[str, Answerer] = {}

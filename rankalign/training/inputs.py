@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rankalign.data import load as data
 from rankalign.data.convert import Intake
-from rankalign.data.encode import EncodeOptions, TokenList, encode_all
+from rankalign.data.encode import EncodeOptions, TokenList, encode_all, said
 from rankalign.data.records import CandidateSet, choose_judge, judges
 from rankalign.errors import InputError
 from rankalign.models import adapters
@@ -104,12 +104,13 @@ def load_data(
     Raises:
         InputError: nothing is left that the loss can learn from.
     """
-    lists, counts = encode(settings, tokenizer, settings.data, alone=loss.loss == "sft")
+    alone = loss.loss == "sft"
+    lists, counts = encode(settings, tokenizer, settings.data, alone, loss.grades)
     if (loss.entry.pairwise or loss.grades) and not counts.get("pairs"):
         raise InputError(f"{settings.data}: no two responses of a prompt differ in score, so there is nothing to rank")
     if not lists:
         raise InputError(f"{settings.data}: no usable prompt ({counts})")
-    held_out = encode(settings, tokenizer, settings.eval_data, loss.loss == "sft")[0] if settings.eval_data else []
+    held_out = encode(settings, tokenizer, settings.eval_data, alone, loss.grades)[0] if settings.eval_data else []
     print("data: " + ", ".join(f"{value} {name}" for name, value in counts.items() if value), file=sys.stderr)
     say_cut(counts)
     return lists, held_out, counts
@@ -130,7 +131,7 @@ def check_held_out(held_out: Sequence[TokenList], measured: bool, metric: str | 
 
 
 def encode(
-    settings: DataSettings, tokenizer: PreTrainedTokenizerBase, path: str, alone: bool = False
+    settings: DataSettings, tokenizer: PreTrainedTokenizerBase, path: str, alone: bool = False, whole: bool = False
 ) -> tuple[list[TokenList], dict[str, int]]:
     """The lists of one file, and counts of all that was kept, cut and left out.
 
@@ -139,6 +140,7 @@ def encode(
         tokenizer: the model's.
         path: the file.
         alone: whether single responses that nobody scored are of use, as they are to SFT.
+        whole: as reward models read them.
     """
     check_end(tokenizer)
     intake = Intake(settings.skip_invalid)
@@ -152,8 +154,12 @@ def encode(
         only_use_provide=settings.only_use_provide,
         only_use_sample=settings.only_use_sample,
         stop_response=settings.stop_response,
+        allow_special_in_text=settings.allow_special_in_text,
+        whole=whole,
     )
-    lists, counts = encode_all(sets, tokenizer, options)
+    lists, counts = encode_all(sets, tokenizer, options, intake)
+    for sentence in said(counts):
+        print(f"{path}: {sentence}", file=sys.stderr)
     return lists, {**counts, **intake.losses.counts, "skipped_invalid": len(intake.errors)}
 
 

@@ -83,6 +83,7 @@ class DataSettings:
     judge: str = flag("", "whose scores rank the candidates; needed only where several judges scored")
     template: str = flag("auto", "prompt format: auto, chat, alpaca, vicuna, hh, raw")
     system: str = flag("", "system message put before each prompt")
+    allow_special_in_text: bool = flag(False, "control tokens that texts spell are control tokens, not text")
     max_length: int = flag(512, "most tokens of prompt and response together")
     max_candidates: int = flag(0, "candidates a prompt, spread over its ranking; 0 takes all")
     only_use_provide: bool = flag(False, "only the last two responses of each prompt (RRHF's setting P)")

@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from rankalign.data import load as data
 from rankalign.data.convert import Intake
-from rankalign.data.encode import TokenList, encode_prompt
-from rankalign.errors import InputError
+from rankalign.data.encode import TokenList, said
+from rankalign.data.render import Rendering
+from rankalign.errors import InputError, RecordError
 from rankalign.models import adapters, saving
 from rankalign.models import load as models
 from rankalign.progress import Progress
@@ -105,15 +106,22 @@ def load_questions(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> tup
     if room < 1:
         raise InputError(f"--max_length {config.max_length} leaves no prompt beside --max_new_tokens")
     intake, questions, cut = Intake(config.skip_invalid), [], 0
+    rendering = Rendering(tokenizer, config.template, config.system, config.allow_special_in_text)
     for record in data.load(config.data, config.format, intake):
-        tokens = encode_prompt(tokenizer, record.prompt, config.template, config.system, record.meta)
+        try:
+            tokens = rendering.prompt_of(record)
+        except RecordError as error:
+            intake(error)
+            continue
         cut += len(tokens) > room
-        questions.append(Question(record, tokens[-room:]))
+        questions.append(Question(record, rendering.shortened(tokens, room, record.prompt, record.meta)))
     if not questions or not all(question.tokens for question in questions):
         raise InputError(f"{config.data}: " + ("a prompt has no tokens" if questions else "no usable prompt"))
     counts = {"prompts": len(questions), "prompt_truncated": cut, "skipped_invalid": len(intake.errors)}
     print("data: " + ", ".join(f"{value} {name}" for name, value in counts.items() if value), file=sys.stderr)
     say_cut(counts)
+    for sentence in said(rendering.counts):
+        print(f"{config.data}: {sentence}", file=sys.stderr)
     return questions, counts
 
 

@@ -360,15 +360,19 @@ def test_training_reads_the_very_tokens_that_were_sampled() -> None:
     made = engine(build(ends=MANY_ENDS), n=4, max_new_tokens=20, temperature=1.5)
     encoder = batching.Encoder(made.tokenizer, batching.EncodeOptions(judge="any"))
     answers = made.generate(PROMPTS)
-    drift = 0
+    drift, drawn = 0, set()
     for response in (r for row in answers for r in row):
         assert response.tokens is not None
         assert response.tokens["tokenizer"] == tokenizer_fingerprint(made.tokenizer)
         ids = response.tokens["ids"]
         assert response.text == made.tokenizer.decode(ids, skip_special_tokens=True)
-        assert encoder.response(response) == ids + [2] * response.finished
+        end = response.tokens.get("end", 2)
+        drawn |= {end} if response.finished else set()
+        assert encoder.response(response) == ids + [end] * response.finished
         drift += batching.encode_text(made.tokenizer, response.text) != ids
     assert drift > 0  # random bytes are seldom UTF-8: from the text alone, training would see other tokens
+    assert len(drawn) > 1  # and it learns the end that was drawn, which is not always the template's
+    assert drawn <= set(MANY_ENDS)
 
 
 def test_records_hold_the_answers(tmp_path: Path) -> None:
