@@ -95,7 +95,7 @@ def test_any_conversation_is_as_the_template_has_it_or_is_refused(
     )
     want = theirs(tok, whole)
     assert same(tok, rendering, start + ids, want)
-    assert not set(want[len(start + ids) :]) & {ids[-1]}
+    assert rendering.counts["merged_at_the_border"] or ids[-1] not in want[len(start + ids) :]
     if which[1] != "unigram":  # to which some letters are unknown
         assert "".join(answer.split()) in "".join(tok.decode(start + ids).split())
     read, (text,) = rendering.whole(prompt, [Answer(answer)])
