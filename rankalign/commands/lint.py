@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="+", help="candidates in any known format; several files are one set")
     parser.add_argument("--format", default="auto", help="format of the file: auto or a name of `rankalign ls formats`")
     parser.add_argument("--held-out", help="a file whose prompts must not be among the candidates'")
+    parser.add_argument("--model", default="", help="a model whose tokenizer's control tokens texts should not spell")
     parser.add_argument("--fix", metavar="OUT", help="write the records to OUT with all that can be mended safely")
     parser.add_argument("--skip-invalid", action="store_true", help="leave bad lines out, with their count")
 
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """``{"records", "skipped", "findings": {code: count}}``, with examples and baselines beside."""
     intake = Intake(args.skip_invalid)
     sets = list(load(args.file[0], args.format, intake, *args.file[1:]))
-    report = lint(sets, list(load(args.held_out)) if args.held_out else ())
+    report = lint(sets, list(load(args.held_out)) if args.held_out else (), _control(args.model))
     result = {"records": report.records, "skipped": len(intake.errors), "findings": report.counts()}
     result["left_out"] = intake.losses.counts
     if args.fix:
@@ -37,6 +38,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         result |= {"fixed": counts, "written": write(args.fix, mended)}
     longest = {judge: dataclasses.asdict(found) for judge, found in report.longest.items()}
     return {**result, "examples": _examples(report), "longest_answer": longest}
+
+
+def _control(model: str) -> tuple[str, ...]:
+    if not model:
+        return ()
+    from rankalign.data.special import controls
+    from rankalign.models.load import load_tokenizer
+
+    return controls(load_tokenizer(model)).names
 
 
 def _examples(report: LintReport) -> dict[str, list[dict[str, Any]]]:

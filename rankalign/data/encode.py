@@ -34,6 +34,7 @@ NOTES = {
     "contents_not_shown": "messages are not shown to the model by its chat template",
     "merged_at_the_border": "answers begin with what the tokenizer would join with the prompt's end; encoded apart",
     "special_in_text": "texts spell control tokens, which are encoded as text (--allow_special_in_text keeps them)",
+    "margin_unused": "pairs state a margin, which no loss reads",
     "without_end": "finished answers get no end: the tokenizer knows no end of sequence",
 }
 
@@ -148,6 +149,8 @@ class Encoder:
             self.counts["dropped_prompts"] += 1
             return None
         prompt, responses = self.fitted(record, [answer for answer, _ in kept])
+        if record.meta.get("margin") is not None:
+            self.counts["margin_unused"] += 1
         scores = [score for _, score in kept]
         self._count(scores)
         return TokenList(record.id, prompt, responses, scores)

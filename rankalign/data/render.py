@@ -16,6 +16,8 @@ from rankalign.data.records import CandidateSet, Message, Prompt, Response, refu
 from rankalign.errors import InputError
 from rankalign.models.load import tokenizer_fingerprint
 
+# Behind the first of these that does not become one token with a text, the text is encoded as it stands in a line.
+ANCHORS = ("\n", "|", "0")
 NEUTRAL: list[Message] = [{"role": "user", "content": "Hi"}]
 
 
@@ -354,8 +356,11 @@ def encode_text(
         text = special.controls(tokenizer).broken(text)
     if not _adds_blank(tokenizer):
         return special.encode(tokenizer, text)
-    anchor, behind = special.encode(tokenizer, "\n"), special.encode(tokenizer, "\n" + text)
-    return behind[len(anchor) :] if behind[: len(anchor)] == anchor else special.encode(tokenizer, text)
+    for anchor in ANCHORS:
+        before, both = special.encode(tokenizer, anchor), special.encode(tokenizer, anchor + text)
+        if both[: len(before)] == before:
+            return both[len(before) :]
+    return special.encode(tokenizer, text)
 
 
 def _adds_blank(tokenizer: PreTrainedTokenizerBase) -> bool:
