@@ -37,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--start", default="default", help="kl: the model that --model, whose answers these are, was")
     parser.add_argument("--template", default="auto", help="perplexity: prompt format")
     parser.add_argument("--alone", action="store_true", help="perplexity: of the answers without their prompts")
+    parser.add_argument(
+        "--allow_special_in_text", action="store_true", help="perplexity: control tokens that texts spell are no text"
+    )
     parser.add_argument("--compat", default="", help="perplexity: 'rrhf' for the arithmetic of RRHF's tables")
     parser.add_argument("--modes", nargs="+", default=(), help="numerics: precisions to compare with float64")
     parser.add_argument("--max_prompts", type=int, default=32, help="numerics: prompts to read, 0 for all")
@@ -85,7 +88,8 @@ def _perplexity(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResul
     from rankalign.models import load as models
 
     model, tokenizer = models.load_policy(args.model, dtype="float32"), models.load_tokenizer(args.model)
-    return evaluate_perplexity(model, tokenizer, sets, not args.alone, args.template, args.compat, args.seed)
+    asked = (not args.alone, args.template, args.compat, args.seed, args.allow_special_in_text)
+    return evaluate_perplexity(model, tokenizer, sets, *asked)
 
 
 def _reward(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:

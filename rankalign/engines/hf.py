@@ -102,7 +102,7 @@ class HFEngine(LocalEngine):
     def _begin(self, prompts: Sequence[CandidateSet]) -> tuple[Rows, Ending]:
         ids = [self._encode(prompt) for prompt in prompts]
         self._check_context(prompts, ids, self._context)
-        ends = Ending(self.tokenizer, models.end_ids(self.model, self.tokenizer), self._stop)
+        ends = Ending(self.tokenizer, models.end_ids(self.model, self.tokenizer) | self._turn_end, self._stop)
         return rows_of(self.model, ids, self.policy.sampling.max_new_tokens), ends
 
     def _search(self, rows: Rows, ends: Ending, told: Ends) -> list[list[Response]]:

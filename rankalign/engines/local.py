@@ -57,6 +57,12 @@ class LocalEngine:
     def _encode(self, prompt: CandidateSet) -> list[int]:
         return self._rendering.prompt_of(prompt)
 
+    @property
+    def _turn_end(self) -> set[int]:
+        """The token that ends a turn under the template, which a generation config may leave out."""
+        end = self._rendering.end_id()
+        return set() if end is None else {end}
+
     def _lengths(self, prompts: Sequence[CandidateSet]) -> list[int]:
         """How long the prompts of a run are; what is to be said of how they were read is said here, once."""
         lengths = [len(self._encode(prompt)) for prompt in prompts]

@@ -106,6 +106,7 @@ class VLLMEngine(LocalEngine):
             "top_p": params.top_p,
             "min_p": params.min_p,
             "stop": list(self._stop),
+            "stop_token_ids": sorted(self._turn_end),
         }
 
 

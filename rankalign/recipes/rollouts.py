@@ -44,15 +44,23 @@ class PolicySampler:
         tokenizer: the policy's.
         params: ``temperature``, ``max_new_tokens`` and ``seed`` are read.
         stop: strings that end an answer beside the end-of-sequence token.
+        template: the prompts'; under the tokenizer's own the token that ends its turns ends an answer too.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, params: SamplingParams, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        params: SamplingParams,
+        stop: Sequence[str] = (),
+        template: str = "raw",
+    ) -> None:
         self.tokenizer, self.params, self.stop = tokenizer, params, tuple(stop)
+        self._turn = {end for end in [Rendering(tokenizer, template).end_id()] if end is not None}
 
     def __call__(self, model: Any, prompts: Sequence[list[int]], keys: Sequence[tuple[str, int]]) -> list[Answer]:
         """Answers in order; see :class:`rankalign.training.ppo.trainer.Sampler`."""
         answers: dict[int, Answer] = {}
-        ends = Ending(self.tokenizer, models.end_ids(model, self.tokenizer), self.stop)
+        ends = Ending(self.tokenizer, models.end_ids(model, self.tokenizer) | self._turn, self.stop)
         for batch in self._batches(prompts):
             rows = rows_of(model, [prompts[i] for i in batch], self.params.max_new_tokens)
             draws = torch.stack([self._uniforms(*keys[i]) for i in batch])
@@ -103,7 +111,8 @@ class ScorerReward:
 def sampler_of(config: PPOConfig) -> PolicySampler:
     """The sampler that a run's settings ask for."""
     params = SamplingParams(temperature=config.temperature, max_new_tokens=config.max_new_tokens, seed=config.seed, n=1)
-    return PolicySampler(models.load_tokenizer(config.model), params, templates.stops(config.template))
+    tokenizer = models.load_tokenizer(config.model)
+    return PolicySampler(tokenizer, params, templates.stops(config.template), config.template)
 
 
 def watch_of(config: TrainConfig) -> Measure | None:
@@ -151,7 +160,7 @@ def greedy(
     """
     tokenizer = models.load_tokenizer(start)
     params = SamplingParams(temperature=0.0, max_new_tokens=max_new_tokens, seed=0, n=1)
-    sampler = PolicySampler(tokenizer, params, templates.stops(settings.template))
+    sampler = PolicySampler(tokenizer, params, templates.stops(settings.template), settings.template)
 
     def answer(model: Any, sets: Sequence[CandidateSet]) -> list[str]:
         rendering = Rendering(tokenizer, settings.template, settings.system, settings.allow_special_in_text)

@@ -440,3 +440,19 @@ def test_the_model_is_loaded_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("RANKALIGN_CACHE", str(tmp_path))
     made = HFEngine(Policy("tiny-a", model="tiny", sampling=SamplingParams(max_new_tokens=4)))
     assert made.generate(PROMPTS[:2]) == engine(max_new_tokens=4).generate(PROMPTS[:2])
+
+
+def test_the_end_of_a_turn_ends_an_answer_though_the_generation_config_does_not_name_it() -> None:
+    made = engine(build(), n=4, max_new_tokens=200, temperature=2.0)
+    made.tokenizer = tiny.build_tokenizer()
+    made.tokenizer.chat_template = made.tokenizer.chat_template.replace("eos_token", "'<|system|>'")
+    turn = made.tokenizer.convert_tokens_to_ids("<|system|>")
+    encoder = batching.Encoder(made.tokenizer, batching.EncodeOptions())
+    assert encoder.response(Response("a"))[-1] == turn
+    drawn = set()
+    for response in (r for row in made.generate(PROMPTS) for r in row if r.finished):
+        assert response.tokens is not None
+        drawn.add(response.tokens["end"])
+        assert turn not in response.tokens["ids"]
+        assert encoder.response(response) == [*response.tokens["ids"], response.tokens["end"]]
+    assert turn in drawn
