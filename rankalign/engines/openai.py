@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rankalign.data import templates
+from rankalign.data.encode import NOTES
 from rankalign.data.records import CandidateSet, Response
 from rankalign.engines import Policy, SamplingParams
 from rankalign.engines.openai_checks import (
@@ -78,6 +79,8 @@ class OpenAIEngine:
     def batches(self, prompts: Sequence[CandidateSet]) -> list[list[int]]:
         """Indices in the order of the prompts, :data:`REQUESTS_A_SLOT` requests for each slot."""
         size = max(1, REQUESTS_A_SLOT * self.policy.concurrency // self._copies)
+        if rendered := sum(map(self._is_rendered, prompts)):
+            self.notes.add(f"{rendered} {NOTES['already_rendered']}")
         return [list(range(i, min(i + size, len(prompts)))) for i in range(0, len(prompts), size)]
 
     def generate(self, prompts: Sequence[CandidateSet]) -> list[list[Response]]:
@@ -132,9 +135,14 @@ class OpenAIEngine:
         more = {"stop": list(self._stop), "top_k": params.top_k, "min_p": params.min_p}
         return body | {"seed": seed} | {key: value for key, value in more.items() if value} | self.policy.extra_body
 
+    def _is_rendered(self, prompt: CandidateSet) -> bool:
+        """Whether a string prompt ends where an answer begins, so that no template goes around it."""
+        text, policy = prompt.prompt, self.policy
+        return policy.template != "chat" and not policy.system and isinstance(text, str) and templates.is_rendered(text)
+
     def _asked(self, prompt: CandidateSet) -> Body:
         template, system, text = self.policy.template, self.policy.system, prompt.prompt
-        if template == "auto" and not system and isinstance(text, str) and templates.is_rendered(text):
+        if self._is_rendered(prompt):
             return {"prompt": text}
         if template in ("auto", "chat"):
             messages = templates.as_messages(text, system)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rankalign.data.records import CandidateSet, Response, write
-from rankalign.errors import InputError
+from rankalign.errors import InputError, RecordError
 from rankalign.models import load as models
 from rankalign.models import tiny
 from rankalign.recipes.rollouts import ScorerReward, reward_of, sampler_of
@@ -458,3 +459,23 @@ def test_it_learns_to_write_early_letters(tmp_path: Path) -> None:
 
     (first, wide), (last, narrow) = interval(lines[:2]), interval(lines[-2:])
     assert last - narrow > first + wide + 0.2
+
+
+def test_a_long_prompt_keeps_its_start_and_a_refused_one_is_named_or_left_out(tmp_path: Path) -> None:
+    rows = [{"id": "a", "prompt": "the sea " * 30}, {"id": "b", "prompt": [{"role": "tool", "content": "x"}]}]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = PPOConfig(data=str(path), output_dir=str(tmp_path), max_length=64, max_new_tokens=8, reward="tiny-rm")
+    picky = copy.deepcopy(TOKENIZER)
+    picky.chat_template = "{% if messages[0]['role'] == 'tool' %}{{ raise_exception('no tools') }}{% endif %}" + str(
+        TOKENIZER.chat_template
+    )
+    with pytest.raises(RecordError, match=r"prompts\.jsonl:2: prompt: record 'b': .* no tools"):
+        load_questions(config, picky)
+    config.skip_invalid = True
+    questions, counts = load_questions(config, picky)
+    text = picky.decode(questions[0].tokens)
+    assert len(questions[0].tokens) == 56
+    assert text.startswith("<|bos|><|user|>\n")
+    assert text.endswith("sea <|eos|>\n<|assistant|>\n")
+    assert (counts["prompts"], counts["prompt_truncated"], counts["skipped_invalid"]) == (1, 1, 1)

@@ -63,6 +63,30 @@ def test_greedy_asks_once_for_all() -> None:
     assert [r.sampling["usage"].get("completion_tokens") for r in rows[0]] == [12, None, None]
 
 
+def test_only_what_ends_where_an_answer_begins_goes_to_completions_and_is_counted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = ["What does [INST] mean?", 'Is "ASSISTANT:" a label?', "A chat. USER: Hi ASSISTANT:"]
+    prompts = [CandidateSet(f"p{i}", text) for i, text in enumerate(said)]
+    with FaultServer() as server:
+        made = engine(server)
+        for batch in made.batches(prompts):
+            made.generate([prompts[i] for i in batch])
+        bodies = [(request.path, request.body) for request in server.requests]
+        paths = {body.get("prompt") or body["messages"][0]["content"]: path for path, body in bodies}
+    assert [paths[text].removeprefix("/v1/") for text in said] == ["chat/completions"] * 2 + ["completions"]
+    assert "1 string prompts end where an answer begins" in capsys.readouterr().err
+
+
+def test_a_begun_answer_is_to_be_continued() -> None:
+    begun = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well,"}]
+    with FaultServer() as server:
+        engine(server).generate([CandidateSet("p", begun), CandidateSet("q", begun[:1])])
+        bodies = {len(request.body["messages"]): request.body for request in server.requests}
+    assert (bodies[2]["continue_final_message"], bodies[2]["add_generation_prompt"]) == (True, False)
+    assert "continue_final_message" not in bodies[1]
+
+
 @pytest.mark.parametrize(
     ("template", "prompt", "text"),
     [

@@ -87,6 +87,20 @@ def test_responses_are_read_behind_their_prompt(model, tokenizer) -> None:
     assert alone.metrics["perplexity"] != pytest.approx(found.metrics["perplexity"], rel=1e-3)
 
 
+def test_a_prompt_that_does_not_fit_keeps_its_start_and_its_header(model, tokenizer) -> None:
+    record = CandidateSet("a", "the sea and the sky " * 40, [Response("Yes, and no. " * 4, "m")])
+    whole = tokenizer.apply_chat_template(
+        [{"role": "user", "content": record.prompt}], add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    limit = model.config.max_position_embeddings
+    assert len(whole) > limit
+    head = len(tokenizer("<|bos|><|user|>\n", add_special_tokens=False)["input_ids"])
+    read = list(whole[:head]) + list(whole[len(whole) - (limit // 2 - head) :])
+    ids = tokens_of(tokenizer)(record.responses[0].text)
+    found = ppl.evaluate_perplexity(model, tokenizer, [record])
+    assert found.metrics["perplexity"] == pytest.approx(math.exp(sum(direct(model, read, ids)) / len(ids)), rel=1e-5)
+
+
 def test_batching_and_order_change_nothing(model, tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [text * k for k, text in enumerate(TEXTS * 3, start=1)]
     whole = {row["id"]: row["nats"] for row in ppl.evaluate_perplexity(model, tokenizer, texts).rows}
