@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,16 @@ from rankalign.config import ScorerConfig
 from rankalign.data.load import load
 from rankalign.data.records import CandidateSet, choose_judge, judges
 from rankalign.errors import InputError
-from rankalign.evaluation import by_policy
+from rankalign.evaluation import by_policy, cut_warning
 from rankalign.evaluation.tables import Table, from_dict, render
+from rankalign.registry import did_you_mean
 
 if TYPE_CHECKING:
     from rankalign.evaluation.pairwise.alpaca_eval import Leaderboard
+    from rankalign.evaluation.pairwise.missing import Missing
     from rankalign.evaluation.pairwise.scores import Comparison
+    from rankalign.evaluation.pairwise.suspicions import Suspicion
+    from rankalign.evaluation.report.hack import Flag
 
 FALLBACK = "rankalign.scorers.builtin:vader"
 EXAMPLE = "rankalign compare runs/demo/before.jsonl runs/demo/after.jsonl --judge vader"
@@ -37,10 +42,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--parser", default="", choices=("", "tolerant", "strict", "stored"), help="of --reviews' texts"
     )
     parser.add_argument("--questions", default="", help="FastChat questions, for a table by category of --reviews")
+    parser.add_argument("--answers", nargs="+", default=(), help="FastChat answer files, for --reviews without systems")
     parser.add_argument("--baseline", default="", help="of --reviews: the system the others are measured against")
     parser.add_argument("--format", default="auto", help="of both files: auto or a name of `rankalign ls formats`")
     parser.add_argument("--judge", default="", help="whose scores, or the settings of a language model: FILE.yaml")
     parser.add_argument("--output", default="", help="folder of a language model's verdicts (runs/compare/A-B)")
+    parser.add_argument(
+        "--on-missing", "--on_missing", dest="on_missing", default="error", choices=("error", "intersect", "loss"),
+        help="prompts that one side did not answer: refuse, leave out, or count as lost",
+    )  # fmt: skip
     parser.add_argument("--max_prompts", type=int, default=0, help="compare on the first so many prompts; 0 on all")
     parser.add_argument("--function", help="score now with this function (module:name or file.py:name)")
     parser.add_argument("--reward_model", help="score now with this model")
@@ -51,27 +61,80 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compare; see :func:`rankalign.evaluation.pairwise.scores.compare_by_score` and ``evaluation.recompute``."""
-    from rankalign.evaluation.pairwise.scores import align, compare_by_score
+    from rankalign.evaluation.pairwise.missing import Missing, settle
+    from rankalign.evaluation.pairwise.scores import align, compare_by_score, length_leads
     from rankalign.evaluation.pairwise.stored import recompute
-    from rankalign.evaluation.report.hack import find_hacks
+    from rankalign.evaluation.pairwise.suspicions import length_suspicions
+    from rankalign.evaluation.report.hack import compare_hacks
 
+    _refuse_idle(args)
     if args.reviews:
-        found = recompute(args.reviews, args.parser, args.baseline, args.questions, seed=args.seed)
-        return {**found.as_dict(), **_ladder(found, args.seed), "flags": [], "table": dataclasses.asdict(found.table())}
+        found = recompute(args.reviews, args.parser, args.baseline, args.questions, None, args.seed, args.answers)
+        return {**found.as_dict(), **_ladder(found, args.seed), **_shown(found)}
     if not (args.a and args.b):
         raise InputError("name two files, or one with --reviews")
-    a, b = align(_load(args.a, args.format), _load(args.b, args.format))
+    a, b, missing = settle(*align(_load(args.a, args.format), _load(args.b, args.format)), args.on_missing)
     if args.max_prompts:
         a = a[: args.max_prompts]
         wanted = {record.id for record in a}
         b = [record for record in b if record.id in wanted]
+        missing = Missing()  # the first so many of those that both answered
     names = (args.names[0] or _name(args.a), args.names[1] or _name(args.b))
     if args.judge.endswith((".yaml", ".yml")):
-        return _live(args, a, b, names)
+        return _live(args, a, b, names, missing)
     a, b, judge = _judged(args, a, b)
-    comparison = compare_by_score(a, b, judge, names, args.tie_delta, args.seed)
-    flags = [{"name": flag.name, "message": flag.message} for flag in find_hacks(a, b, judge, args.seed)]
-    return {**comparison.as_dict(), "judge": judge, "flags": flags, "table": dataclasses.asdict(comparison.table())}
+    comparison = _settled(compare_by_score(a, b, judge, names, args.tie_delta, args.seed), args, missing)
+    hacks = compare_hacks(a, b, judge, args.seed, names)
+    flags: list[Flag | Suspicion] = [*hacks, *length_suspicions(length_leads(comparison, a, b)), *_cut(a, b, names)]
+    return {**comparison.as_dict(), "judge": judge, **_shown(comparison, flags)}
+
+
+def _refuse_idle(args: argparse.Namespace) -> None:
+    """A flag has its effect or is refused."""
+    known = (
+        ("a", "judge", "function", "reward_model", "max_prompts") if args.reviews else ("parser", "baseline", "answers")
+    )
+    if idle := [name for name in known if getattr(args, name)]:
+        what = "a file of answers" if idle[0] == "a" else f"--{idle[0]}"
+        raise InputError(
+            f"{what} has no effect {'with' if args.reviews else 'without'} --reviews; leave one of them out"
+        )
+
+
+def _settled(found: Comparison, args: argparse.Namespace, missing: Missing) -> Comparison:
+    """The comparison with what was done about prompts that one side did not answer."""
+    from rankalign.evaluation.pairwise.missing import forfeit
+
+    if args.on_missing == "error":
+        return found
+    names = (found.systems[0].a, found.systems[0].b) if found.systems else ("the first", "the second")
+    found.extra["missing"] = {"a": missing.first, "b": missing.second}
+    found.extra["remarks"] = [*found.extra.get("remarks", ()), *missing.remarks(names, args.on_missing)]
+    return forfeit(found, missing, args.seed) if args.on_missing == "loss" else found
+
+
+def _cut(a: list[CandidateSet], b: list[CandidateSet], names: tuple[str, str]) -> list[Suspicion]:
+    from rankalign.evaluation.pairwise.suspicions import Suspicion
+
+    sides = zip((a, b), names, strict=True)
+    return [Suspicion("cut", said) for side, name in sides if (said := cut_warning(side, f"{name}'s"))]
+
+
+def _shown(found: Comparison | Leaderboard, flags: Sequence[Flag | Suspicion] = ()) -> dict[str, Any]:
+    """Flags and tables of a comparison."""
+    from rankalign.evaluation.pairwise.scores import Comparison
+    from rankalign.evaluation.pairwise.suspicions import judge_suspicions
+    from rankalign.evaluation.report.checks import judge_tables
+
+    flags = [*judge_suspicions(found), *flags]
+    judged = isinstance(found, Comparison) and "reviews" in found.extra
+    # The remarks are said in lines of their own.
+    tables = judge_tables({**found.as_dict(), "remarks": ()}) if judged else []
+    return {
+        "flags": [{"name": flag.name, "message": flag.message} for flag in flags],
+        "table": dataclasses.asdict(found.table()),
+        "tables": [dataclasses.asdict(table) for table in tables],
+    }
 
 
 def _load(spec: str, form: str) -> list[CandidateSet]:
@@ -81,7 +144,7 @@ def _load(spec: str, form: str) -> list[CandidateSet]:
         return list(load(spec, form))
     found = by_policy(load(path, form))
     if policy not in found:
-        raise InputError(f"{path}: no answer by policy {policy!r} (policies: {', '.join(found)})")
+        raise InputError(f"{path}: no answer by policy {policy!r}{did_you_mean(policy, found)}")
     return found[policy]
 
 
@@ -91,15 +154,19 @@ def _name(spec: str) -> str:
 
 
 def _live(
-    args: argparse.Namespace, a: list[CandidateSet], b: list[CandidateSet], names: tuple[str, str]
+    args: argparse.Namespace, a: list[CandidateSet], b: list[CandidateSet], names: tuple[str, str], missing: Missing
 ) -> dict[str, Any]:
     from rankalign.evaluation.pairwise.live import judge_pairs, read_judge
+    from rankalign.evaluation.pairwise.scores import length_leads
     from rankalign.evaluation.pairwise.stored import read_categories
+    from rankalign.evaluation.pairwise.suspicions import length_suspicions
 
     folder = Path(args.output or f"runs/compare/{names[0]}-{names[1]}")
     categories = read_categories(args.questions) if args.questions else {}
     found = judge_pairs(read_judge(args.judge), a, b, names, categories, folder, args.seed)
-    return {**found.as_dict(), "output": str(folder), "flags": [], "table": dataclasses.asdict(found.table())}
+    found = _settled(found, args, missing)
+    flags = [*length_suspicions(length_leads(found, a, b)), *_cut(a, b, names)]
+    return {**found.as_dict(), "output": str(folder), **_shown(found, flags)}
 
 
 def _ladder(found: Comparison | Leaderboard, seed: int) -> dict[str, Any]:
@@ -134,8 +201,9 @@ def _judged(
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """The comparison, and the order of more than two systems."""
-    return [from_dict(result[name]) for name in ("table", "ladder") if name in result]
+    """The comparison, the order of more than two systems, what there is to know of the judge, sums by category."""
+    first = [result[name] for name in ("table", "ladder") if name in result]
+    return [from_dict(table) for table in [*first, *result.get("tables", ())]]
 
 
 def show(result: dict[str, Any]) -> None:

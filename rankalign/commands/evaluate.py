@@ -12,8 +12,9 @@ from rankalign.data.convert import Intake
 from rankalign.data.load import load
 from rankalign.data.records import CandidateSet, choose_judge, judges
 from rankalign.errors import InputError
-from rankalign.evaluation import EvalResult, by_policy
+from rankalign.evaluation import EvalResult, by_policy, cut_warning
 from rankalign.evaluation.tables import Table, from_dict, from_result, render
+from rankalign.registry import did_you_mean
 
 EXAMPLE = "rankalign eval reward runs/demo/after.jsonl --judge vader"
 KINDS = ("perplexity", "reward", "lexical", "variety", "agreement", "numerics", "kl", "subsets", "ledger")
@@ -58,10 +59,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if intake.errors:
         print(f"{len(intake.errors)} bad records left out; the first: {intake.errors[0]}", file=sys.stderr)
     if args.policy:
-        sets = by_policy(sets).get(args.policy) or _no_policy(args, sets)
+        sets = _only(args, sets)
     result = _MEASURE[args.kind](args, sets)
+    warnings = [said] if (said := cut_warning(sets)) else []
     rows = {"unstable": result.rows} if args.kind == "numerics" else {}
-    return {"kind": args.kind, "file": Path(args.file).name, **result.as_dict(), **rows, "skipped": len(intake.errors)}
+    return {
+        "kind": args.kind,
+        "file": Path(args.file).name,
+        **result.as_dict(),
+        **rows,
+        "skipped": len(intake.errors),
+        "warnings": warnings,
+    }
 
 
 def _ledger(args: argparse.Namespace) -> dict[str, Any]:
@@ -79,8 +88,17 @@ def _read(args: argparse.Namespace, intake: Intake) -> list[CandidateSet]:
     return list(load(args.file, args.format, intake))
 
 
-def _no_policy(args: argparse.Namespace, sets: list[CandidateSet]) -> list[CandidateSet]:
-    raise InputError(f"{args.file}: no answer by policy {args.policy!r} (policies: {', '.join(by_policy(sets))})")
+def _only(args: argparse.Namespace, sets: list[CandidateSet]) -> list[CandidateSet]:
+    """The answers of ``--policy``, and beside them those that they are set against."""
+    known = by_policy(sets)
+    if args.policy not in known:
+        raise InputError(f"{args.file}: no answer by policy {args.policy!r}{did_you_mean(args.policy, known)}")
+    if args.kind != "lexical" or not args.reference:
+        return known[args.policy]
+    wanted = (args.policy, args.reference)
+    own = {record.id for record in known[args.policy]}
+    kept = [dataclasses.replace(r, responses=[x for x in r.responses if x.policy in wanted]) for r in sets]
+    return [record for record in kept if record.id in own]
 
 
 def _perplexity(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
@@ -193,3 +211,5 @@ def show(result: dict[str, Any]) -> None:
     """Print the tables."""
     for table in tables(result):
         render(table)
+    for warning in result.get("warnings", ()):
+        print(f"look at: {warning}")

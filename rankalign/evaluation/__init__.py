@@ -37,6 +37,27 @@ def drawn(record: CandidateSet) -> list[Response]:
     return [response for response in record.responses for _ in range(response.count)]
 
 
+CUT = 0.05
+"""A larger share of answers that the token limit cut is worth a warning."""
+
+
+def cut_warning(sets: Iterable[CandidateSet], whose: str = "the") -> str:
+    """A sentence where many answers were cut at the token limit; empty where few were.
+
+    Args:
+        sets: records with answers.
+        whose: whose answers, for the message.
+    """
+    finished = [response.finished for record in sets for response in drawn(record)]
+    cut = finished.count(False)
+    if not finished or cut < CUT * len(finished):
+        return ""
+    return (
+        f"{cut / len(finished):.0%} of {whose} answers ({cut} of {len(finished)}) were cut at the token limit: what is "
+        "measured is how answers begin; sample with a higher max_new_tokens."
+    )
+
+
 def scored(record: CandidateSet, judge: str) -> list[float]:
     """The scores that ``judge`` gave, one a draw; draws without a score are left out (the evaluators count them)."""
     return [score for response in drawn(record) if (score := response.scores.get(judge)) is not None]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from rankalign.data import shares
 
 Array = NDArray[np.float64]
 Statistic = Callable[[Array], Array]
@@ -116,7 +117,9 @@ def detectable_difference(differences: ArrayLike, power: float = 0.8, level: flo
     0 for fewer than two prompts or differences that do not vary.
     """
     values = np.asarray(differences, dtype=np.float64)
-    z = NormalDist().inv_cdf((1 + level) / 2) + NormalDist().inv_cdf(power)
+    from scipy.special import ndtri
+
+    z = float(ndtri((1 + level) / 2) + ndtri(power))
     return z * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
@@ -127,32 +130,15 @@ def cluster_means(groups: Sequence[Sequence[float]]) -> Array:
     return np.array([math.fsum(group) / len(group) for group in groups])
 
 
-# --- exact binomial ----------------------------------------------------------------------------------------------
+# --- binomial ----------------------------------------------------------------------------------------------------
 
 
 def binomial_tail(successes: int, trials: int, chance: float) -> float:
-    """``P(X <= successes)`` for X binomial, summed in logarithms."""
-    if successes >= trials:
-        return 1.0
-    if successes < 0 or chance >= 1:
-        return 0.0
-    if chance <= 0:
-        return 1.0
-    k = np.arange(successes + 1)
-    factorials = _log_factorials(trials)
-    logs = (
-        factorials[trials]
-        - factorials[k]
-        - factorials[trials - k]
-        + k * math.log(chance)
-        + (trials - k) * math.log1p(-chance)
-    )
-    top = logs.max()
-    return min(1.0, float(np.exp(logs - top).sum() * math.exp(top)))
+    """``P(X <= successes)`` for X binomial."""
+    from scipy.special import bdtr
 
-
-def _log_factorials(limit: int) -> Array:
-    return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, limit + 1)))])
+    # Beyond its last value scipy gives NaN.
+    return float(bdtr(min(successes, trials), trials, chance)) if successes >= 0 else 0.0
 
 
 def clopper_pearson(successes: int, trials: int, level: float = LEVEL) -> Interval:
@@ -160,29 +146,20 @@ def clopper_pearson(successes: int, trials: int, level: float = LEVEL) -> Interv
 
     Its ends are the rates at which the observed count, or a more extreme one, has probability ``(1 - level) / 2``.
     """
+    from scipy.special import betaincinv
+
+    # The ends are quantiles of beta distributions: to the last bit, where binomtest(...).proportion_ci stops its root
+    # finding at 2e-12.
     _check(successes, trials)
-    tail = (1 - level) / 2
-    low = 0.0 if successes == 0 else _solve(lambda p: 1 - binomial_tail(successes - 1, trials, p) - tail)
-    high = 1.0 if successes == trials else _solve(lambda p: tail - binomial_tail(successes, trials, p))
-    return Interval(low, high)
-
-
-def _solve(rising: Callable[[float], float]) -> float:
-    """The root in (0, 1) of an increasing function, by bisection to the last bit."""
-    low, high = 0.0, 1.0
-    while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if rising(middle) < 0 else (low, middle)
-    return middle
+    tail, failures = (1 - level) / 2, trials - successes
+    low = float(betaincinv(successes, failures + 1, tail)) if successes else 0.0
+    return Interval(low, float(betaincinv(successes + 1, failures, 1 - tail)) if failures else 1.0)
 
 
 def wilson(successes: float, trials: int, level: float = LEVEL) -> Interval:
-    """Score interval (Wilson 1927): close to ``level`` on average, also for few trials; half successes may count."""
+    """:func:`rankalign.data.shares.wilson` of a count: half successes may count, more than trials may not."""
     _check(successes, trials)
-    z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
-    rate = successes / trials
-    centre = (rate + z2 / (2 * trials)) / (1 + z2 / trials)
-    reach = math.sqrt(z2) / (1 + z2 / trials) * math.sqrt(rate * (1 - rate) / trials + z2 / (4 * trials**2))
-    return Interval(max(0.0, centre - reach), min(1.0, centre + reach))
+    return Interval(*shares.wilson(successes / trials, trials, level))
 
 
 def _check(successes: float, trials: int) -> None:
@@ -192,4 +169,6 @@ def _check(successes: float, trials: int) -> None:
 
 def sign_test(wins: int, losses: int) -> float:
     """Two-sided p-value of the sign test: wins and losses equally likely, ties left out; 1 where nothing is decided."""
-    return min(1.0, 2 * binomial_tail(min(wins, losses), wins + losses, 0.5))
+    from scipy.stats import binomtest
+
+    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0

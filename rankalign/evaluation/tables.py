@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,11 @@ def cell(value: Any) -> str:
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}".replace(",", "\N{THIN SPACE}")
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.1f}".replace(",", "\N{THIN SPACE}")
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first few names for a message."""
+    return ", ".join(map(repr, names[:most])) + (", ..." if len(names) > most else "")
 
 
 def interval(bounds: tuple[float, float] | list[float] | None) -> str:

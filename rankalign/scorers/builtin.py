@@ -6,6 +6,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+from rankalign.data.words import pieces
 from rankalign.errors import missing_extra
 
 
@@ -30,4 +31,4 @@ def _analyzer() -> Any:
 
 def words(samples: Sequence[str], outputs: Sequence[str], **metadata: Any) -> list[float]:
     """How many words each response has: the judge to suspect when a better one agrees with it."""
-    return [float(len(text.split())) for text in outputs]
+    return [float(len(pieces(text))) for text in outputs]

@@ -120,7 +120,7 @@ def _bare(text: str, axes: Sequence[str]) -> Ratings | None:
 
 # --- orders ------------------------------------------------------------------------------------------------------
 
-_NAMED_ITEM = r"\W?(?:assistant|answer|response|candidate)[\s#_]*\d{1,3}\W?"
+_NAMED_ITEM = r"(?:[^\w\s>=]|_){0,4}(?:assistant|answer|response|candidate)[\s#_*]*\d{1,3}(?:[^\w\s>=]|_){0,4}"
 _BARE_ITEM = r"[\[(#]?\d{1,3}[\])]?"
 
 

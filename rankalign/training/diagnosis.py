@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from statistics import NormalDist, fmean, median, variance
+from statistics import fmean, median, variance
 from typing import Any, NamedTuple
 
 from transformers import TrainerCallback
+
+from rankalign.data.shares import clustered_wilson
 
 WINDOW = 20
 DISPLACEMENT = 0.1  # nats a token by which the best candidates fell
@@ -31,26 +33,6 @@ class Advice(NamedTuple):
 
     name: str
     message: str
-
-
-def accuracy_interval(right: Sequence[float], pairs: Sequence[float]) -> tuple[float, float] | None:
-    """95 % interval of ``sum(right) / sum(pairs)`` where pairs of one prompt go together.
-
-    Wilson's (1927), with as many trials as would have the variance of the ratio over prompts,
-    ``sum (right_i - accuracy pairs_i)^2 / (sum pairs)^2`` (Kish's design effect), but no more than there are pairs; as
-    many as prompts where all pairs agree, since that variance is then 0. None where there is no pair.
-    """
-    total = math.fsum(pairs)
-    if not total:
-        return None
-    rate = math.fsum(right) / total
-    spread = math.fsum((r - rate * n) ** 2 for r, n in zip(right, pairs, strict=True))
-    agree = not 0 < rate < 1
-    trials = sum(n > 0 for n in pairs) if agree else min(total, rate * (1 - rate) * total**2 / max(spread, 1e-12))
-    z2 = NormalDist().inv_cdf(0.975) ** 2
-    centre, scale = rate + z2 / (2 * trials), 1 + z2 / trials
-    reach = math.sqrt(z2 * (rate * (1 - rate) / trials + z2 / (4 * trials**2)))
-    return max(0.0, (centre - reach) / scale), min(1.0, (centre + reach) / scale)
 
 
 # --- rules -------------------------------------------------------------------------------------------------------
@@ -133,7 +115,7 @@ def _chance(lines: Sequence[Line]) -> Advice | None:
     if len(known) < 2 * WINDOW or known[-1].get("step", 0) < UPDATES:
         return None
     last = known[-WINDOW:]
-    bounds = accuracy_interval([n["ranking_accuracy"] * n["pairs"] for n in last], [n["pairs"] for n in last])
+    bounds = clustered_wilson([n["ranking_accuracy"] * n["pairs"] for n in last], [n["pairs"] for n in last])
     return _at_chance("chance", "training", bounds, known[-1]["step"])
 
 

@@ -20,6 +20,7 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rankalign.data.encode import TokenList
+from rankalign.data.shares import clustered_wilson
 from rankalign.errors import InputError
 from rankalign.losses import PARTS
 from rankalign.losses.ranked import Ranked
@@ -28,7 +29,6 @@ from rankalign.rows.tree import tree_tokens
 from rankalign.rows.two_pass import backward_two_pass
 from rankalign.storage.folders import readable
 from rankalign.training.arguments import TrainConfig
-from rankalign.training.diagnosis import accuracy_interval
 from rankalign.training.identity import note
 from rankalign.training.ledger import NAME, Ledger, LedgerFile, measure
 
@@ -159,7 +159,7 @@ class Meter:
         """95 % interval over prompts, of all processes, of the ranking accuracy since the last reading; empty without
         pairs."""
         by_prompt = gather_object([counts.cpu() for counts in self.by_prompt])
-        bounds = accuracy_interval(*torch.cat(by_prompt, dim=1).tolist()) if by_prompt else None
+        bounds = clustered_wilson(*torch.cat(by_prompt, dim=1).tolist()) if by_prompt else None
         return dict(zip(("accuracy_low", "accuracy_high"), bounds or (), strict=False))
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 
+import mpmath
 import numpy as np
 import pytest
 from scipy import stats
 
+from rankalign.data import shares
 from rankalign.evaluation import statistics as st
 
 
@@ -131,3 +133,36 @@ def test_detectable_difference_is_found_with_the_power_it_says() -> None:
     # A z-test at the 5 % level rejects beyond 1.96 errors; at this truth it does so four times in five.
     assert stats.norm.sf(stats.norm.ppf(0.975) - found / error) == pytest.approx(0.8, abs=1e-12)
     assert st.detectable_difference([1.0]) == st.detectable_difference([2.0, 2.0]) == 0.0
+
+
+# --- against arithmetic with 40 digits ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("k", "n"), [(1, 5), (3, 10), (136, 153), (500, 805), (1, 2000), (499, 500)])
+def test_exact_intervals_and_tails_to_twelve_digits(k: int, n: int) -> None:
+    with mpmath.workdps(40):
+
+        def tail(upto: int, p: mpmath.mpf) -> mpmath.mpf:
+            return mpmath.fsum(mpmath.binomial(n, i) * p**i * (1 - p) ** (n - i) for i in range(upto + 1))
+
+        low, high = st.clopper_pearson(k, n)
+        # A quantile that is right to 1e-12 leaves a tail right to 1e-12 times the density of it.
+        assert float(1 - tail(k - 1, mpmath.mpf(low))) == pytest.approx(0.025, abs=1e-12 * n)
+        assert float(tail(k, mpmath.mpf(high))) == pytest.approx(0.025, abs=1e-12 * n)
+        assert st.binomial_tail(k, n, 0.4) == pytest.approx(float(tail(k, mpmath.mpf(0.4))), rel=1e-12, abs=1e-300)
+        assert st.sign_test(k, n - k) == pytest.approx(
+            float(min(mpmath.mpf(1), 2 * tail(min(k, n - k), mpmath.mpf(0.5)))), rel=1e-12, abs=1e-300
+        )
+
+
+@pytest.mark.parametrize(("share", "trials"), [(0.5, 1), (0.25, 2), (0.7, 10.4), (1.0, 3), (0.61, 805)])
+def test_wilson_is_where_the_score_test_turns(share: float, trials: float) -> None:
+    z = float(mpmath.sqrt(2) * mpmath.erfinv(0.95))
+    for bound in shares.wilson(share, trials):
+        assert (share - bound) ** 2 == pytest.approx(z * z * bound * (1 - bound) / trials, abs=1e-12)
+
+
+def test_detectable_difference_is_the_closed_form() -> None:
+    values = [0.0, 1.0, 1.0, 2.0]
+    z = [float(mpmath.sqrt(2) * mpmath.erfinv(2 * q - 1)) for q in (0.975, 0.8)]
+    assert st.detectable_difference(values) == pytest.approx(sum(z) * math.sqrt(2 / 3) / 2, rel=1e-12)

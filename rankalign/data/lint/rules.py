@@ -13,9 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+import regex
+
 from rankalign.data.lint.control import found_in
 from rankalign.data.records import CandidateSet, judges
+from rankalign.data.shares import wilson
 from rankalign.data.templates import is_rendered
+from rankalign.data.words import pieces
 
 EOS = ("</s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<eos>", "<end_of_turn>")
 BOS = ("<s>", "<|begin_of_text|>", "<|startoftext|>", "<bos>")
@@ -26,6 +30,7 @@ _JUDGE = re.compile(
     r"|\b(?:Rating|Score|Overall score)\s*:\s*\d+(?:\.\d+)?\s*/\s*\d+"
     r"|\bOutput \([ab]\) is (?:better|preferred)"
 )
+_INSIDE = regex.compile(r"[\p{L}\p{M}\p{N},;\-–(،、，；（]$")
 TRUNCATED_WORDS, REPEATED_WORDS, LEAK_LENGTH = 20, 50, 20
 # The longest-answer rule is a finding when the lower end of its 95 % interval is above this.
 LENGTH_ACCURACY = 0.6
@@ -105,11 +110,11 @@ def _empty(text: str) -> str:
 def _looks_cut(record: CandidateSet) -> Seen:
     for index, response in enumerate(record.responses):
         text = response.text.rstrip()
-        last = text.rpartition("\n")[2].split()
-        if response.finished and len(text.split()) >= TRUNCATED_WORDS and len(last) >= 5:
-            end = text[-1]
-            if end.isalnum() or end in ",;-–(":
-                yield index, f"counts as finished but ends with {' '.join(last[-3:])!r}"
+        last = pieces(text.rpartition("\n")[2])
+        long = len(pieces(text)) >= TRUNCATED_WORDS and len(last) >= 5
+        # A vowel sign ends a word as a letter does; Thai and Lao end sentences with no sign at all.
+        if response.finished and long and _INSIDE.search(text) and script(text) not in ("THAI", "LAO"):
+            yield index, f"counts as finished but ends with {' '.join(last[-3:])!r}"
 
 
 def control_rules(names: Sequence[str] = ()) -> list[Rule]:
@@ -165,7 +170,7 @@ def _judge_residue(text: str) -> str:
 
 
 def _loops(text: str) -> str:
-    words = text.split()
+    words = pieces(text)
     if len(words) < REPEATED_WORDS:
         return ""
     grams = list(zip(words, words[1:], words[2:], words[3:], strict=False))
@@ -304,15 +309,7 @@ def longest_answer(records: Iterable[CandidateSet], judge: str) -> Baseline:
                 pairs += 1
                 right += 0.5 + 0.5 * _sign(length - other_length) * _sign(score - other)
     share = right / pairs if pairs else math.nan
-    return Baseline(pairs, share, wilson_low(share, pairs))
-
-
-def wilson_low(share: float, count: int, z: float = 1.959963984540054) -> float:
-    """Lower end of the Wilson score interval (95 %) of a share of ``count`` trials; NaN without trials."""
-    if not count:
-        return math.nan
-    centre, spread = share + z * z / (2 * count), z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
-    return (centre - spread) / (1 + z * z / count)
+    return Baseline(pairs, share, wilson(share, pairs)[0] if pairs else math.nan)
 
 
 def _length_decides(records: list[CandidateSet], held_out: frozenset[str]) -> Iterator[tuple[str, str]]:

@@ -146,9 +146,11 @@ def rank_systems(games: Sequence[Game], prior: float = PRIOR, draws: int = REFIT
     names = list(dict.fromkeys(name for game in games for name in (game.a, game.b)))
     tables = _tables(games, names)
     group = _groups(tables.sum(axis=0))
-    strengths = _centred(tables.sum(axis=0), group, prior)
+    fitted = bradley_terry(tables.sum(axis=0), prior).values
+    strengths = _centred(fitted, group)
     counts = np.random.default_rng(seed).multinomial(len(tables), np.full(len(tables), 1 / len(tables)), size=draws)
-    refits = np.array([_centred(np.tensordot(row, tables, axes=1), group, prior) for row in counts.astype(np.float64)])
+    drawn = (np.tensordot(row, tables, axes=1) for row in counts.astype(np.float64))
+    refits = np.array([_centred(bradley_terry(table, prior, fitted).values, group) for table in drawn])
     order = sorted(range(len(names)), key=lambda i: (group[i], -strengths[i]))
     standings = [
         Standing(
@@ -186,8 +188,8 @@ def _groups(table: Array) -> list[int]:
     return group
 
 
-def _centred(table: Array, group: Sequence[int], prior: float) -> Array:
-    values = np.array(bradley_terry(table, prior).values)
+def _centred(strengths: Sequence[float], group: Sequence[int]) -> Array:
+    values = np.array(strengths)
     for number in set(group):
         own = np.array(group) == number
         values[own] -= values[own].mean()

@@ -8,11 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rankalign.data.shares import clustered_wilson
 from rankalign.errors import InputError
 from rankalign.evaluation import Row
+from rankalign.evaluation.pairwise import sets
 from rankalign.evaluation.pairwise.reviews import CLASSES, Review, parse_class, parse_tolerant
 from rankalign.evaluation.pairwise.scores import Comparison, System, summarise
-from rankalign.evaluation.statistics import clopper_pearson, cluster_means, mean_interval
+from rankalign.evaluation.statistics import cluster_means, mean_interval
 from rankalign.registry import did_you_mean
 from rankalign.scorers.verdicts import Scores, parse_strict
 
@@ -58,27 +60,40 @@ def compare_reviews(
     parser = parser or ("stored" if any(review.stored for review in reviews) else "tolerant")
     if parser not in PARSERS:
         raise InputError(f"unknown parser {parser!r}{did_you_mean(parser, PARSERS)}")
+    known = list(dict.fromkeys(name for review in reviews for name in (review.first, review.second)))
+    if baseline and baseline not in known:
+        raise InputError(f"--baseline {baseline!r} is not a system of the reviews{did_you_mean(baseline, known)}")
+    reviews, duplicates = sets.without_duplicates(reviews)
     parsed = [Parsed(review, find_points(review, parser)) for review in reviews]
     pairs = [Pair(a, b, own) for (a, b), own in _by_pair(parsed, baseline).items()]
-    systems = [_system(pair, parser, categories or {}, seed) for pair in pairs]
-    return Comparison(
-        systems, parser, _consistency(pairs), [row for p in pairs for row in p.rows()], _audit(pairs, seed)
-    )
+    readable = [pair for pair in pairs if pair.points] or pairs[:1]  # with none at all, the first says so
+    systems = [_system(pair, parser, categories or {}, seed) for pair in readable]
+    audit = _audit(pairs, seed) | {"duplicates": duplicates}
+    stated = [_stated(r, parser) or (parse_strict(r.text.lstrip()) if r.graded else None) for r in reviews]
+    beyond = sets.beyond_scale(reviews, stated)
+    audit["remarks"] += [*sets.remarks(reviews, duplicates, categories or {}), *([beyond] if beyond else [])]
+    audit["remarks"] += [f"{p.a} and {p.b}: none of {p.asked} questions has points" for p in pairs if not p.points]
+    return Comparison(systems, parser, _consistency(pairs), [row for p in pairs for row in p.rows()], audit)
 
 
 def find_points(review: Review, parser: str) -> Scores | None:
     """Points of first and second by one of :data:`PARSERS`; a review without text always has its stored ones."""
+    return review.within(_stated(review, parser))
+
+
+def _stated(review: Review, parser: str) -> Scores | None:
+    """What a review states, whether it is on the scale or not."""
     if parser == "stored" or not review.text:
         return review.stored
-    text = text_points(review, strict=parser == "strict")
+    if parser == "strict" and review.graded:
+        return parse_strict(review.text)
+    text = text_points(review)
     return review.stored if parser == "tolerant" and text and review.stored else text
 
 
-def text_points(review: Review, strict: bool = False) -> Scores | None:
-    """Points as the review's text states them."""
-    if not review.graded:
-        return parse_class(review.text)
-    return parse_strict(review.text) if strict else parse_tolerant(review.text)
+def text_points(review: Review) -> Scores | None:
+    """Points as the review's text states them, read leniently."""
+    return review.within(parse_tolerant(review.text) if review.graded else parse_class(review.text))
 
 
 def _by_pair(parsed: Iterable[Parsed], baseline: str) -> dict[tuple[str, str], list[Parsed]]:
@@ -192,33 +207,52 @@ def _sign(scores: Scores) -> int:
 def _audit(pairs: Sequence[Pair], seed: int) -> dict[str, Any]:
     """Parse rate, preference for a position, disagreements of text and stored score, remarks."""
     parsed = [item for pair in pairs for item in pair.parsed]
+    signs = [_sign(item.points) for item in parsed if item.points]
     return {
         "reviews": len(parsed),
         "parse_rate": sum(item.points is not None for item in parsed) / len(parsed),
+        "first_of_decided": [signs.count(1), signs.count(1) + signs.count(-1)],
         "position": _position([pair for pair in pairs if len(pair.orders) == 2], seed),
         "disagreements": [_disagreement(item.review) for item in parsed if _differs(item.review)],
+        "repeatability": sets.repeatability(_again(parsed)),
         "remarks": [] if all(len(pair.orders) == 2 for pair in pairs) else [ONE_ORDER],
     }
+
+
+def _again(parsed: Sequence[Parsed]) -> list[list[int]]:
+    """Who won, by every question, order and reviewer that has several reviews."""
+    found: dict[tuple[str, ...], list[int]] = {}
+    for item in parsed:
+        if item.points:
+            review = item.review
+            key = (review.question, review.first, review.second, review.reviewer)
+            found.setdefault(key, []).append(_sign(item.points))
+    return list(found.values())
 
 
 def _position(pairs: Sequence[Pair], seed: int) -> dict[str, Any] | None:
     """What standing first is worth, from pairs judged in both orders; with one order it cannot be told from quality.
 
     ``first_wins`` is the share of decided reviews that prefer the first answer, ``effect`` the mean lead of the first
-    answer in points, in which the systems' difference cancels, with an interval over questions.
+    answer in points, in which the systems' difference cancels; both intervals keep a question's reviews together.
     """
-    signs = [_sign(item.points) for pair in pairs for item in pair.parsed if item.points]
-    first, second = signs.count(1), signs.count(-1)
+    first: Counter[str] = Counter()
+    decided: Counter[str] = Counter()
+    for item in (item for pair in pairs for item in pair.parsed):
+        if item.points and (sign := _sign(item.points)):
+            decided[item.review.question] += 1
+            first[item.review.question] += sign > 0
     leads: dict[str, list[float]] = {}
     for pair in pairs:
         for question, (x, y) in pair.both_orders().items():
             leads.setdefault(question, []).append(((x[0] - x[1]) + (y[1] - y[0])) / 2)
-    if not leads or not first + second:
+    bounds = clustered_wilson([first[q] for q in decided], list(decided.values()))
+    if not leads or bounds is None:
         return None
     effect = mean_interval(cluster_means(list(leads.values())), seed=seed)
     return {
-        "first_wins": first / (first + second),
-        "first_wins_ci95": list(clopper_pearson(first, first + second)),
+        "first_wins": first.total() / decided.total(),
+        "first_wins_ci95": list(bounds),
         "effect": effect.value,
         "effect_ci95": list(effect.interval),
     }

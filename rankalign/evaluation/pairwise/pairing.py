@@ -76,6 +76,8 @@ def reviews(judged: Sequence[CandidateSet], judge: str) -> Iterator[Row]:
                 "category": record.meta.get("category", ""),
                 "text": call.get("repair") or call["text"],
                 "score": _points(call["verdict"]),
+                # Ratings on several axes are added up, so their sum may go beyond the scale of one.
+                "scale": [0, 10 * max(len(call["verdict"][0]) if call["verdict"] else 1, 1)],
             }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,10 +19,8 @@ from rankalign.evaluation.statistics import (
     paired_difference,
     sign_test,
 )
-from rankalign.evaluation.tables import Table, interval
+from rankalign.evaluation.tables import Table, interval, some
 from rankalign.storage.jsonl import dumps
-
-_NAMED = 5  # ids that a message lists
 
 
 @dataclass
@@ -33,7 +32,7 @@ class System:
         b: the second.
         sum_a: sum over prompts of a's scores, where both have one.
         sum_b: the same of b's.
-        n: prompts where both have a score.
+        n: prompts where both have a score, and those that one of them forfeited.
         unparsed: prompts left out because a score is missing.
         win: prompts where a scores higher by more than the tie rule allows.
         tie: prompts within the tie rule.
@@ -102,7 +101,7 @@ class Comparison:
         names = {
             "a": "a", "b": "b", "sum_a": "sum a", "sum_b": "sum b", "difference": "a − b", "ci95": "95 % interval",
             "win": "win", "tie": "tie", "loss": "loss", "exact_ci95": "won of decided, exact 95 %",
-            "win_rate": "win rate", "n": "n", "unparsed": "unparsed",
+            "win_rate": "win rate", "n": "n", "unparsed": "unparsed", "detectable": "detectable a − b",
         }  # fmt: skip
         rows = [
             [interval(getattr(s, key)) if key.endswith("ci95") else getattr(s, key) for key in names]
@@ -196,19 +195,40 @@ def match(a: Sequence[CandidateSet], b: Sequence[CandidateSet]) -> list[tuple[Ca
     """Records of both files with the same id, in the order of ``a``.
 
     Raises:
-        InputError: an id stands in one file only, or stands for different prompts.
+        InputError: ids stand in one file only, in one twice, or for different prompts; all of them are named.
     """
     left, right = {record.id: record for record in a}, {record.id: record for record in b}
+    wrong = []
+    for side, own, which in ((a, left, "first"), (b, right, "second")):
+        counts = Counter(record.id for record in side)
+        if twice := [ident for ident in own if counts[ident] > 1]:
+            wrong.append(f"{len(twice)} prompts stand in the {which} file twice: {some(twice)}")
     for here, there, which in ((left, right, "first"), (right, left, "second")):
         if alone := [ident for ident in here if ident not in there]:
-            raise InputError(f"{len(alone)} prompts stand in the {which} file only: {_some(alone)}")
-    if changed := [ident for ident, record in left.items() if record.prompt != right[ident].prompt]:
-        raise InputError(f"{len(changed)} ids stand for different prompts in the two files: {_some(changed)}")
+            wrong.append(f"{len(alone)} prompts stand in the {which} file only: {some(alone)}")
+    changed = [ident for ident, record in left.items() if ident in right and record.prompt != right[ident].prompt]
+    if changed:
+        wrong.append(f"{len(changed)} ids stand for different prompts in the two files: {some(changed)}")
+    if wrong:
+        way = " (--on-missing intersect leaves them out, loss counts them)" if " only: " in "".join(wrong) else ""
+        raise InputError("; ".join(wrong) + way)
     return [(record, right[ident]) for ident, record in left.items()]
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:_NAMED])) + (", ..." if len(names) > _NAMED else "")
+def length_leads(found: Comparison, a: Sequence[CandidateSet], b: Sequence[CandidateSet]) -> list[tuple[float, float]]:
+    """By prompt of a comparison of two systems: how many characters a's answer is longer, and by how much a leads."""
+    lengths = [{record.id: _mean_length(record) for record in side if record.responses} for side in (a, b)]
+    leads = []
+    for row in found.rows:
+        one, other = (row["points_a"], row["points_b"]) if "points_a" in row else (row["a"], row["b"])
+        if one is not None and other is not None and all(row["id"] in side for side in lengths):
+            leads.append((lengths[0][row["id"]] - lengths[1][row["id"]], one - other))
+    return leads
+
+
+def _mean_length(record: CandidateSet) -> float:
+    texts = [len(response.text) for response in drawn(record)]
+    return sum(texts) / len(texts)
 
 
 def _mean_score(record: CandidateSet, judge: str) -> float | None:

@@ -52,22 +52,36 @@ def _audit(content: Content) -> list[Table]:
         [f"{row['a']} – {row['b']}", row["win_rate"], interval(row["win_rate_ci95"]), row["n"], row["unparsed"],
          row["detectable"]] for row in content["systems"]
     ]  # fmt: skip
+    columns = ["", "win rate", "95 % interval", "prompts", "unparsed", "detectable difference"]
+    return [*judge_tables(content), Table("Judged pairs", columns, systems)]
+
+
+def judge_tables(content: Content) -> list[Table]:
+    """What there is to know of the judge, and the sums by category, from what ``rankalign compare --json`` prints."""
     position: Content = content.get("position") or {}
     facts: list[list[Any]] = [
         ["parse rate", content.get("parse_rate"), None],
         ["attempts of answers to sway the judge", content.get("attempts"), None],
         ["alike in both orders", content.get("order_consistency"), None],
+        ["alike when asked again", content.get("repeatability"), None],
         ["first answer wins", position.get("first_wins"), _bounds(position, "first_wins_ci95")],
         ["points for standing first", position.get("effect"), _bounds(position, "effect_ci95")],
         ["text and stored score differ", len(content.get("disagreements", ())), None],
     ]
-    columns = ["", "win rate", "95 % interval", "prompts", "unparsed", "detectable difference"]
     remarks = ". ".join(str(remark) for remark in content.get("remarks", ()))
     known = [row for row in facts if row[1] is not None]
-    return [
-        Table("Judge audit", ["", "value", "95 % interval"], known, remarks),
-        Table("Judged pairs", columns, systems),
+    return [Table("Judge audit", ["", "value", "95 % interval"], known, remarks), *_categories(content)]
+
+
+def _categories(content: Content) -> list[Table]:
+    keys = ("n", "sum_a", "sum_b", "win", "tie", "loss")
+    rows = [
+        [f"{row['a']} – {row['b']}", name, *(found[key] for key in keys)]
+        for row in content["systems"]
+        for name, found in row.get("categories", {}).items()
     ]
+    columns = ["", "category", "prompts", "sum a", "sum b", "win", "tie", "loss"]
+    return [Table("By category", columns, rows)] if rows else []
 
 
 def _bounds(position: Content, name: str) -> str | None:

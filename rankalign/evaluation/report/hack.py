@@ -13,6 +13,7 @@ from rankalign.evaluation import drawn, scored
 from rankalign.evaluation.pairwise.scores import match
 from rankalign.evaluation.statistics import Array, Estimate, bootstrap, mean_interval, percentile_interval
 from rankalign.evaluation.tables import cell, interval
+from rankalign.evaluation.texts.collapse import new_phrase, variety_drop
 from rankalign.evaluation.texts.lexical import PROBES, probe
 
 
@@ -45,6 +46,9 @@ WATCHED = (
     Probe("refusal", "refusal", "share of refusals", 0.05),
 )
 LENGTH_CORRELATION = 0.5
+COLLAPSE = 0.1  # fall of distinct-2
+STOCK, STOCK_RISE = 0.5, 0.4  # share of prompts answered with one phrase, and its rise
+FEWEST = 5  # prompts; with fewer a phrase or a pair of words is soon in most of them
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,10 @@ class Flag:
     """One suspicion.
 
     Attributes:
-        name: the probe's flag, or ``reward-follows-length``.
+        name: the probe's flag, ``mode-collapse``, ``stock-phrase`` or ``reward-follows-length``.
         before: mean before training; None for a correlation.
         after: mean after training, or the correlation.
-        difference: the rise with its 95 % interval over prompts.
+        difference: the change that is flagged, such as a rise, with its 95 % interval over prompts.
         message: one sentence for people.
     """
 
@@ -67,18 +71,24 @@ class Flag:
 
 
 def find_hacks(
-    before: Sequence[CandidateSet], after: Sequence[CandidateSet], judge: str = "", seed: int = 0
+    before: Sequence[CandidateSet],
+    after: Sequence[CandidateSet],
+    judge: str = "",
+    seed: int = 0,
+    names: tuple[str, str] = ("before", "after"),
 ) -> list[Flag]:
     """Flags for everything that rose significantly and by enough to matter between two runs over the same prompts.
 
     A probe is flagged where the 95 % interval of its paired mean difference lies above zero and the difference
-    reaches :class:`Probe`'s ``least``. With ``judge``, the gain in reward is set against the gain in length too.
+    reaches :class:`Probe`'s ``least``; so are a fall of distinct-2 at equal length (``mode-collapse``) and a phrase
+    that most answers came to hold (``stock-phrase``). With ``judge``, the gain in reward is set against that in length.
 
     Args:
         before: records of the model at the start.
         after: records of the trained model, same ids.
         judge: whose scores; empty looks at texts only.
         seed: seed of the bootstrap.
+        names: what to call the two in messages.
 
     Raises:
         InputError: the prompts do not match.
@@ -86,6 +96,19 @@ def find_hacks(
     pairs = [(x, y) for x, y in match(before, after) if x.responses and y.responses]
     if not pairs:
         return []
+    flags = [*_rises(pairs, seed, names), *_collapse(pairs, seed, names)]
+    return flags + (_length_flag(pairs, judge, seed) if judge else [])
+
+
+def compare_hacks(
+    a: Sequence[CandidateSet], b: Sequence[CandidateSet], judge: str, seed: int, names: tuple[str, str]
+) -> list[Flag]:
+    """:func:`find_hacks` in both directions, for two systems of which none is known to be the start."""
+    there, back = find_hacks(a, b, judge, seed, names), find_hacks(b, a, "", seed, names[::-1])
+    return [*there, *back]
+
+
+def _rises(pairs: Sequence[tuple[CandidateSet, CandidateSet]], seed: int, names: tuple[str, str]) -> list[Flag]:
     first, second = ([_means(pair[side]) for pair in pairs] for side in (0, 1))
     flags = []
     for watch in WATCHED:
@@ -93,8 +116,25 @@ def find_hacks(
         rise = mean_interval(new - old, seed=seed)
         least = watch.least * (old.mean() if watch.relative else 1)
         if rise.interval.low > 0 and rise.value >= least:
-            flags.append(Flag(watch.flag, float(old.mean()), float(new.mean()), rise, _message(watch, old, new, rise)))
-    return flags + (_length_flag(pairs, judge, seed) if judge else [])
+            message = _message(watch.words, float(old.mean()), float(new.mean()), rise, watch.share, names)
+            flags.append(Flag(watch.flag, float(old.mean()), float(new.mean()), rise, message))
+    return flags
+
+
+def _collapse(pairs: Sequence[tuple[CandidateSet, CandidateSet]], seed: int, names: tuple[str, str]) -> list[Flag]:
+    """Variety lost over prompts, and a phrase that stands in most answers."""
+    if len(pairs) < FEWEST:
+        return []
+    flags = []
+    found, phrase = variety_drop(pairs, seed), new_phrase(pairs, seed)
+    if found and found[2].interval.low > 0 and found[2].value >= COLLAPSE:
+        message = _message("share of word pairs not said before (distinct-2)", *found, True, names, "fell")
+        flags.append(Flag("mode-collapse", *found, message))
+    if phrase and phrase.after >= STOCK and phrase.rise.value >= STOCK_RISE and phrase.rise.interval.low > 0:
+        words = f"share of prompts answered with {phrase.text!r}"
+        message = _message(words, phrase.before, phrase.after, phrase.rise, True, names)
+        flags.append(Flag("stock-phrase", phrase.before, phrase.after, phrase.rise, message))
+    return flags
 
 
 def _means(record: CandidateSet) -> dict[str, float]:
@@ -102,11 +142,14 @@ def _means(record: CandidateSet) -> dict[str, float]:
     return {name: sum(row[name] for row in found) / len(found) for name in PROBES}
 
 
-def _message(watch: Probe, old: Array, new: Array, rise: Estimate) -> str:
-    factor, unit = (100.0, " %") if watch.share else (1.0, "")
-    a, b = (f"{factor * float(values.mean()):.1f}{unit}" for values in (old, new))
-    low, high = (f"{factor * bound:+.1f}" for bound in rise.interval)
-    return f"The {watch.words} rose from {a} to {b} (95 % interval of the rise: {low} to {high})."
+def _message(
+    words: str, old: float, new: float, change: Estimate, share: bool, names: tuple[str, str], verb: str = "rose"
+) -> str:
+    factor, unit = (100.0, " %") if share else (1.0, "")
+    a, b = (f"{factor * value:.1f}{unit} ({name})" for value, name in zip((old, new), names, strict=True))
+    low, high = (f"{factor * bound:+.1f}" for bound in change.interval)
+    noun = {"rose": "rise", "fell": "fall"}[verb]
+    return f"The {words} {verb} from {a} to {b} (95 % interval of the {noun}: {low} to {high})."
 
 
 def _length_flag(pairs: Sequence[tuple[CandidateSet, CandidateSet]], judge: str, seed: int) -> list[Flag]:
@@ -142,30 +185,28 @@ def length_correlation(sets: Sequence[CandidateSet], judge: str, seed: int = 0) 
         if group:
             groups.append(np.array(group, dtype=np.float64))
     if groups and max(map(len, groups)) > 1:
-        return _pooled([group - group.mean(axis=0) for group in groups], seed)
+        return _estimate([group - group.mean(axis=0) for group in groups], seed)
     return correlation([(float(group[0, 0]), float(group[0, 1])) for group in groups], seed)
 
 
 def correlation(points: Sequence[tuple[float, float]], seed: int = 0) -> Estimate | None:
     """Pearson correlation of (P, 2) points with a bootstrap interval; None where it is not defined."""
     table = np.array(points, dtype=np.float64).reshape(-1, 2)
-    x, y = (table - table.mean(axis=0)).T if len(table) else table.T
-    columns = np.column_stack([np.ones(len(x)), x, y, x * x, y * y, x * y])
-    return _estimate(columns, seed) if len(x) > 2 else None
+    centred = table - table.mean(axis=0) if len(table) else table
+    return _estimate([point[None] for point in centred], seed)
 
 
-def _pooled(groups: list[Array], seed: int) -> Estimate | None:
-    """Correlation of centred points, resampled by group: sums of squares and products are all it needs."""
-    zeros = [0.0, 0.0]
-    columns = [[len(g), *zeros, *(g**2).sum(axis=0), float(g[:, 0] @ g[:, 1])] for g in groups]
-    return _estimate(np.array(columns), seed) if len(groups) > 2 else None
+def _estimate(groups: Sequence[Array], seed: int) -> Estimate | None:
+    """Correlation of the (n, 2) points of all groups; sums of squares and products are all that a resample needs."""
+    from scipy.stats import pearsonr
 
-
-def _estimate(columns: Array, seed: int) -> Estimate | None:
-    value = float(_pearson(columns.sum(axis=0, keepdims=True))[0])
-    if not math.isfinite(value):
+    if len(groups) < 3:
+        return None
+    columns = np.array([[len(g), *g.sum(axis=0), *(g**2).sum(axis=0), float(g[:, 0] @ g[:, 1])] for g in groups])
+    if not math.isfinite(float(_pearson(columns.sum(axis=0, keepdims=True))[0])):
         return None
     draws = bootstrap(columns, _pearson, seed=seed)
+    value = float(pearsonr(*np.concatenate(groups).T).statistic)
     return Estimate(value, percentile_interval(draws[np.isfinite(draws)]))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rankalign.data.records import CandidateSet
+from rankalign.data.words import words
 from rankalign.errors import missing_extra
 from rankalign.evaluation import by_policy, drawn, scored
 from rankalign.evaluation.pairwise.scores import compare_by_score
@@ -21,7 +22,7 @@ from rankalign.evaluation.report.checks import check_tables, training_warnings
 from rankalign.evaluation.report.hack import Flag, find_hacks, length_correlation
 from rankalign.evaluation.report.runs import Run, read_run
 from rankalign.evaluation.tables import Table, cell, from_dict, interval, printable
-from rankalign.evaluation.texts.lexical import evaluate_lexical, prompt_text, words
+from rankalign.evaluation.texts.lexical import evaluate_lexical, prompt_text
 from rankalign.storage.files import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"

@@ -10,6 +10,7 @@ from typing import Any
 from rankalign.data import records
 from rankalign.data.records import CandidateSet
 from rankalign.errors import InputError, RecordError
+from rankalign.evaluation import cut_warning
 from rankalign.evaluation.report.checks import CHECKS
 from rankalign.evaluation.report.hard_examples import Findings, find_ledger, read_ledger
 from rankalign.storage import jsonl
@@ -70,6 +71,8 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     run.checks = {name: content for name in CHECKS if (content := _json(root / name))}
     if not any((run.result, run.log, run.candidates, run.before, run.after, run.manifests, run.ledger, run.checks)):
         raise InputError(f"{folder}: holds no result.json, log.jsonl, records or manifest to report on")
+    sides = {"the start model's": run.before, "the trained model's": run.after, "the candidate": run.candidates}
+    run.notes += [said for whose, sets in sides.items() if (said := cut_warning(sets, whose))]
     names = records.judges([*run.after, *run.before, *run.candidates])
     run.judge = str(run.result.get("judge") or (names[0] if names else ""))
     return run

@@ -1,4 +1,4 @@
-"""What can be seen in the text itself: length, variety, repetition, copying, lists, refusals, ROUGE."""
+"""What can be seen in the text itself: length, variety, repetition, copying, lists, refusals, ROUGE; in any script."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rankalign.data.records import CandidateSet, Prompt, Response
+from rankalign.data.words import words
 from rankalign.errors import InputError, missing_extra
-from rankalign.evaluation import EvalResult, drawn
+from rankalign.evaluation import EvalResult, by_policy, drawn
 from rankalign.evaluation.statistics import mean_interval
+from rankalign.registry import did_you_mean
 
-# Scripts that write no blanks between words: each sign counts as a word.
-_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+(?:['’][^\W{_CJK}]+)*")
-_LIST_LINE = re.compile(r"^\s*(?:[-*+•‣]\s+\S|\d{1,3}[.)]\s+\S|#{1,6}\s+\S)")
+_LIST_LINE = re.compile(r"^\s*(?:[-*+•‣]\s+\S|[・●]\s*\S|\d{1,3}(?:[.)]\s+|[、．）]\s*)\S|#{1,6}\s+\S)")
 _REFUSAL = re.compile(
     r"\b(?:i(?:['’]m| am) (?:very |so |really )?sorry,? (?:but|i can)"
     r"|i (?:can ?not|can['’]t|won['’]t|will not|am (?:not able|unable)|['’]m (?:not able|unable)) "
@@ -26,11 +25,6 @@ _REFUSAL = re.compile(
 REFUSAL_WINDOW = 200
 COPY_N = 4
 NGrams = list[tuple[str, ...]]
-
-
-def words(text: str) -> list[str]:
-    """Lower-case words: runs of letters, digits and underscores with inner apostrophes; CJK signs one by one."""
-    return _WORD.findall(text.lower())
 
 
 def ngrams(items: Sequence[str], n: int) -> NGrams:
@@ -106,10 +100,15 @@ def evaluate_lexical(
         reference: policy whose responses are references: ROUGE of the others against the best-fitting one.
         seed: seed of the bootstrap.
 
+    Raises:
+        InputError: no response is by ``reference``, or none is left beside them.
+
     Returns:
         Per-response means (a mean over prompts of the mean over a prompt's draws), ``distinct_1`` to ``distinct_3``
-        over all texts; ``n`` counts prompts with responses.
+        over all texts; ``n`` counts prompts with responses; ``without_reference`` those of them that have no reference,
+        whose answers are in no ROUGE.
     """
+    _check_reference(sets, reference)
     groups = [[r for r in drawn(record) if not reference or r.policy != reference] for record in sets]
     pairs = [(record, group) for record, group in zip(sets, groups, strict=True) if group]
     rows = [{"id": record.id} | _means(record, group, tokenizer, reference) for record, group in pairs]
@@ -119,7 +118,18 @@ def evaluate_lexical(
     variety = {f"distinct_{n}": value for n in (1, 2, 3) if (value := distinct(texts, n)) is not None}
     metrics = {name: mean.value for name, mean in means.items()} | variety
     metrics["empty_prompts"] = float(len(sets) - len(rows))
+    if reference:
+        known = {record.id for record in sets if any(r.policy == reference for r in record.responses)}
+        metrics["without_reference"] = float(sum(record.id not in known for record, _ in pairs))
     return EvalResult(metrics, len(rows), {name: mean.interval for name, mean in means.items()}, rows)
+
+
+def _check_reference(sets: Sequence[CandidateSet], reference: str) -> None:
+    policies = list(by_policy(sets))
+    if reference and reference not in policies:
+        raise InputError(f"no answer by reference {reference!r}{did_you_mean(reference, policies)}")
+    if reference and policies == [reference]:
+        raise InputError(f"all answers are by reference {reference!r}, so none is left to compare with them")
 
 
 def _means(record: CandidateSet, group: list[Response], tokenizer: Any, reference: str) -> dict[str, float]:
@@ -134,10 +144,30 @@ def _means(record: CandidateSet, group: list[Response], tokenizer: Any, referenc
     return {name: sum(numbers) / len(numbers) for name, numbers in values.items()}
 
 
+class RougeWords:
+    """A tokenizer for ``rouge_score``, whose own knows the letters from a to z and digits and drops all others.
+
+    Words of these alone are cut as there, at apostrophes and underscores, so English figures are the published ones;
+    every other word stays whole.
+    """
+
+    def tokenize(self, text: str) -> list[str]:
+        """Lower-case tokens."""
+        return [token for word in words(text) for token in (_LATIN.findall(word) if _plain(word) else [word])]
+
+
+_LATIN = re.compile("[a-z0-9]+")
+
+
+def _plain(word: str) -> bool:
+    return word.replace("’", "'").isascii()
+
+
 def rouge(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, list[float]]:
     """ROUGE-1, ROUGE-2 and ROUGE-L F-measures (Lin 2004) of generated texts, each against its best-fitting reference.
 
-    Computed by Google's ``rouge_score`` with stemming off; of several references the one with the highest F counts.
+    Computed by Google's ``rouge_score`` with stemming off, on :class:`RougeWords`; of several references the one with
+    the highest F counts.
 
     Args:
         texts: T generated texts.
@@ -155,6 +185,6 @@ def rouge(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str
         raise missing_extra("ROUGE", "report") from None
     if len(texts) != len(references):
         raise InputError(f"{len(texts)} texts but {len(references)} lists of references")
-    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"])
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=RougeWords())
     rows = [scorer.score_multi(list(golden), text) for text, golden in zip(texts, references, strict=True)]
     return {name: [float(row[name].fmeasure) for row in rows] for name in ("rouge1", "rouge2", "rougeL")}

@@ -17,8 +17,7 @@ def distinct_answers(texts: Sequence[str], alike: float = ALIKE) -> int:
     """How many of a set of texts are distinct: a text counts if its ROUGE-L with every earlier one that counts is low.
 
     The rule and its bound are those by which Self-Instruct kept new instructions (Wang et al. 2023, section 2.2):
-    ROUGE-L below 0.7. Texts count in their order. ``rouge_score`` reads letters from a to z and digits: texts in other
-    scripts are distinct here wherever they differ.
+    ROUGE-L below 0.7. Texts count in their order, in any script.
 
     Raises:
         InputError: ``rouge_score`` is missing.

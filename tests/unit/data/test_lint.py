@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from rankalign.data.convert import Intake, load
 from rankalign.data.lint import RULES, Finding, fix, lint
-from rankalign.data.lint.rules import longest_answer, script, wilson_low
+from rankalign.data.lint.rules import longest_answer, script
 from rankalign.data.records import CandidateSet, Response
+from rankalign.data.shares import wilson
 
 LONG = "This answer has a good many words in it so that the rule about answers cut off in the middle looks at"
 RUSSIAN = "Небо голубое, потому что воздух рассеивает синий свет сильнее"
@@ -141,7 +142,7 @@ def test_a_judge_without_strict_pairs_has_no_baseline() -> None:
 
 @pytest.mark.parametrize(("share", "count", "low"), [(0.9, 10, 0.595850), (0.5, 100, 0.403832), (0.0, 10, 0.0)])
 def test_wilson_intervals_equal_published_values(share: float, count: int, low: float) -> None:
-    assert wilson_low(share, count) == pytest.approx(low, abs=1e-6)
+    assert wilson(share, count)[0] == pytest.approx(low, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -236,3 +237,16 @@ def test_control_tokens_of_a_tokenizer_are_found_where_it_is_named() -> None:
     record = made("a @@turn@@ b", prompt="a @@turn@@ b")
     assert not {"L103", "L112"} & set(lint([record]).counts())
     assert {"L103", "L112"} <= set(lint([record], control=["@@turn@@"]).counts())
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("我们去公园散步" * 12, "L109"),
+        ("हिन्दी में लिखो " * 20, "L109"),
+        ("今天天气很好我们去公园散步因为那里有很多花", "L102"),
+    ],
+)
+def test_rules_that_count_words_read_every_script(text: str, code: str) -> None:
+    record = CandidateSet("a", "p", [Response(text, "m"), Response("好。", "m")])
+    assert lint([record]).findings[code]

@@ -121,6 +121,7 @@ def test_a_grid_with_a_hole_is_none(text: str) -> None:
         ("Assistant 1 > Assistant 2 > Assistant 3 > Assistant 4? No.\nVerdict: 2 = 3 > 1 > 4", [3, 1, 1, 4]),
         ("Verdict: [4] > [3] > [2] = [1]", [3, 3, 2, 1]),
         ("**Answer 2 > Answer 1 > Answer 4 > Answer 3**", [2, 1, 4, 3]),
+        ("**Answer 2** > **Answer 1** = __Answer 4__ > Answer **3**.", [2, 1, 4, 2]),
         ("Verdict: 4 > 3 > 2", None),
         ("Verdict: 4 > 3 > 2 > 2", None),
         ("Verdict: 5 > 4 > 3 > 2 > 1", None),

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from rankalign.data.records import CandidateSet, Response, write
+from rankalign.data.shares import clustered_wilson
 from rankalign.evaluation.statistics import ratio_interval, wilson
 from rankalign.training.arguments import parse_settings
-from rankalign.training.diagnosis import WINDOW, accuracy_interval, diagnose
+from rankalign.training.diagnosis import WINDOW, diagnose
 from rankalign.training.run import train
 
 STEPS = 120
@@ -102,26 +103,26 @@ def test_held_out_accuracy_and_repetition() -> None:
 
 def test_one_pair_a_prompt_gives_wilsons_interval() -> None:
     right = [1.0] * 13 + [0.0] * 7
-    assert accuracy_interval(right, [1.0] * 20) == pytest.approx(tuple(wilson(13, 20)), abs=1e-12)
+    assert clustered_wilson(right, [1.0] * 20) == pytest.approx(tuple(wilson(13, 20)), abs=1e-12)
 
 
 def test_pairs_of_a_prompt_that_go_together_count_once() -> None:
     right = [6.0] * 13 + [0.0] * 7
-    assert accuracy_interval(right, [6.0] * 20) == pytest.approx(tuple(wilson(13, 20)), abs=1e-12)
-    assert accuracy_interval([6.0] * 20, [6.0] * 20) == pytest.approx(tuple(wilson(20, 20)), abs=1e-12)
+    assert clustered_wilson(right, [6.0] * 20) == pytest.approx(tuple(wilson(13, 20)), abs=1e-12)
+    assert clustered_wilson([6.0] * 20, [6.0] * 20) == pytest.approx(tuple(wilson(20, 20)), abs=1e-12)
 
 
 def test_interval_agrees_with_the_bootstrap_over_prompts() -> None:
     rng = np.random.default_rng(0)
     pairs = rng.integers(1, 11, size=400)
     right = rng.binomial(pairs, rng.beta(3, 2, size=400))
-    low, high = accuracy_interval(right.tolist(), pairs.tolist()) or (0, 0)
+    low, high = clustered_wilson(right.tolist(), pairs.tolist()) or (0, 0)
     _, interval = ratio_interval(right, pairs)
     assert (low, high) == pytest.approx(tuple(interval), abs=0.004)
 
 
 def test_no_pair_has_no_interval() -> None:
-    assert accuracy_interval([0.0], [0.0]) is None
+    assert clustered_wilson([0.0], [0.0]) is None
 
 
 # --- in a run ----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from scipy import optimize, stats
 
 from rankalign.errors import InputError, RecordError
 from rankalign.evaluation.pairwise import alpaca_eval as ae
+from rankalign.evaluation.pairwise import equal_length as el
 from rankalign.evaluation.pairwise.orders import compare_reviews
 from rankalign.evaluation.pairwise.reviews import Review, parse_class, parse_tolerant, read_reviews
 from rankalign.evaluation.pairwise.scores import Comparison
@@ -277,8 +278,9 @@ def test_preferences(preference: float | None, win: float | None) -> None:
 
 
 def test_leaderboard_by_hand(tmp_path: Path) -> None:
-    base = {"generator_1": "ref", "generator_2": "m", "instruction": "q", "output_1": "abcd"}
-    rows = [{**base, "preference": p, "output_2": "x" * k} for p, k in ((2, 4), (1, 2), (0, 6), (None, 4))]
+    base = {"generator_1": "ref", "generator_2": "m", "output_1": "abcd"}
+    given = enumerate(((2, 4), (1, 2), (0, 6), (None, 4)))
+    rows = [{**base, "instruction": f"q{i}", "preference": p, "output_2": "x" * k} for i, (p, k) in given]
     (row,) = ae.leaderboard(ae.read_annotations(rows_file(tmp_path, rows))).rows
     assert (row["win_rate"], row["n"], row["unparsed"], row["avg_length"]) == (50, 3, 1, 4)
     assert row["standard_error"] == pytest.approx(100 * math.sqrt(0.25 / 3))
@@ -306,7 +308,7 @@ def test_the_fit_is_the_maximum_of_the_penalised_likelihood() -> None:
         return float(np.logaddexp(0, logits).sum() - wins @ logits + 0.01 * theta[1] ** 2 / 2)
 
     best = optimize.minimize(loss, np.zeros(2), tol=1e-12).x
-    assert ae.length_controlled(wins, longer, draws=10).value == pytest.approx(1 / (1 + math.exp(-best[0])), abs=1e-6)
+    assert el.length_controlled(wins, longer, draws=10).value == pytest.approx(1 / (1 + math.exp(-best[0])), abs=1e-6)
 
 
 def test_a_judge_of_length_is_driven_to_a_half() -> None:
@@ -318,7 +320,7 @@ def test_a_judge_of_length_is_driven_to_a_half() -> None:
         judges = {"weighted": chance, "drawn": (rng.random(805) < chance) * 1.0, "strict": (longer > 0) * 1.0}
         for name, wins in judges.items():
             assert wins.mean() > 0.65
-            values[name].append(ae.length_controlled(wins, longer, draws=10).value)
+            values[name].append(el.length_controlled(wins, longer, draws=10).value)
     assert values["weighted"] == pytest.approx([0.5] * 12, abs=0.02)
     # Verdicts of 0 and 1 leave noise: a standard error of 3 to 4 points a judge, of one point over twelve.
     assert np.mean(values["drawn"]) == pytest.approx(0.5, abs=0.02)
@@ -329,16 +331,16 @@ def test_equal_length_keeps_a_win_rate_that_length_does_not_explain() -> None:
     rng = np.random.default_rng(2)
     longer = rng.normal(150, 200, size=805)
     wins = (rng.random(805) < 0.7).astype(float)
-    found = ae.length_controlled(wins, longer, draws=200)
+    found = el.length_controlled(wins, longer, draws=200)
     assert found.interval.low < 0.7 < found.interval.high
     assert found.value == pytest.approx(wins.mean(), abs=0.04)
 
 
 def test_the_refits_are_stable_at_the_edges() -> None:
     longer = np.array([5.0, -3.0, 8.0, 1.0])
-    assert ae.length_controlled(np.ones(4), longer, draws=50).interval.high <= 1
-    assert ae.length_controlled(np.ones(4), longer, draws=50).value > 0.99
-    same = ae.length_controlled(np.array([1.0, 0.0, 1.0, 1.0]), np.zeros(4), draws=50)
+    assert el.length_controlled(np.ones(4), longer, draws=50).interval.high <= 1
+    assert el.length_controlled(np.ones(4), longer, draws=50).value > 0.99
+    same = el.length_controlled(np.array([1.0, 0.0, 1.0, 1.0]), np.zeros(4), draws=50)
     assert same.value == pytest.approx(0.75, abs=1e-6)
 
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from rankalign.data.records import CandidateSet, Response
+from rankalign.data.words import words
 from rankalign.errors import InputError
 from rankalign.evaluation.report import hack
 from rankalign.evaluation.texts import lexical
@@ -19,19 +26,6 @@ def records(texts: list[str], scores: list[float] | None = None, prompt: str = "
         CandidateSet(f"p{i}", prompt, [Response(text, "m", scores={"rm": score})])
         for i, (text, score) in enumerate(zip(texts, given, strict=True))
     ]
-
-
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [
-        ("Don't stop — won’t stop!", ["don't", "stop", "won’t", "stop"]),
-        ("ABC中文 テスト9", ["abc", "中", "文", "テ", "ス", "ト", "9"]),
-        ("", []),
-        ("... !?", []),
-    ],
-)
-def test_words(text: str, wanted: list[str]) -> None:
-    assert lexical.words(text) == wanted
 
 
 def test_distinct_is_over_the_whole_set() -> None:
@@ -168,7 +162,9 @@ def planted(change: str) -> list[str]:
 def test_a_planted_hack_is_named_alone(change: str) -> None:
     prompt = "Tell me all about the wide sea and the sky"
     flags = hack.find_hacks(records(PLAIN, prompt=prompt), records(planted(change), prompt=prompt))
-    assert [flag.name for flag in flags] == [change]
+    # What is planted is one phrase for all but list marks, and that is a finding of its own.
+    assert [flag.name for flag in flags if flag.name != "stock-phrase"] == [change]
+    assert ("stock-phrase" in [flag.name for flag in flags]) == (change != "list-density")
     assert flags[0].difference.interval.low > 0
     assert "rose from" in flags[0].message
 
@@ -185,6 +181,44 @@ def test_a_rise_must_be_significant_and_large_enough() -> None:
     assert hack.find_hacks(records(PLAIN[:6]), records(one_of_six)) == []
     longer = [text + " indeed" for text in PLAIN]  # surely longer, by less than a tenth
     assert hack.find_hacks(records(PLAIN), records(longer)) == []
+
+
+def names_of(old: list[str], new: list[str]) -> list[str]:
+    return [flag.name for flag in hack.find_hacks(records(old), records(new))]
+
+
+def test_mode_collapse_is_named() -> None:
+    rng = np.random.default_rng(0)
+    many, few = ([f"w{k}" for k in range(size)] for size in (4000, 60))
+    old, new = ([" ".join(rng.choice(own, size=30)) for _ in range(60)] for own in (many, few))
+    assert names_of(old, new) == ["mode-collapse"]
+    assert names_of(new, old) == []
+    (flag,) = hack.find_hacks(records(old), records(new))
+    both = [lexical.distinct(texts, 2) for texts in (old, new)]
+    assert (flag.before, flag.after) == pytest.approx(both)
+    assert "fell from" in flag.message
+    # Longer answers from the same words repeat more of them; at equal length nothing fell.
+    longer = [" ".join(rng.choice(many[:300], size=size)) for size in (30, 120) for _ in range(60)]
+    assert "mode-collapse" not in names_of(longer[:60], longer[60:])
+
+
+@pytest.mark.parametrize("phrase", ["Great question!", "I hope this helps you today.", "希望这个回答对你有帮助"])
+def test_one_phrase_in_every_answer_is_named(phrase: str) -> None:
+    rng = np.random.default_rng(1)
+    plain = [" ".join(rng.choice([f"w{k}" for k in range(900)], size=90)) for _ in range(30)]
+    for new in ([f"{phrase} {text}" for text in plain], [f"{text} {phrase}" for text in plain]):
+        flags = hack.find_hacks(records(plain), records(new))
+        (flag,) = (flag for flag in flags if flag.name == "stock-phrase")
+        assert " ".join(words(phrase)) in flag.message
+        assert flag.difference.value == 1.0
+
+
+def test_two_systems_are_named_and_the_direction_with_them() -> None:
+    prompt = "Tell me all about the wide sea and the sky"
+    plain, copied = records(PLAIN, prompt=prompt), records(planted("prompt-copying"), prompt=prompt)
+    for a, b, names in ((plain, copied, ("x", "y")), (copied, plain, ("y", "x"))):
+        (flag,) = (f for f in hack.compare_hacks(a, b, "", 0, names) if f.name == "prompt-copying")
+        assert re.search(r"rose from 0\.0 % \(x\) to \d+\.\d % \(y\)", flag.message)
 
 
 def test_flags_need_matching_prompts() -> None:
@@ -234,3 +268,53 @@ def test_a_wide_row_is_shown_upright_and_whole(capsys: pytest.CaptureFixture[str
     render(Table("wide", columns, [[f"value-{i}" for i in range(9)]]))
     shown = capsys.readouterr().out
     assert all(f"quite a long name {i}" in shown and f"value-{i} " in shown for i in range(9))
+
+
+# --- other scripts -----------------------------------------------------------------------------------------------
+
+SCRIPTS = {
+    "ru": ("Сегодня хорошая погода, и мы идём гулять.", "Сегодня плохая погода, и мы сидим дома."),
+    "zh": ("今天天气很好，我们去公园散步。", "今天天气不好，我们在家看书。"),
+    "ja": ("今日はいい天気ですね。", "今日は雨ですから出かけません。"),
+    "hi": ("मुझे हिन्दी में कहानी लिखनी है।", "मुझे हिन्दी नहीं आती है।"),
+    "ar": ("الطقس جميل اليوم.", "الطقس بارد اليوم."),
+    "th": ("วันนี้อากาศดีมาก", "วันนี้ฝนตกหนัก"),
+}
+
+
+@pytest.mark.parametrize("language", SCRIPTS)
+def test_rouge_reads_every_script(language: str) -> None:
+    text, other = SCRIPTS[language]
+    found = lexical.rouge([text, text], [[text], [other]])
+    for values in found.values():
+        assert values[0] == 1.0
+        assert values[1] < 1.0
+    a, b = (Counter(words(t)) for t in (text, other))
+    assert found["rouge1"][1] == pytest.approx(2 * (a & b).total() / (a.total() + b.total()))
+    assert distinct_answers([text, other, text + "!"]) == 2
+
+
+def test_rouge_of_english_is_that_of_rouge_score(data_kit: Path) -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    rows = [
+        json.loads(line)
+        for line in gzip.decompress((data_kit / "tldr" / "oai1b_judged.jsonl.gz").read_bytes())
+        .decode()
+        .split("\n")[:300]
+    ]
+    pairs = [(row["summary"], row["reference"]) for row in rows]
+    pairs = [p for p in pairs if not any(c.isalnum() for c in "".join(p) if not c.isascii())]
+    assert len(pairs) > 250
+    ours = lexical.rouge([a for a, _ in pairs], [[b] for _, b in pairs])
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"])
+    for k, (text, golden) in enumerate(pairs):
+        wanted = scorer.score(golden, text)
+        assert {name: values[k] for name, values in ours.items()} == {n: w.fmeasure for n, w in wanted.items()}
+
+
+def test_measures_of_other_scripts() -> None:
+    assert lexical.repetition("好好好好好") == pytest.approx(2 / 3)
+    assert lexical.copying("我们去公园散步吧", "请重复：我们去公园散步") == pytest.approx(4 / 5)
+    assert lexical.repetition("में " * 5) == pytest.approx(2 / 3)
+    assert lexical.list_density("1、苹果\n2）梨\n结束") == pytest.approx(2 / 3)
