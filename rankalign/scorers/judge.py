@@ -154,7 +154,7 @@ class JudgeScorer:
                 unread.append(call)
         if self.repair:
             for call, reply in zip(unread, self._ask([self._again(call) for call in unread]), strict=True):
-                call.repair, call.verdict = reply.text, self._read(call, reply.text)
+                call.repair, call.verdict = reply.text, self._read(call, reply.text) if reply.finished else None
         return [[scores[place] for place in case.places] for case in self._cases for scores in [self._scores(case)]]
 
     def explain(self) -> list[Explanation]:

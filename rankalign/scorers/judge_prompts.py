@@ -8,13 +8,13 @@ may hold ``{question}``, ``{answer}``, ``{answer_a}``, ``{answer_b}``, ``{answer
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rankalign.data.records import Checker
-from rankalign.errors import InputError
+from rankalign.errors import InputError, RecordError
 from rankalign.registry import did_you_mean
 from rankalign.scorers import verdicts
 from rankalign.scorers.verdicts import Ratings, Scores
@@ -133,8 +133,7 @@ def read_prompts(path: str | Path) -> list[JudgePrompt]:
     Raises:
         RecordError: a line is no prompt, or its template asks for what a record does not have.
     """
-    rows = ((Checker(path, line), row) for line, row in read_rows(path))
-    return [_prompt(check, row) for check, row in rows if "reviewer_id" not in row]
+    return [_prompt(check, row) for check, row in _lines(path)]
 
 
 def _prompt(check: Checker, row: dict[str, Any]) -> JudgePrompt:
@@ -175,8 +174,7 @@ def _first_generation(check: Checker, row: dict[str, Any]) -> dict[str, Any]:
     for name, text in check.mapping(row.get("defaults", {}), "defaults").items():
         template = template.replace(f"{{{name}}}", check.text(text, f"defaults.{name}"))
     template = template.replace("{answer_1}", "{answer_a}").replace("{answer_2}", "{answer_b}")
-    name = row.get("category") or str(row["prompt_id"])
-    return {**row, "name": name, "type": "pairwise", "output_format": "two scores", "prompt_template": template}
+    return {**row, "name": _name(row), "type": "pairwise", "output_format": "two scores", "prompt_template": template}
 
 
 def find_prompt(spec: str, mode: str) -> JudgePrompt:
@@ -191,18 +189,34 @@ def find_prompt(spec: str, mode: str) -> JudgePrompt:
         InputError: no such prompt, or several.
     """
     path, name = _where(spec)
-    prompts = read_prompts(path)
-    fitting = [prompt for prompt in prompts if prompt.type == TYPES[mode]]
-    if not spec:
-        return fitting[0]
-    names = [prompt.name for prompt in prompts]
+    lines = list(_lines(path))
+    names = [_name(row) for _, row in lines]
     if name and name not in names:
         raise InputError(f"prompt: {path} has no {name!r}{did_you_mean(name, names)}")
-    chosen = [prompt for prompt in fitting if name in ("", prompt.name)]
-    if len(chosen) != 1:
-        found = ", ".join(prompt.name for prompt in chosen) or "none"
+    prompts, broken = [], list[RecordError]()
+    for check, row in lines:
+        if name in ("", _name(row)):  # other lines of a file, FastChat's for two turns say, may ask for what we lack
+            try:
+                prompts.append(_prompt(check, row))
+            except RecordError as error:
+                broken.append(error)
+    fitting = [prompt for prompt in prompts if prompt.type == TYPES[mode]]
+    if spec and len(fitting) != 1:
+        if broken and not fitting:
+            raise broken[0]
+        found = ", ".join(prompt.name for prompt in fitting) or "none"
         raise InputError(f"prompt: mode {mode} needs one of type {TYPES[mode]}, {spec} has {found}; write FILE:NAME")
-    return chosen[0]
+    return fitting[0]
+
+
+def _lines(path: str | Path) -> Iterator[tuple[Checker, dict[str, Any]]]:
+    """The prompts of a file, unread; FastChat's settings of reviewers are passed over."""
+    return ((Checker(path, line), row) for line, row in read_rows(path) if "reviewer_id" not in row)
+
+
+def _name(row: dict[str, Any]) -> str:
+    """A prompt's name; in FastChat 0.2 its category or number."""
+    return str(row.get("category") or row["prompt_id"]) if "prompt_id" in row else str(row.get("name", ""))
 
 
 def _where(spec: str) -> tuple[Path, str]:

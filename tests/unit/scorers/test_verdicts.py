@@ -38,7 +38,7 @@ AXES = ("helpfulness", "ease of use")
         ("[[A]]", (1, 0)),
         ("Both.\n\n**[[C]]**", (0.5, 0.5)),
         ("[A]", None),
-        ("[[a]]", None),
+        ("[[a]]", (1, 0)),
         ("[[D]]", None),
         ("[¦[A]]", None),
         ("", None),
@@ -131,6 +131,95 @@ def test_a_grid_with_a_hole_is_none(text: str) -> None:
 )
 def test_orders(text: str, ranks: list[float] | None) -> None:
     assert parse_order(text, 4) == ranks
+
+
+A, B, TIE = (1.0, 0.0), (0.0, 1.0), (0.5, 0.5)
+FOUR_FIVE = {"clear": 4.0, "true": 5.0}
+# What judges have written, by parser, each with what it means: None where a reader could not be sure.
+WRITTEN: dict[Callable[[str], object], list[tuple[str, object]]] = {
+    parse_letter: [
+        # thoughts are no verdict, cut ones no text
+        ("<think>\nMaybe [[A]]. Or [[B]].\n</think>\n\nI cannot decide between these answers.", None),
+        ("<think>\nI lean to [[A]] but I have to check the third step of the", None),
+        ("I lean to [[A]]</think>\n\n[[B]]", B),
+        ("I lean to [[A]]</think>\n\nHm.", None),
+        ("<thinking>[[A]]</thinking> [[B]]", B),
+        ("<think>a <think>[[A]]</think> [[A]]</think>[[B]]", B),
+        ("<REASONING>I say [[A]]</REASONING>", None),
+        ("[THINK][[A]][/THINK][[B]]", B),
+        ("[THINK][[A]]", None),
+        ("<|channel|>analysis<|message|>[[A]]?<|end|><|start|>assistant<|channel|>final<|message|>[[B]]<|return|>", B),
+        ("<|channel|>analysis<|message|>maybe [[A]]", None),
+        ("analysisWe compare. [[A]] maybe.assistantfinal[[B]]", B),
+        ("analysisWe compare. [[A]] maybe.", None),
+        # other ways to write a letter
+        ("Final: [[ A ]]", A), ("Final: [A]", A), ("Final: [[Tie]]", TIE), ("Final: [[A>B]]", A), ("[[A<B]]", B),
+        ("【【A】】", A), ("［［A］］", A), ("**[[**B**]]**", B), ("\\[\\[B\\]\\]", B), ("My verdict is \\boxed{B}", B),
+        ("[[Answer A]]", A), ("[[A]]\n\n[[A]]", A), ("Final: [[C]]: both", TIE),
+        # menus, and the instructions said again
+        ("The verdict must be one of [[A]], [[B]] or [[C]].", None),
+        ("[[A]] if answer A is better, [[B]] if answer B is better, [[C]] for a tie", None),
+        ("- [[A]]: A is better\n- [[B]]: B is better\n- [[C]]: a tie", None),
+        ("Output [[A]] if assistant A is better.", None),
+        ("Final verdict (one of [[A]], [[B]], [[C]]): [[A]]", A),
+        ("[[A]][[B]]", None), ("[[A]] > [[B]]", None), ("[[A or B]]", None), ("My choice: [[A]]\nOr [[B]].", None),
+        # what might have been, and second thoughts
+        ("I choose [[B]]. (I would have written [[A]] had the first been right.)", B),
+        ("It is not [[A]].", None), ("It is not [[A]] but [[B]].", B),
+        ("[[A]]\n\nWait, I misread the second one.", None), ("[[A]]. Actually, no.", None),
+        ("[[A]]\n\nI hope that this evaluation helps. Let me know if you want more.", A),
+        ('{"verdict": "A"}', None), ("[[A", None),
+    ],
+    parse_rating: [
+        ("Rating: [[8.5/10]]", 8.5), ("[[7]]/10", 7.0), ("Rating: [[7]] out of [[10]]", 7.0), ("[[８]]", 8.0),
+        ("Rating: [[7,5]]", 7.5), ("Rating: [7]", 7.0), ("[[rating: 6]]", 6.0), ("[[7]]. It could be longer.", 7.0),
+        ("[[4]]/5", None), ("[[4]] out of 5", None), ("[[7/5]]", None), ("[[7]]%", None), ("[[.5]]", None),
+        ("[[7-8]]", None), ("[[3]] at first. Final: [[7-8]]", None), ("[[7]] - [[8]]", None), ("[[7]] to 8", None),
+        ("I rate it from [[1]] to [[10]]", None), ("[[1e1]]", None), ("Rating: **7**", None),
+        ("Score 1: [[3]]. If it had cited sources it could be [[9]].", 3.0),
+        ("<think>The scale is [[1]] to [[10]].</think>No rating is possible.", None),
+    ],
+    parse_strict: [
+        ("８ ９", (8.0, 9.0)), ("<think>1 2</think>\n\n8 9", (8.0, 9.0)), ("<think>hm</think>", None),
+        ("85 90", None), ("-1 -1", None), ("10 0", None), ("1_0 9", None), ("1e1 9", None), ("8/10 9/10", None),
+    ],
+    lambda text: parse_axes(text, ("clear", "true")): [
+        ("Verdict: clear=4/5, true=5/5", FOUR_FIVE), ("Verdict: clear = **4**, true = **5**", FOUR_FIVE),
+        ("Verdict: clear=４, true=５", FOUR_FIVE), ("Verdict: clear=(4), true=(5)", FOUR_FIVE),
+        ('Verdict: {"clear": "4", "true": 5}', FOUR_FIVE), ("Verdict: unclear=1, clear=4, true=5", FOUR_FIVE),
+        ("Verdict: clear (1-5): 4, true (1-5): 5", FOUR_FIVE), ("Verdict: clear=4 (out of 5), true=5", FOUR_FIVE),
+        ("Verdict: clear=4 - fine, true=5", FOUR_FIVE), ("Verdict: clear=4 and true=5", FOUR_FIVE),
+        ("Verdict: clear=4, true=5\n\nNote: true = 5 because it is on topic.", FOUR_FIVE),
+        ('Verdict: {"clear": 4, "true": 5, "why": "true 3"}', None),
+        ("Verdict: clear=4/10, true=5/10", None), ("Verdict: clear: 4 out of 10, true: 5 out of 10", None),
+        ("Verdict: clear=4 (out of 10), true=5", None), ("Verdict: clear=4/50, true=5", None),
+        ("Verdict: clear=4,5, true=3,5", None), ("Verdict: clear=3-4, true=5", None),
+        ("Verdict: clear=4 – 5, true=5", None), ("Verdict: clear=3 or 4, true=5", None),
+        ("Verdict: clear=3→4, true=5", None), ("Verdict: clear=1..5, true=1..5", None),
+        ("Verdict: clear=4.0.1, true=5", None), ("Verdict: clear=40%, true=5", None),
+        ("Verdict: clear=4e0, true=5", None), ("Verdict: clear=-4, true=5", None), ("Verdict: clear=½, true=5", None),
+        ("Verdict: clear=N, true=N", None), ("<think>Verdict: clear=1, true=1</think> Sorry.", None),
+        ("Verdict: clear=4, true=5\nWait, I misread it.", None),
+    ],
+    lambda text: parse_grid(text, 2, ("clear", "true")): [
+        ("Response 1:\n4\n5\nResponse 2: 4,5\n\nResponse 1 wins.", [FOUR_FIVE, FOUR_FIVE]),
+        ("Response 1: 1-5 3\nResponse 2: 4 4", None), ("Response 1: 4/10 3/10\nResponse 2: 4 4", None),
+        ("Response 1: It has 3 errors, 2 bad.\nResponse 2: It has 4 parts, 5 of use", None),
+        ("Response 1: -4 5\nResponse 2: 4 4", None),
+    ],
+    lambda text: parse_order(text, 3): [
+        ("The order is not 1 > 2 > 3 but:\n3 > 2 > 1", [3.0, 2.0, 1.0]), ("<think>1 > 2 > 3</think> none", None),
+        ("3 > 1 > 2\nVerdict: 1 > 2", None), ("Verdict: 3 > 1 > 2\nWait, no.", None),
+        ("Answer 3 > Answer 1 > Answer 2 or Answer 1 > Answer 3 > Answer 2", None), ("Verdict: 3 >> 1 > 2", None),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "meaning"), [(parse, *row) for parse, rows in WRITTEN.items() for row in rows]
+)
+def test_what_judges_write(parse: Callable[[str], object], text: str, meaning: object) -> None:
+    assert parse(text) == meaning
 
 
 def test_all_published_listwise_orders(data_kit: Path) -> None:
