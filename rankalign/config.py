@@ -32,6 +32,8 @@ class SampleConfig:
         shard: ``i/n`` does every n-th batch from the i-th (from 0) into a file of its own; empty does all.
         runner: a name in :data:`rankalign.stages.stage.RUNNERS`.
         workers: how many the runner may use; 0 leaves it to the runner.
+        on_error: ``stop`` at the first request that a server refuses for good, or ``skip`` those and count them.
+        retry_failed: ask again for what an earlier run skipped.
     """
 
     prompts: str
@@ -43,6 +45,8 @@ class SampleConfig:
     shard: str = ""
     runner: str = "local"
     workers: int = 0
+    on_error: str = "stop"
+    retry_failed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +70,8 @@ class ScoreConfig:
         shard: ``i/n`` does every n-th batch from the i-th (from 0) into a file of its own; empty does all.
         runner: a name in :data:`rankalign.stages.stage.RUNNERS`.
         workers: how many the runner may use; 0 leaves it to the runner.
+        on_error: ``stop`` at the first request that a server refuses for good, or ``skip`` those and count them.
+        retry_failed: ask again for what an earlier run skipped.
     """
 
     input: str
@@ -75,6 +81,8 @@ class ScoreConfig:
     shard: str = ""
     runner: str = "local"
     workers: int = 0
+    on_error: str = "stop"
+    retry_failed: bool = False
 
 
 def read_yaml(path: str) -> dict[str, Any]:

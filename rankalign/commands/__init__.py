@@ -11,6 +11,8 @@ from typing import Any
 
 from rankalign.evaluation.tables import Table
 
+SCALE = ("shard", "runner", "workers", "overwrite", "on_error", "retry_failed")
+
 
 def add_scale_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the stages that several processes can share."""
@@ -20,11 +22,19 @@ def add_scale_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runner", help="who computes: local (this process) or ray (Ray Data, here or on a cluster)")
     parser.add_argument("--workers", type=int, help="how many workers the runner ray starts")
     parser.add_argument("--overwrite", action="store_true", default=None, help="replace what is there")
+    parser.add_argument(
+        "--on_error",
+        choices=("stop", "skip"),
+        help="where a server refuses a request: end the run, or go on",
+    )
+    parser.add_argument(
+        "--retry_failed", action="store_true", default=None, help="ask again what --on_error skip left out"
+    )
 
 
 def scale_flags(args: argparse.Namespace) -> dict[str, Any]:
     """What :func:`add_scale_arguments` read, as settings."""
-    return {name: getattr(args, name) for name in ("shard", "runner", "workers", "overwrite")}
+    return {name: getattr(args, name) for name in SCALE}
 
 
 def show_facts(result: dict[str, Any]) -> None:

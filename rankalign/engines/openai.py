@@ -25,9 +25,10 @@ from rankalign.engines.openai_checks import (
     read_answer,
     shortfalls,
 )
-from rankalign.engines.openai_client import Body, Client
+from rankalign.engines.openai_client import Body, Client, Failed
 from rankalign.engines.seeds import request_seed
 from rankalign.errors import InputError
+from rankalign.storage.journal import Calls, content_digest
 
 REQUESTS_A_SLOT = 4
 """A batch holds so many requests for each that may be in flight: few enough that a kill loses little, enough that the
@@ -51,6 +52,9 @@ class OpenAIEngine:
         policy: server, model, template and sampling settings; see ``docs/engines.md``.
 
     Attributes:
+        calls: where each answer is kept as soon as it comes, and looked for before it is asked for.
+        failed: by prompt id, the failures of the last batch, each ``{"index", "reason", "tries"}``; empty unless
+            ``calls`` says that failures are skipped.
         usage: requests, tokens and cost so far.
         notes: what the server was found to ignore.
         close: shows usage on stderr and drops the connections; happens by itself when the engine goes.
@@ -67,7 +71,8 @@ class OpenAIEngine:
         self._stop = tuple(dict.fromkeys((*policy.sampling.stop, *templates.stops(policy.template))))
         self._variety = Variety()
         self._probed = False
-        self._done = 0
+        self.calls = Calls(name=policy.name)
+        self.failed: dict[str, list[dict[str, Any]]] = {}
         try:
             self._client = Client(policy.base_url, policy.api_key_env, policy.concurrency, self.notes.add)
         except InputError as error:
@@ -83,49 +88,78 @@ class OpenAIEngine:
             self.notes.add(f"{rendered} {NOTES['already_rendered']}")
         return [list(range(i, min(i + size, len(prompts)))) for i in range(0, len(prompts), size)]
 
+    def remember(self, calls: Calls) -> None:
+        """Keep answers in ``calls``, and do as it says with those that fail."""
+        self.calls, self._client.skip = calls, calls.skip
+
     def generate(self, prompts: Sequence[CandidateSet]) -> list[list[Response]]:
-        """Answer one batch.
+        """Answer one batch; where failures are skipped, answers that failed are missing.
 
         Raises:
-            InputError: the server refused a request or failed too often; then no answer of this batch counts.
+            InputError: the server refused a request or failed too often; what was answered is kept in ``calls``.
         """
         jobs = [self._answer(prompt, index) for prompt in prompts for index in range(self._copies)]
         checks = [] if self._probed or not prompts else [self._probe(*p) for p in self._probes(prompts[0])]
         try:
             found = self._client.gather([*jobs, *checks])
+        except Failed as error:
+            advice = "; --on_error skip leaves such prompts out and counts them" if self.calls else ""
+            raise InputError(f"policy {self.policy.name!r}: {error}; {self._safe()}{advice}") from None
         except InputError as error:
             raise InputError(f"policy {self.policy.name!r}: {error}; {self._safe()}") from None
         self._probed = True
-        self._done += len(jobs)
-        answers = [r for r in found if r is not None]
-        rows = [answers[i : i + self._copies] for i in range(0, len(answers), self._copies)]
-        self._look_for_variety(rows)
-        return [
-            [*row, *(self._copy(row[0], index) for index in range(len(row), self.policy.sampling.n))] for row in rows
-        ]
+        rows = [found[i : i + self._copies] for i in range(0, len(jobs), self._copies)]
+        self.failed = {
+            prompt.id: failures
+            for prompt, row in zip(prompts, rows, strict=True)
+            if (failures := [answer for answer in row if isinstance(answer, dict)])
+        }
+        answers = [[answer for answer in row if isinstance(answer, Response)] for row in rows]
+        self._look_for_variety(answers)
+        return [[*row, *self._copied(row)] for row in answers]
 
     @property
     def _copies(self) -> int:
         return 1 if self.policy.sampling.temperature == 0 else self.policy.sampling.n
 
+    def _copied(self, row: Sequence[Response]) -> list[Response]:
+        """At temperature 0, the one answer again for each of the others."""
+        wanted = range(len(row), self.policy.sampling.n) if row and self._copies == 1 else ()
+        return [self._copy(row[0], index) for index in wanted]
+
     def _safe(self) -> str:
-        kept = f"the {self._done} answers that this run finished before are safe in the journal"
-        return f"{kept}, and so are those of earlier runs: the same command goes on behind them"
+        return f"{len(self.calls)} answers are safe in the journal, and the same command goes on behind them"
 
     # --- one answer ----------------------------------------------------------------------------------------------
 
-    async def _answer(self, prompt: CandidateSet, index: int) -> Response:
+    async def _answer(self, prompt: CandidateSet, index: int) -> Response | dict[str, Any]:
         body = self._body(prompt, request_seed(self.policy.sampling.seed, prompt.id, self.policy.name, index))
         try:
-            answer = await self._ask(body)
+            answer, seeded = await self._ask(prompt.id, index, body)
+        except Failed as error:
+            if self.calls.skip:
+                return {"index": index, "reason": str(error), "tries": error.tries}
+            raise Failed(f"prompt {prompt.id!r}: {error}", error.tries) from None
         except InputError as error:
             raise InputError(f"prompt {prompt.id!r}: {error}") from None
-        return self._response(answer, index, body["seed"])
+        return self._response(answer, index, body["seed"] if seeded else None)
 
-    async def _ask(self, body: Body) -> Answer:
-        answer = await self._client.ask("messages" in body, body, read_answer)
+    async def _ask(self, prompt: str, index: int, body: Body) -> tuple[Answer, bool]:
+        """The answer to a request, kept or fetched, and whether the server took its seed."""
+        digest = content_digest([self.policy.base_url, index, body])
+        if kept := self.calls.find(prompt, digest):
+            return Answer(**kept["answer"]), kept["seeded"]
+        if failure := self.calls.failure(prompt, digest):
+            raise Failed(failure["reason"], failure["tries"])
+        try:
+            answer = await self._client.ask("messages" in body, body, read_answer)
+        except Failed as error:
+            self.calls.fail(prompt, digest, str(error), error.tries)
+            raise
         self.usage.add(answer)
-        return answer
+        seeded = "seed" not in self._client.refused
+        self.calls.keep([(prompt, digest, {"answer": dataclasses.asdict(answer), "seeded": seeded})])
+        return answer, seeded
 
     def _body(self, prompt: CandidateSet, seed: int) -> Body:
         """The request. ``top_p`` goes even where it is 1: some servers put a model's own default in its place."""
@@ -149,13 +183,13 @@ class OpenAIEngine:
             return {"messages": messages, **(_GO_ON if messages[-1]["role"] == "assistant" else {})}
         return {"prompt": templates.render(text, template, system, prompt.meta)}
 
-    def _response(self, answer: Answer, index: int, seed: int) -> Response:
+    def _response(self, answer: Answer, index: int, seed: int | None) -> Response:
         params = self.policy.sampling
         text, cut = templates.cut_at_stop(answer.text, self._stop)
         for sentence in shortfalls(answer, params, self.policy.model, cut):
             self.notes.add(sentence)
         sampling = _provenance(params, index)
-        if "seed" not in self._client.refused:
+        if seed is not None:
             sampling["request_seed"] = seed
         if answer.model.split("@")[0] not in ("", self.policy.model):  # what follows is a revision
             sampling["model"] = answer.model
@@ -173,8 +207,12 @@ class OpenAIEngine:
         return probes(self._body(prompt, request_seed(params.seed, prompt.id, self.policy.name, 0)), params)
 
     async def _probe(self, sentence: str, one: Body, other: Body) -> None:
-        texts = [(await self._ask(body)).text for body in (one, other)]
-        if texts[0] != texts[1] and ("seed" in sentence) <= ("seed" not in self._client.refused):
+        try:
+            answers = [await self._ask("", place, body) for place, body in enumerate((one, other))]
+        except Failed:  # what it was to show stays unknown
+            return
+        (first, seeded), (second, _) = answers
+        if first.text != second.text and ("seed" in sentence) <= seeded:
             self.notes.add(sentence)
 
     def _look_for_variety(self, rows: Sequence[Sequence[Response]]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankalign.engines import SamplingParams
-from rankalign.engines.openai_client import Again, Body
+from rankalign.engines.openai_client import Again, Body, Failed
 
 PROBE_TOKENS = 16
 ALIKE_AFTER = 4
@@ -47,7 +47,8 @@ def read_answer(reply: Body) -> Answer:
     """The answer in a reply of ``/chat/completions`` or ``/completions``.
 
     Raises:
-        Again: there is none.
+        Again: there is none, and another try may bring one.
+        Failed: the reply is whole and holds no text.
     """
     choices = reply.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
@@ -79,6 +80,9 @@ def _counts(usage: Any) -> list[int | None]:
 def _reasoning(message: Any) -> str:
     told = message if isinstance(message, dict) else {}
     found = told.get("reasoning_content") or told.get("reasoning")
+    parts = told.get("content")
+    if not found and isinstance(parts, list):
+        found = _joined(parts, "thinking", "reasoning")
     return _writable(found) if isinstance(found, str) else ""
 
 
@@ -86,13 +90,39 @@ def _text(choice: Body) -> tuple[str, bool]:
     message = choice.get("message")
     found = message.get("content") if isinstance(message, dict) else choice.get("text")
     refusal = message.get("refusal") if isinstance(message, dict) else None
+    if isinstance(found, list):
+        refusal = refusal or _joined(found, "refusal")
+        found = _joined(found, "text", "output_text")
     if not found and isinstance(refusal, str) and refusal:
         return _writable(refusal), True
     if found is None and choice.get("finish_reason") in ("length", "content_filter"):
         return "", False  # all of it was reasoning, or withheld
     if not isinstance(found, str):
-        raise Again("the reply has no text")
+        raise Failed(f"the reply has no text: {_instead(choice, message)}")
     return _writable(found), False
+
+
+def _joined(parts: Sequence[Any], *kinds: str) -> str | None:
+    """The texts of the parts of some kinds, one behind the other; None where there is no such part."""
+    found = [part for part in parts if isinstance(part, dict) and part.get("type") in kinds]
+    texts = [next((part[key] for key in ("text", *kinds) if part.get(key)), "") for part in found]
+    inner = [_joined(text, "text") or "" if isinstance(text, list) else str(text) for text in texts]
+    return "".join(inner) if found else None
+
+
+def _instead(choice: Body, message: Any) -> str:
+    """What a reply without text does hold, in words."""
+    told = message if isinstance(message, dict) else {}
+    calls = [call for call in told.get("tool_calls") or () if isinstance(call, dict)]
+    names = [str((call.get("function") or {}).get("name", "?")) for call in calls]
+    content = told.get("content", choice.get("text"))
+    found = {
+        f"it calls {', '.join(names)}": bool(names),
+        f"{len(_reasoning(message))} characters of reasoning": bool(_reasoning(message)),
+        f"its content is a {type(content).__name__}": content is not None,
+    }
+    what = [sentence for sentence, true in found.items() if true]
+    return ", ".join([*what, f"finish_reason {choice.get('finish_reason')}"])[:200]
 
 
 def _writable(text: str) -> str:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import os
 import random
 import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import openai
 
+from rankalign.engines.openai_waits import wait_asked
 from rankalign.errors import InputError
 from rankalign.storage.jsonl import loads
 
@@ -35,7 +35,17 @@ TIMEOUT_S = 600.0
 MAX_STOPS = 4
 """How many stop strings the strictest servers take."""
 
+CONNECT_S = 5.0
+"""A server that does not take the connection by then is not reached."""
+UNREACHED_TRIES, UNREACHED_S = 4, 8.0
+"""How often, and for how long, a server is called that never answered anything: a wrong address stays wrong."""
+DRAIN_S = 120.0
+"""How long the requests on their way may still take when another one has ended the run: they are paid for."""
+
 _RETRIED = {408, 409, 425, 429}
+_ABOUT_ONE = {400, 413, 422, 451}
+"""Statuses of a refusal that is about the request; others are about the key, the model or the account."""
+_MODERATED = re.compile(r"moderat|flagged|content policy|safety", re.I)
 _NOT_TAKEN = re.compile(
     r"unsupported|not support|unexpected|unknown|unrecogni|permitted|not allowed|array too long|extra", re.I
 )
@@ -44,9 +54,17 @@ _NOT_TAKEN = re.compile(
 class Again(Exception):
     """A try failed in a way that may pass: what happened, and how many seconds the server asks to wait (0: none)."""
 
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
+    def __init__(self, reason: str, wait: float = 0.0, reached: bool = True) -> None:
         super().__init__(reason)
-        self.wait = wait
+        self.wait, self.reached = wait, reached
+
+
+class Failed(InputError):
+    """This one request has failed for good; others may do better. ``tries`` says how often it was sent."""
+
+    def __init__(self, reason: str, tries: int = 1) -> None:
+        super().__init__(reason)
+        self.tries = tries
 
 
 class _Refused(Exception):
@@ -66,6 +84,7 @@ class Client:
         note: takes a sentence for the user, each time there is cause.
 
     Attributes:
+        skip: whether one request that fails for good leaves the others their chance.
         retries: failed tries so far.
         refused: fields that the server does not take and that are left out or said otherwise.
 
@@ -78,13 +97,19 @@ class Client:
         self._note = note
         self._slots = asyncio.Semaphore(concurrency)
         self._gate_opens = 0.0
+        self._url, self._reached, self._ending = base_url, False, False
+        self._sending: set[asyncio.Task[Any] | None] = set()
+        self.skip = False
         self.retries = 0
         self.refused: list[str] = []
         # Headers that the library would take from the environment were not meant for this server.
         self._headers: dict[str, Any] = dict.fromkeys(("OpenAI-Organization", "OpenAI-Project"), openai.Omit())
         self._headers["Authorization"] = f"Bearer {self._key}" if self._key else openai.Omit()
         self._openai = openai.AsyncOpenAI(
-            api_key=self._key or "none", base_url=base_url, max_retries=0, timeout=TIMEOUT_S
+            api_key=self._key or "none",
+            base_url=base_url,
+            max_retries=0,
+            timeout=openai.Timeout(TIMEOUT_S, connect=min(CONNECT_S, TIMEOUT_S)),
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=_serve, args=(self._loop,), daemon=True)
@@ -94,21 +119,43 @@ class Client:
         return bool(self._key) and self._key in text
 
     def gather(self, jobs: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-        """Run jobs side by side and wait for all; the first failure, or an interrupt, ends the others.
+        """Run jobs side by side and wait for all. The first failure ends the run: requests on their way may still come
+        back, others are not sent. An interrupt ends all at once.
 
         Raises:
             InputError: what the first failed job raised.
         """
         if not self._thread.ident:
             self._thread.start()
-        future = asyncio.run_coroutine_threadsafe(_all(jobs), self._loop)
+        future = asyncio.run_coroutine_threadsafe(self._all(jobs), self._loop)
         try:
             return future.result()
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
         except BaseException:
             future.cancel()
             raise
+
+    async def _all(self, jobs: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+        if not jobs:
+            return []
+        self._ending = False
+        tasks = [asyncio.ensure_future(job) for job in jobs]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            failures = [e for task in tasks if task.done() and not task.cancelled() and (e := task.exception())]
+            if failures:
+                self._ending = True
+                going = [task for task in tasks if task in self._sending]
+                for task in tasks:
+                    if task not in going:
+                        task.cancel()
+                if going:
+                    await asyncio.wait(going, timeout=DRAIN_S)
+                raise failures[0]
+            return [task.result() for task in tasks]
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def close(self) -> None:
         """Drop the connections and end the thread, without waiting: it may be this very thread that lets go last."""
@@ -128,25 +175,55 @@ class Client:
             read: makes an answer of the reply; raises :class:`Again` for a reply that holds none.
 
         Raises:
-            InputError: the server refused the request, or all tries failed.
+            Failed: the server refused the request, its reply holds no answer, or all tries failed.
+            InputError: no request can be answered: a wrong key, no such model, nobody there.
         """
-        tries = 0
         async with self._slots:
-            while True:
-                sent = self._said_otherwise(body)
-                await self._gate()
-                try:
-                    return read(await self._send(chat, sent))
-                except _Refused as refusal:
-                    if sent == self._said_otherwise(body):  # else another request has learned it meanwhile
-                        self._learn(str(refusal))
-                except Again as failure:
-                    tries, reason = tries + 1, self.clean(str(failure))
-                    if tries == TRIES:
-                        raise InputError(f"no answer in {TRIES} tries, the last one: {reason}") from None
-                    self.retries += 1
-                    if not failure.wait:  # a wait that the server asks for is kept at the gate
-                        await asyncio.sleep(_delay(tries))
+            if self._ending:  # it waited for this slot while another request ended the run
+                raise asyncio.CancelledError
+            try:
+                return await self._insist(chat, body, read)
+            except InputError as error:
+                self._ending = not (self.skip and isinstance(error, Failed))
+                raise
+
+    async def _insist(self, chat: bool, body: Body, read: Callable[[Body], T]) -> T:
+        tries, began = 0, time.monotonic()
+        while True:
+            sent = self._said_otherwise(body)
+            await self._gate()
+            try:
+                return read(await self._counted(chat, sent))
+            except _Refused as refusal:
+                if sent == self._said_otherwise(body):  # else another request has learned it meanwhile
+                    self._learn(str(refusal))
+            except Failed as failure:
+                failure.tries = tries + 1
+                raise
+            except Again as failure:
+                tries, reason = tries + 1, self.clean(str(failure))
+                if not failure.reached:
+                    self._check_reached(tries, time.monotonic() - began, reason)
+                if tries == TRIES or self._ending:
+                    raise Failed(f"no answer in {tries} tries, the last one: {reason}", tries) from None
+                self.retries += 1
+                if not failure.wait:  # a wait that the server asks for is kept at the gate
+                    await asyncio.sleep(_delay(tries))
+
+    async def _counted(self, chat: bool, body: Body) -> Body:
+        """Send, known as on its way."""
+        task = asyncio.current_task()
+        self._sending.add(task)
+        try:
+            return await self._send(chat, body)
+        finally:
+            self._sending.discard(task)
+
+    def _check_reached(self, tries: int, seconds: float, reason: str) -> None:
+        """Give up early on a server that nothing was ever heard of; one that was there may be starting again."""
+        if not self._reached and (tries >= min(UNREACHED_TRIES, TRIES) or seconds > UNREACHED_S):
+            advice = "is the server running, and is base_url right?"
+            raise InputError(f"{self._url} cannot be reached in {tries} tries, the last one: {reason}; {advice}")
 
     # --- one try -------------------------------------------------------------------------------------------------
 
@@ -158,19 +235,23 @@ class Client:
             async with asyncio.timeout(TIMEOUT_S):
                 create = api.with_raw_response.create
                 raw = await create(**named, extra_body=rest, extra_headers=self._headers)
-        except (TimeoutError, openai.APITimeoutError):
+        except (TimeoutError, openai.APITimeoutError) as error:
+            if not _connected(error):
+                raise Again(f"no connection within {CONNECT_S:g} s", reached=False) from None
             raise Again(f"no whole answer within {TIMEOUT_S:g} s") from None
         except openai.APIStatusError as error:
             return await self._status(error, body)
         except openai.APIConnectionError as error:
-            raise Again(f"connection lost or refused ({_brief(error.__cause__ or error)})") from None
+            reason = f"connection lost or refused ({_brief(error.__cause__ or error)})"
+            raise Again(reason, reached=_connected(error)) from None
+        self._reached = True
         self._hold(wait_asked(raw.headers, limited=False) or 0)
         return _json_object(raw.http_response.content)
 
     async def _status(self, error: openai.APIStatusError, body: Body) -> Body:
         """What an error status means: another try, an answer withheld by a filter, or an end with a message."""
         status, code, said = error.status_code, getattr(error, "code", None), self.clean(_said(error))
-        headers = error.response.headers
+        headers, self._reached = error.response.headers, True
         passing = (status in _RETRIED or status >= 500) and headers.get("x-should-retry") != "false"
         if passing and code != "insufficient_quota":
             wait = wait_asked(headers, limited=status == 429) or 0.0
@@ -182,6 +263,8 @@ class Client:
             return {"choices": [{"message": {"content": ""}, "text": "", "finish_reason": "content_filter"}]}
         if status in (400, 422) and (field := _field(error, said, body)):
             raise _Refused(field)
+        if status in _ABOUT_ONE or (status == 403 and _MODERATED.search(said)):
+            raise Failed(f"the server refuses: {status} {said}")
         raise InputError(f"the server refuses: {status} {said}{await self._advice(status)}")
 
     async def _advice(self, status: int) -> str:
@@ -232,12 +315,6 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
     loop.close()
 
 
-async def _all(jobs: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(job) for job in jobs]
-    return [task.result() for task in tasks]
-
-
 def _key(variable: str) -> str:
     key = os.environ.get(variable, "").strip() if variable else ""
     if variable and not key:
@@ -248,6 +325,11 @@ def _key(variable: str) -> str:
 def _delay(tries: int) -> float:
     """Seconds before the next try: up to twice as long after each, at random, so that requests do not march in step."""
     return min(FIRST_DELAY_S * 2.0 ** (tries - 1), LONGEST_DELAY_S) * random.uniform(0.5, 1)
+
+
+def _connected(error: BaseException) -> bool:
+    """Whether a connection stood before it was lost. Told by the cause's name: which HTTP library is below differs."""
+    return type(error.__cause__).__name__ not in ("ConnectError", "ConnectTimeout")
 
 
 def _json_object(content: bytes) -> Body:
@@ -297,57 +379,3 @@ def _otherwise(body: Body, field: str) -> Body | None:
         return {**rest, field: body[field][:MAX_STOPS]}
     spare = field in ("stop", "seed") or (field in ("temperature", "top_p") and body.get(field) == 1)
     return rest if spare and field in body else None
-
-
-# --- headers that ask for a wait ---------------------------------------------------------------------------------
-
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def wait_asked(headers: Mapping[str, str], limited: bool) -> float | None:
-    """Seconds that a reply asks to wait before the next request, None where it says nothing.
-
-    ``Retry-After`` (in seconds or as a date) and ``retry-after-ms`` come first. Else, of ``x-ratelimit-reset-requests``
-    and ``-tokens``, those count whose ``remaining`` is 0; on a reply that met a limit without saying which, all do.
-
-    Args:
-        headers: of the reply, keys in lower case.
-        limited: the reply is a 429.
-    """
-    asked = _number(headers.get("retry-after-ms"), 0.001)
-    asked = _retry_after(headers.get("retry-after")) if asked is None else asked
-    if asked is not None:
-        return max(asked, 0.0)
-    resets: list[tuple[float, bool]] = []
-    for suffix in ("-requests", "-tokens", ""):
-        reset = _duration(headers.get(f"x-ratelimit-reset{suffix}"))
-        if reset is not None:
-            remaining = _number(headers.get(f"x-ratelimit-remaining{suffix}"), 1)
-            resets.append((reset, remaining is not None and remaining <= 0))
-    waits = [reset for reset, empty in resets if empty] or [reset for reset, _ in resets if limited]
-    return max(waits, default=None)
-
-
-def _number(text: str | None, unit: float) -> float | None:
-    return float(text) * unit if text and re.fullmatch(r"\s*\d+(\.\d+)?\s*", text) else None
-
-
-def _retry_after(text: str | None) -> float | None:
-    seconds = _number(text, 1)
-    if seconds is not None or not text:
-        return seconds
-    try:
-        return email.utils.parsedate_to_datetime(text).timestamp() - time.time()
-    except ValueError:
-        return None
-
-
-def _duration(text: str | None) -> float | None:
-    """``6m0s``, ``20ms``, plain seconds, or a point in time in seconds since 1970."""
-    number = _number(text, 1)
-    if number is not None:
-        return number if number < 1e9 else max(number - time.time(), 0.0)
-    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|[smhd])", text or "")
-    if not parts or "".join(a + b for a, b in parts) != (text or "").strip():
-        return None
-    return sum(float(count) * _UNITS[unit] for count, unit in parts)

@@ -7,7 +7,9 @@ prose that no pattern knows stay readable; against them there are the tags and :
 
 from __future__ import annotations
 
+import functools
 import re
+import unicodedata
 from collections.abc import Iterable
 
 MARK = "¦"
@@ -20,44 +22,116 @@ GUARD = (
 )
 
 
+# Letters of other scripts that look like Latin ones in running text, after the confusables of Unicode's TR39; what NFKD
+# folds (full width, mathematical letters, accents) need not stand here.
+_LOOK_ALIKES = {
+    "a": "аɑα", "b": "ЬВΒ", "c": "сϲС", "d": "ԁɗ", "e": "еєΕЕ", "f": "ƒ", "g": "ɡ", "h": "һΗН", "i": "іıιΙІӏǀ",
+    "j": "јЈ", "k": "κкΚК", "l": "ⅼ", "m": "мΜМ", "n": "ոΝп", "o": "оοσΟОօ", "p": "рρΡР", "q": "ԛ", "r": "гᴦ",
+    "s": "ѕЅ", "t": "тτΤТ", "u": "υսц", "v": "νѵѴⅴ", "w": "ԝш", "x": "хχΧХ", "y": "уүΥУ", "z": "ᴢΖ",
+    "[": "【〚〔❲⁅", "]": "】〛〕❳⁆", ":": "։꞉ː׃∶", "=": "꞊", ">": "›≻≫", "<": "‹", "-": "–—−‐‑", "|": "∣ǁ", "/": "∕⁄",
+    "[[": "⟦", "]]": "⟧", '"': "“”„″", "'": "‘’′",
+}  # fmt: skip
+_FOLDED = {sign: plain for plain, signs in _LOOK_ALIKES.items() for sign in signs}
+
+
+def _fold(sign: str) -> str:
+    """What a sign may be taken for: nothing for invisible ones and accents, letters for look-alikes."""
+    if 0xE0020 <= ord(sign) <= 0xE007E:  # tags, which spell ASCII that nobody sees and a tokenizer may
+        return chr(ord(sign) - 0xE0000)
+    kept = [each for each in unicodedata.normalize("NFKD", _FOLDED.get(sign, sign)) if each not in "\u115f\u3164"]
+    visible = [each for each in kept if unicodedata.category(each) not in ("Mn", "Me", "Cf")]
+    return "".join(_FOLDED.get(each, each) for each in visible)
+
+
+def _view(text: str) -> tuple[str, list[int]]:
+    """``text`` as a reader may take it, and for each of its signs where in ``text`` it ends."""
+    pieces = [(folded, place) for place, sign in enumerate(text, start=1) for folded in _fold(sign)]
+    return "".join(folded for folded, _ in pieces), [place for _, place in pieces]
+
+
 def _pattern(*alternatives: str) -> re.Pattern[str]:
     return re.compile("|".join(alternatives), re.IGNORECASE | re.MULTILINE)
 
 
+_GRADED = r"scores?|scoring|ratings?|rates?|grades?|ranks?|rankings?|points|marks|quality|overall"
+_SHOWN = r"(?:assistant|answer|response|output|candidate|model|option)"
+_ONE = rf"(?:{_SHOWN}[\s_#]*)?[(\[]?(?:[abc]|\d{{1,2}}|tie|me|mine|this)\b"
+_GAP = r"[\s*_\"'`#(\[{]{0,8}"
+_WORTH = r"(?:\d{1,2}(?:[./]\d+)?(?![\d%])|(?:five|ten|full|maximum|perfect)\b)"
+_SIGNS = r"(?:is|are|of|as|[:=>|-]{1,2})?"
+_BEST = r"(?:better|best|superior|stronger|wins?|winner|preferred|correct\s+choice)"
+
 # Each matches the head of what it breaks and looks ahead for the rest, so that no two matches hide one another.
 _PATTERNS = {
     "verdict": _pattern(
-        r"\[(?=\[)",
-        r"\bverdict(?=[\s*_]*[:=-])",
-        r"\b(?:scor|rat|grad|rank)(?:es?|ings?)(?=[\s*_]{0,3}(?:is|of|[:=-])?[\s*_(\[]{0,4}\d)",
-        r"\b(?:assistant|answer|response|candidate)(?=[\s#_]*\d{1,3}\W{0,3}\s*[:>=])",
-        r"(?:^|(?<=:))[ \t*_`]*[\[(#]?\d{1,3}(?=[\])]?\s*[>=]\s*[\[(#]?\d)",
+        r"\[(?=\s*\[)",
+        rf"\b(?:verdict|judge?ment)(?={_GAP}(?:[:=>|-]|is\b|$))",
+        rf"\b(?:{_GRADED})(?={_GAP}{_SIGNS}{_GAP}{_WORTH})",
+        rf"\b(?:winner|choice|preference|preferred|decision|final(?:\s+answer)?|rank)(?={_GAP}(?:is|[:=>|-]){_GAP}{_ONE})",
+        rf"\b{_SHOWN}(?=[\s#_]*\d{{1,3}}\W{{0,3}}\s*[:>=])",
+        rf"\b{_SHOWN}(?=[\s#_]*[(\[]?[ab12]\b[^.\n]{{0,40}}\b{_BEST}\b)",
+        rf"\b{_SHOWN}(?=\s*[ab]\s*[>=]+\s*(?:{_SHOWN}\s*)?[ab]\b)",
+        r"(?:^|(?<=[:|]))[ \t*_`]*[\[(#]?(?:\d{1,3}|[ab])(?=[\])]?\s*[>=]+\s*[\[(#]?(?:\d|[ab]\b))",
         r"^[ \t]*\d{1,2}(?:\.\d+)?(?=[ \t,]+\d{1,2}(?:\.\d+)?[ \t]*$)",
+        r"\b10(?=\s*(?:/|out\s+of)\s*10\b)|\b5(?=\s*(?:/|out\s+of)\s*5\b)",
+        r"\bboxed(?=\s*\{\W{0,4}(?:text\W{0,3})?[abc]\b)",
+        rf"^[ \t>]*#{{1,6}}[^\n]{{0,40}}?\b(?:{_GRADED}|evaluation|result|winner|assessment)\b(?=[\W]*$)",
     ),
     "order": _pattern(
-        r"\b(?:ignore|disregard|forget|override)(?=\b[^.\n]{0,40}\b(?:previous|prior|above|earlier|preceding|other|"
-        r"instructions?|rules|rubric)\b)",
+        r"\b(?:ignore|disregard|forget|override|overlook|bypass|neglect|discard)(?=\b[^.\n]{0,40}\b(?:previous|prior|above|"
+        r"earlier|preceding|other|everything|instructions?|rules|rubric|prompt|context|criteria|guidelines)\b)",
         r"\b(?:score|rate|give|grade|rank|award|assign)(?=\s+(?:me|this|it|my|mine|us|assistant|answer|response)\b"
         r"[^.\n]{0,60}(?:\d|\b(?:full|top|best|highest|maximum|perfect|first)\b))",
-        r"\b(?:choose|pick|prefer|select|declare)(?=\s+(?:me|mine|my\s+answer|this\s+(?:answer|response|one)|"
-        r"(?:assistant|answer|response)\s+[ab\d])\b)",
-        r"\b(?:dear|attention|note\s+to(?:\s+the)?|hey)(?=,?\s+(?:judges?|graders?|evaluators?|reviewers?|raters?)\b)",
-        r"\bsystem(?=\s+(?:prompt|message|override)\b)",
+        rf"\b(?:choose|pick|prefer|select|declare)(?=\s+(?:me|mine|my\s+answer|this\s+(?:answer|response|one)|"
+        rf"(?:the\s+)?{_SHOWN}\s+[(\[]?[ab\d])\b)",
+        rf"\b(?:print|output|say|write|reply|respond|return|report|emit)(?=\s+(?:with|only|exactly|just|that|the)?{_GAP}"
+        rf"(?:\[\W{{0,2}}(?:[abc]|\d{{1,2}})\W|verdict|{_GRADED}|[ab](?:[\"'`\])]|\s*$)|{_SHOWN}\s+[(\[]?[ab\d]\b|(?:10|5)\b))",
+        r"\b(?:dear|attention|note\s+to(?:\s+the)?|hey|hello)(?=,?\s+(?:judges?|graders?|evaluators?|reviewers?|raters?)\b)",
+        r"\bsystem(?=\s+(?:prompt|message|override|notice)\b)",
+        r"\b(?:rubric|rules|criteria|instructions?|guidelines|task|evaluation|comparison)(?=\s+(?:has|have|is|are|was|were)?"
+        r"\s*(?:now\s+|been\s+|already\s+)*(?:changed?|updated|replaced|complete|completed|over|finished|ended)\b)",
+        r"\b(?:new|updated|revised|real|actual)(?=\s+(?:instructions?|rubric|rules|criteria|guidelines|task)\b\s*(?:[:,.]|is|are))",
+        r"\byou(?=\s+(?:must|should|have\s+to|need\s+to|will|are\s+(?:now|required|instructed))\b[^.\n]{0,40}"
+        r"\b(?:choose|select|rate|score|prefer|pick|grade|award|declare)\b)",
     ),
-    "control": _pattern(r"<(?=\|[^|<>\n]{1,40}\|>)", r"<(?=/?s>|(?:start|end)_of_turn>|<SYS>)", r"\[(?=/?INST\])"),
+    "control": _pattern(
+        r"<(?=\|[^|<>\n]{1,40}\|>)",
+        r"<(?=/?s>|(?:start|end)_of_turn>|<SYS>)",
+        r"\[(?=/?INST\])",
+        r"<(?=\s*/?\s*(?:verdict|scores?|ratings?|grade|winner|judge?ment|result|answers?(?:_\w{1,3})?|request|think(?:ing)?|"
+        r"reasoning|system|user|assistant|instructions?)\b[^<>\n]{0,40}>)",
+        r"^[ \t#*_>\[(]*(?:human|user|system|developer|assistant|judge|evaluator|grader|instructions?)(?=[\])*_ \t]*:)",
+        r"(?:\}|\])(?=\s*,?\s*\{\s*\"(?:role|model|rank|score|winner|verdict)\")",
+    ),
 }
 
 
-def harden(text: str) -> tuple[str, dict[str, int]]:
+def harden(text: str, axes: Iterable[str] = ()) -> tuple[str, dict[str, int]]:
     """``text`` with its imitations broken by :data:`MARK`, and how many there were by kind.
 
-    Kinds: ``verdict`` looks like one, ``order`` tells the judge what to do, ``control`` is a chat control token. An
-    honest answer may hold such strings too (a match report has scores), so a count is a hint and no proof.
+    They are looked for in the text as a reader may take it: accents, invisible signs and full width aside, look-alike
+    letters as what they look like. The text itself stays as it is but for the marks.
+
+    Kinds: ``verdict`` looks like one, ``order`` tells the judge what to do, ``control`` is a chat control token or a
+    tag. An honest answer may hold such strings too (a match report has scores), so a count is a hint and no proof.
+
+    Args:
+        text: a candidate.
+        axes: what the judge is asked to grade: their names with a number behind them look like a verdict.
     """
-    found = {kind: [match.end() for match in pattern.finditer(text)] for kind, pattern in _PATTERNS.items()}
+    view, ends = (text, range(1, len(text) + 1)) if text.isascii() else _view(text)
+    patterns = _PATTERNS | ({"axis": _axes_pattern(tuple(axes))} if (axes := tuple(axes)) else {})
+    found = {kind: [ends[match.end() - 1] for match in pattern.finditer(view)] for kind, pattern in patterns.items()}
+    found["verdict"] += found.pop("axis", [])
     places = sorted({place for ends in found.values() for place in ends})
     pieces = [text[a:b].replace(MARK, MARK * 2) for a, b in zip([0, *places], [*places, len(text)], strict=True)]
     return MARK.join(pieces), {kind: len(ends) for kind, ends in found.items() if ends}
+
+
+@functools.lru_cache(maxsize=64)
+def _axes_pattern(axes: tuple[str, ...]) -> re.Pattern[str]:
+    names = "|".join(r"[\s_-]+".join(map(re.escape, _view(axis)[0].split())) for axis in axes)
+    return _pattern(rf"\b(?:{names})(?={_GAP}(?:\([^)\n]{{0,12}}\)\s*)?{_SIGNS}{_GAP}{_WORTH})")
 
 
 def soften(text: str) -> str:

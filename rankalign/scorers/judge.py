@@ -16,15 +16,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rankalign.config import build
-from rankalign.data.records import CandidateSet, Message, Prompt, Response
+from rankalign.data.records import (
+    CandidateSet,
+    Checker,
+    Message,
+    Prompt,
+    Response,
+    parse_response,
+    response_to_dict,
+)
 from rankalign.engines import ENGINES, Engine, Policy
 from rankalign.engines.settings import policy_settings
 from rankalign.errors import InputError
 from rankalign.registry import did_you_mean
 from rankalign.scorers import Explanation
 from rankalign.scorers.aggregate import RULES, aggregate
+from rankalign.scorers.hardening import GUARD, fence, harden
 from rankalign.scorers.judge_prompts import TYPES, find_prompt
-from rankalign.scorers.verdicts import GUARD, Ratings, fence, harden
+from rankalign.scorers.verdicts import Ratings
+from rankalign.storage.journal import Calls, Remembering, content_digest
 
 DEFAULTS = {"temperature": 0.0, "max_new_tokens": 512}
 RULE = {"pairwise": "bradley-terry", "listwise": "borda"}
@@ -42,6 +52,7 @@ class Call:
         prompt: what the judge is asked.
         text: what it wrote.
         repair: what it wrote when asked for its verdict again; None where it was not.
+        failed: why there is no text, and after how many tries; None where there is one.
         verdict: numbers by name for each text shown; None where none could be read.
     """
 
@@ -50,6 +61,7 @@ class Call:
     text: str = ""
     repair: str | None = None
     verdict: list[Ratings] | None = None
+    failed: dict[str, Any] | None = None
 
 
 @dataclass
@@ -113,6 +125,7 @@ class JudgeScorer:
         self.name, self.mode, self.seed, self.repair, self.hardened = name, mode, seed, repair, hardened
         self.rounds, self.opponents = rounds, opponents
         self._cases: list[Case] = []
+        self._calls = Calls(name=name)
         try:
             self._check_options()
             self.prompt = find_prompt(prompt, mode)
@@ -146,15 +159,12 @@ class JudgeScorer:
         """One score a response."""
         self._cases = [self.case(record) for record in sets]
         calls = [call for case in self._cases for call in case.calls]
-        unread = []
         for call, reply in zip(calls, self._ask([call.prompt for call in calls]), strict=True):
-            call.text = reply.text
-            call.verdict = self._read(call, reply.text) if reply.finished else None
-            if call.verdict is None:
-                unread.append(call)
-        if self.repair:
-            for call, reply in zip(unread, self._ask([self._again(call) for call in unread]), strict=True):
-                call.repair, call.verdict = reply.text, self._read(call, reply.text) if reply.finished else None
+            self._take(call, reply)
+        unread = [call for call in calls if call.verdict is None and call.failed is None] if self.repair else []
+        for call, reply in zip(unread, self._ask([self._again(call) for call in unread]), strict=True):
+            call.repair = reply.text if isinstance(reply, Response) else ""
+            self._take(call, reply, again=True)
         return [[scores[place] for place in case.places] for case in self._cases for scores in [self._scores(case)]]
 
     def explain(self) -> list[Explanation]:
@@ -180,7 +190,7 @@ class JudgeScorer:
     def case(self, record: CandidateSet) -> Case:
         """A record with the questions to be asked about it; asks nothing."""
         texts = list(dict.fromkeys(response.text for response in record.responses))
-        hardened = [harden(text) for text in texts]
+        hardened = [harden(text, self.prompt.axes) for text in texts]
         places = [texts.index(response.text) for response in record.responses]
         case = Case(record, texts, places, [attempts for _, attempts in hardened])
         shown_texts = [text for text, _ in hardened] if self.hardened else texts
@@ -220,12 +230,37 @@ class JudgeScorer:
         asked = self.prompt.fill({"question": question, "answers": listed, **dict(zip(labels, texts, strict=True))})
         return [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": asked}]
 
-    def _ask(self, prompts: Sequence[CandidateSet]) -> list[Response]:
-        replies: dict[int, Response] = {}
+    def remember(self, calls: Calls) -> None:
+        """Keep replies in ``calls``, and look there before asking; a later run pays for the others alone."""
+        self._calls = calls
+        if isinstance(self.engine, Remembering):
+            self.engine.remember(calls)
+
+    def _ask(self, prompts: Sequence[CandidateSet]) -> list[Response | dict[str, Any]]:
+        """A reply to each prompt, or why there is none."""
+        replies: dict[int, Response | dict[str, Any]] = {}
         for batch in self.engine.batches(prompts) if prompts else []:
-            for index, answers in zip(batch, self.engine.generate([prompts[i] for i in batch]), strict=True):
-                replies[index] = answers[0]
+            asked = [prompts[i] for i in batch]
+            answers = self._fetch(asked)
+            failed = getattr(self.engine, "failed", {})
+            for index, prompt, answer in zip(batch, asked, answers, strict=True):
+                replies[index] = answer[0] if answer else failed[prompt.id][0]
         return [replies[index] for index in range(len(prompts))]
+
+    def _fetch(self, asked: list[CandidateSet]) -> list[list[Response]]:
+        """One batch of an engine, kept as a whole unless the engine keeps its answers one by one."""
+        if isinstance(self.engine, Remembering) or not self._calls:
+            return self.engine.generate(asked)
+        digests = [content_digest([prompt.prompt, self.fingerprint()["policy"]]) for prompt in asked]
+        kept = [self._calls.find(prompt.id, digest) for prompt, digest in zip(asked, digests, strict=True)]
+        if all(reply is not None for reply in kept):
+            return [[parse_response(Checker("journal", 0), reply, "reply")] for reply in kept]
+        answers = self.engine.generate(asked)
+        self._calls.keep(
+            (prompt.id, digest, response_to_dict(answer[0]))
+            for prompt, digest, answer in zip(asked, digests, answers, strict=True)
+        )
+        return answers
 
     def _again(self, call: Call) -> CandidateSet:
         """The follow-up that asks for the verdict alone."""
@@ -235,8 +270,14 @@ class JudgeScorer:
 
     # --- judging -----------------------------------------------------------------------------------------------------
 
-    def _read(self, call: Call, text: str) -> list[Ratings] | None:
-        return self.prompt.read(text, len(call.shown))
+    def _take(self, call: Call, reply: Response | dict[str, Any], again: bool = False) -> None:
+        """Note what came of a question; what the token limit cut is no verdict, whatever stands in it."""
+        if not isinstance(reply, Response):
+            call.failed = {key: reply[key] for key in ("reason", "tries")}
+            return
+        if not again:
+            call.text = reply.text
+        call.verdict = self.prompt.read(reply.text, len(call.shown)) if reply.finished else None
 
     def _scores(self, case: Case) -> list[float | None]:
         """One score a distinct text."""
@@ -251,6 +292,7 @@ class JudgeScorer:
         calls = [
             {"shown": [first[place] for place in call.shown], "text": call.text, "verdict": call.verdict}
             | ({} if call.repair is None else {"repair": call.repair})
+            | ({} if call.failed is None else {"failed": call.failed})
             for call in case.calls
         ]
         responses = []
@@ -308,6 +350,8 @@ def _counts(case: Case, mode: str) -> dict[str, int]:
         "repaired": sum(call.repair is not None and call.verdict is not None for call in case.calls),
         "attempts": sum(sum(case.attempts[place].values()) for place in case.places),
     }
+    if failed := sum(call.failed is not None for call in case.calls):
+        found["failed"] = failed
     if mode == "pairwise":
         ranks = {call.shown: [_rank(r) for r in call.verdict] for call in case.calls if call.verdict}
         both = [(own, ranks[shown[::-1]]) for shown, own in ranks.items() if shown[::-1] in ranks]

@@ -14,11 +14,11 @@ from rankalign.engines.settings import policy_settings
 from rankalign.errors import InputError
 from rankalign.scorers import SCORERS, Scorer, attach, grade
 from rankalign.stages.shards import Collected, collect
-from rankalign.stages.stage import Batch, Items, Scale, Stage, run_plans
+from rankalign.stages.stage import Batch, Items, Ledger, Scale, Stage, partial, run_plans
 from rankalign.storage.files import sha256_file
-from rankalign.storage.journal import Journal
+from rankalign.storage.journal import Calls, Remembering
 
-SCORE_BATCH = 32  # records handed to a scorer at once, and lost at most when a run is killed
+SCORE_BATCH = 32  # records handed to a scorer at once; what a judge was paid for is kept call by call
 
 
 # --- sampling ----------------------------------------------------------------------------------------------------
@@ -57,11 +57,21 @@ def sample(
         "max_prompts": config.max_prompts,
         "policies": [describe(policy) for policy in policies],
     }
-    stage = Stage("sample", Path(config.prompts), Path(config.output), settings, config.shard, config.overwrite)
+    stage = Stage(
+        "sample",
+        Path(config.prompts),
+        Path(config.output),
+        settings,
+        config.shard,
+        config.overwrite,
+        inputs=("prompts", "max_prompts"),
+        on_error=config.on_error,
+        retry_failed=config.retry_failed,
+    )
     scale = Scale(config.shard, config.runner, config.workers)
     make = answerer or Answerer
     return stage.run(
-        lambda journal: _sample(prompts, [make(policy) for policy in policies], scale, journal),
+        lambda ledger: _sample(prompts, [make(policy) for policy in policies], scale, ledger),
         lambda items: _answered(prompts, names, items),
     )
 
@@ -86,16 +96,25 @@ class Answerer:
     def __reduce__(self) -> tuple[type[Answerer], tuple[Policy]]:
         return Answerer, (self.policy,)
 
+    def remember(self, calls: Calls) -> None:
+        """Keep each answer that costs a call of its own."""
+        if isinstance(self.engine, Remembering):
+            self.engine.remember(calls)
+
     def __call__(self, batch: Batch) -> list[Any]:
         """The responses to each prompt, as JSON."""
         answers = self.engine.generate(batch)
-        return [[response_to_dict(response) for response in responses] for responses in answers]
+        failed = getattr(self.engine, "failed", {})
+        return [
+            partial([response_to_dict(response) for response in responses], failed.get(prompt.id, []))
+            for prompt, responses in zip(batch, answers, strict=True)
+        ]
 
 
-def _sample(prompts: list[CandidateSet], workers: list[Answerer], scale: Scale, journal: Journal) -> None:
+def _sample(prompts: list[CandidateSet], workers: list[Answerer], scale: Scale, ledger: Ledger) -> None:
     plans = [scale.plan(w, [[prompts[i] for i in batch] for batch in w.engine.batches(prompts)]) for w in workers]
     workers.clear()  # each goes, with its model, when its plan is done
-    run_plans("sampling", plans, journal)
+    run_plans("sampling", plans, ledger)
 
 
 def _answered(prompts: list[CandidateSet], names: list[str], items: Items) -> list[CandidateSet]:
@@ -164,9 +183,19 @@ def score(config: ScoreConfig, grader: Callable[[ScorerConfig], Grader] | None =
         "input": sha256_file(config.input),
         "scorers": [{"name": each.name, **each.scorer.fingerprint()} for each in graders],
     }
-    stage = Stage("score", Path(config.input), Path(config.output), settings, config.shard, config.overwrite)
+    stage = Stage(
+        "score",
+        Path(config.input),
+        Path(config.output),
+        settings,
+        config.shard,
+        config.overwrite,
+        inputs=("input",),
+        on_error=config.on_error,
+        retry_failed=config.retry_failed,
+    )
     scale, names = Scale(config.shard, config.runner, config.workers), [each.name for each in graders]
-    return stage.run(lambda journal: _score(sets, graders, scale, journal), lambda items: _graded(sets, names, items))
+    return stage.run(lambda ledger: _score(sets, graders, scale, ledger), lambda items: _graded(sets, names, items))
 
 
 class Grader:
@@ -179,16 +208,27 @@ class Grader:
     def __reduce__(self) -> tuple[type[Grader], tuple[ScorerConfig]]:
         return Grader, (self.config,)
 
+    def remember(self, calls: Calls) -> None:
+        """Keep each of a judge's replies."""
+        if isinstance(self.scorer, Remembering):
+            self.scorer.remember(calls)
+
     def __call__(self, batch: Batch) -> list[Any]:
         """The grades of each record; see :func:`rankalign.scorers.grade`."""
-        return grade(self.scorer, batch)
+        return [partial(grades, _failures(grades)) for grades in grade(self.scorer, batch)]
 
 
-def _score(sets: list[CandidateSet], graders: list[Grader], scale: Scale, journal: Journal) -> None:
+def _failures(grades: Any) -> list[dict[str, Any]]:
+    """What failed of a judge's calls about one record."""
+    calls = grades["record"].get("calls", ()) if isinstance(grades, dict) else ()
+    return [{"index": number, **call["failed"]} for number, call in enumerate(calls) if "failed" in call]
+
+
+def _score(sets: list[CandidateSet], graders: list[Grader], scale: Scale, ledger: Ledger) -> None:
     batches = list(_chunks(sets, SCORE_BATCH))
     plans = [scale.plan(grader, batches) for grader in graders]
     graders.clear()
-    run_plans("scoring", plans, journal)
+    run_plans("scoring", plans, ledger)
 
 
 def _graded(sets: list[CandidateSet], names: list[str], items: Items) -> list[CandidateSet]:
@@ -217,7 +257,9 @@ def merge_shards(output: str, overwrite: bool = False) -> dict[str, Any]:
     """
     found = collect(Path(output))
     stage = Stage(found.stage, found.source, Path(output), found.settings, overwrite=overwrite)
-    return stage.run(lambda journal: None, lambda _: _joined(found), shards=found.count, seconds=found.seconds)
+    failed = {"failed": found.failed} if found.failed else {}
+    facts = {"shards": found.count, "seconds": found.seconds, **failed}
+    return stage.run(lambda ledger: None, lambda _: _joined(found), **facts)
 
 
 def _joined(found: Collected) -> list[CandidateSet]:

@@ -74,6 +74,7 @@ class Collected:
         items: value by key.
         seconds: what they took, summed.
         count: how many there were.
+        failed: the calls that failed and were skipped.
     """
 
     stage: str
@@ -82,6 +83,7 @@ class Collected:
     items: dict[Key, Any]
     seconds: float
     count: int
+    failed: list[dict[str, Any]]
 
 
 def collect(output: Path) -> Collected:
@@ -105,8 +107,11 @@ def collect(output: Path) -> Collected:
     items: dict[Key, Any] = {}
     for shard in shards:
         _add(items, shard, output)
+    failed = [each for content in contents for each in content.get("failed", ())]
     seconds = round(sum(content["seconds"] for content in contents), 1)
-    return Collected(first["stage"], first["settings"], Path(next(iter(first["inputs"]))), items, seconds, len(shards))
+    return Collected(
+        first["stage"], first["settings"], Path(next(iter(first["inputs"]))), items, seconds, len(shards), failed
+    )
 
 
 def _expected(output: Path) -> list[Shard]:

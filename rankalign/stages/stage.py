@@ -1,19 +1,21 @@
 """What sampling and scoring have in common: a pass over batches that leaves one output, resumable, shared out at will.
 
-Work items are keyed ``(name, record id)``. They go into the journal batch by batch; from the whole of them the output
-is put together, so neither the order in which they came nor who computed them leaves a trace in it.
+Work items are keyed ``(name, record id, digest of the record)``, so that a changed input keeps what is done. They go
+into the journal batch by batch; from the whole of them the output is put together, so neither the order in which they
+came nor who computed them leaves a trace in it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rankalign.data.records import CandidateSet, write
+from rankalign.data.records import CandidateSet, to_dict, write
 from rankalign.errors import InputError
 from rankalign.progress import Progress
 from rankalign.registry import Entry, Registry
@@ -21,7 +23,8 @@ from rankalign.scorers import summary
 from rankalign.stages.shards import Shard, write_items
 from rankalign.storage import manifest
 from rankalign.storage.files import sync_directory
-from rankalign.storage.journal import Journal, Key
+from rankalign.storage.journal import FORMAT, Calls, Journal, Key, Remembering, content_digest, differences
+from rankalign.storage.jsonl import dumps, loads
 
 Items = Mapping[Key, Any]
 Batch = Sequence[CandidateSet]
@@ -43,6 +46,7 @@ class Worker(Protocol):
 
 # Each runner is called with (worker, batches, how many workers; 0 for its own choice) and yields (batch, values) as
 # they come, in any order.
+ON_ERROR = ("stop", "skip")
 RUNNERS = Registry(
     "runner",
     {
@@ -97,29 +101,96 @@ class Plan:
         """How many records."""
         return sum(map(len, self.batches))
 
-    def missing(self, batch: Batch, journal: Journal) -> int:
-        """How many records of a batch have no item yet."""
-        return sum((self.worker.name, record.id) not in journal.done for record in batch)
-
-    def run(self, journal: Journal, progress: Progress) -> None:
+    def run(self, ledger: Ledger, progress: Progress) -> None:
         """Do every batch of which anything is missing. It is computed whole even so: batch mates change the last bits
         of a matrix product, and a resumed run must repeat the first one's bytes."""
-        todo = [batch for batch in self.batches if self.missing(batch, journal)]
+        name = self.worker.name
+        todo = [batch for batch in self.batches if ledger.missing(name, batch)]
+        if ledger.skip and self.scale.runner != "local":
+            raise InputError(
+                f"on_error: runner {self.scale.runner!r} keeps no calls; skip failed ones with runner local"
+            )
+        if todo and isinstance(self.worker, Remembering) and self.scale.runner == "local":
+            self.worker.remember(ledger.calls(name))
         runner = RUNNERS.load(self.scale.runner)
         for batch, values in runner(self.worker, todo, self.scale.workers) if todo else ():
-            fresh = self.missing(batch, journal)
-            name = self.worker.name
-            journal.append([((name, record.id), value) for record, value in zip(batch, values, strict=True)])
+            fresh = ledger.missing(name, batch)
+            ledger.add(name, batch, values)
             progress.add(fresh)
+        ledger.take(name, self.batches)
 
 
-def run_plans(what: str, plans: list[Plan], journal: Journal) -> None:
+FAILED = "failed"
+
+
+def partial(value: Any, failures: list[dict[str, Any]]) -> Any:
+    """An item some of whose calls failed: the output gets what there is, and the next run may ask for the rest."""
+    return {"value": value, FAILED: failures} if failures else value
+
+
+class Ledger:
+    """The items of one run: those in its journal, and those that lack something and are not put there.
+
+    Args:
+        journal: the journal.
+        skip: calls that fail for good are left out and counted; else the first one ends the run.
+        retry: ask again what failed in an earlier run.
+
+    Attributes:
+        items: by (name, record id), every item that was taken.
+        failed: each failed call, ``{"name", "id", "reason", "tries", ...}``.
+    """
+
+    def __init__(self, journal: Journal, skip: bool = False, retry: bool = False) -> None:
+        self.journal, self.skip, self.retry = journal, skip, retry
+        self.items: dict[Key, Any] = {}
+        self.failed: list[dict[str, Any]] = []
+        self._partial: dict[Key, Any] = {}
+        self._digests: dict[int, str] = {}
+
+    def calls(self, name: str) -> Calls:
+        """The calls of a policy or judge."""
+        return Calls(self.journal, name, self.skip, self.retry)
+
+    def missing(self, name: str, batch: Batch) -> int:
+        """How many records of a batch have no item yet."""
+        return sum(self._key(name, record) not in self.journal.done for record in batch)
+
+    def add(self, name: str, batch: Batch, values: Sequence[Any]) -> None:
+        """Put the items of a batch into the journal; those that lack something stay in memory."""
+        keyed = [(self._key(name, record), value) for record, value in zip(batch, values, strict=True)]
+        lacking = {key: value for key, value in keyed if isinstance(value, dict) and FAILED in value}
+        self.journal.append([(key, value) for key, value in keyed if key not in lacking])
+        self._partial |= lacking
+
+    def take(self, name: str, batches: Sequence[Batch]) -> None:
+        """Note the items of all batches, and what failed."""
+        for record in itertools.chain.from_iterable(batches):
+            key = self._key(name, record)
+            if key in self.journal.done:
+                self.items[name, record.id] = self.journal.done[key]
+            else:
+                self.items[name, record.id] = self._partial[key]["value"]
+                self.failed += [{"name": name, "id": record.id, **each} for each in self._partial[key][FAILED]]
+
+    def _key(self, name: str, record: CandidateSet) -> Key:
+        if self.journal.old:
+            return (name, record.id)
+        if id(record) not in self._digests:
+            told = to_dict(record)
+            for response in told["responses"]:
+                response.pop("scores", None)  # no engine and no scorer sees them
+            self._digests[id(record)] = content_digest(told)
+        return (name, record.id, self._digests[id(record)])
+
+
+def run_plans(what: str, plans: list[Plan], ledger: Ledger) -> None:
     """Run plans one after the other; each is dropped when it is done, so that only one model is in memory."""
     total = sum(plan.total for plan in plans)
-    done = sum(plan.total - sum(plan.missing(batch, journal) for batch in plan.batches) for plan in plans)
+    done = total - sum(ledger.missing(plan.worker.name, batch) for plan in plans for batch in plan.batches)
     with Progress(what, total, "prompt", done=done) as progress:
         while plans:
-            plans.pop(0).run(journal, progress)
+            plans.pop(0).run(ledger, progress)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +204,9 @@ class Stage:
         settings: everything the output depends on; not who computes it, nor in how many parts.
         shard: ``i/n`` or empty.
         overwrite: replace a finished or half-finished output.
+        inputs: the settings that say which records there are; a begun run goes on though they change.
+        on_error: ``stop`` at the first call that fails for good, or ``skip`` such calls and count them.
+        retry_failed: ask again what was skipped, in a finished run too.
     """
 
     name: str
@@ -141,17 +215,24 @@ class Stage:
     settings: dict[str, Any]
     shard: str = ""
     overwrite: bool = False
+    inputs: tuple[str, ...] = ()
+    on_error: str = "stop"
+    retry_failed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.on_error not in ON_ERROR:
+            raise InputError(f"on_error: {self.on_error!r} is none of {', '.join(ON_ERROR)}")
 
     @property
     def target(self) -> Path:
         """The file that this process writes."""
         return Shard.parse(self.shard).path(self.output) if self.shard else self.output
 
-    def run(self, work: Callable[[Journal], None], assemble: Assemble, **facts: Any) -> dict[str, Any]:
+    def run(self, work: Callable[[Ledger], None], assemble: Assemble, **facts: Any) -> dict[str, Any]:
         """Do the work unless it is finished.
 
         Args:
-            work: puts every item into the journal.
+            work: takes every item into the ledger.
             assemble: makes the output's records of all items.
             **facts: more for the manifest.
 
@@ -162,20 +243,65 @@ class Stage:
             InputError: another process is at it, the settings differ, or it cannot be written.
         """
         path = self.target.with_name(self.target.name + ".journal")
-        if not self.overwrite and manifest.is_finished(self.target, self.settings):
-            path.unlink(missing_ok=True)  # a kill can fall between the manifest and this
-            print(f"{self.target} is finished already with these settings: nothing to do", file=sys.stderr)
-            return {"output": str(self.target), "already_finished": True}
+        if not self.overwrite and not self._goes_on(path) and manifest.is_finished(self.target, self.settings):
+            return self._nothing_to_do(path)
         started = time.time()
-        with Journal(path, self.settings, fresh=self.overwrite) as journal:
+        with Journal(path, self._header(), fresh=self.overwrite, older=self.settings) as journal:
             if self.overwrite:  # not before the journal's lock is ours
                 _remove(self.target)
-            work(journal)
-            facts = {"seconds": round(time.time() - started, 1), **facts}
-            counts = self._part(journal.done, facts) if self.shard else self._whole(assemble(journal.done), facts)
-            path.unlink(missing_ok=True)
+            ledger = Ledger(journal, self.on_error == "skip" or self.retry_failed, self.retry_failed)
+            work(ledger)
+            facts = {"seconds": round(time.time() - started, 1), **facts, **self._failures(ledger)}
+            counts = self._part(ledger.items, facts) if self.shard else self._whole(assemble(ledger.items), facts)
+            if FAILED not in facts:  # else it holds what need not be asked again
+                path.unlink(missing_ok=True)
             sync_directory(self.output.parent)
-        return {"output": str(self.target), "already_finished": False, **counts, **facts}
+        told = {**facts, FAILED: len(facts[FAILED])} if FAILED in facts else facts
+        return {"output": str(self.target), "already_finished": False, **counts, **told}
+
+    def _header(self) -> dict[str, Any]:
+        return {FORMAT: 2, **{key: value for key, value in self.settings.items() if key not in self.inputs}}
+
+    def _goes_on(self, journal: Path) -> bool:
+        """Whether a finished output lacks what failed, and is to get it: asked for, or because its input changed."""
+        found = manifest.read(self.target) or {}
+        if not found.get(FAILED):
+            return False
+        changed = {key for key in self.settings if differences(found["settings"].get(key), self._plain[key])}
+        going = changed <= {*self.inputs} if changed else self.retry_failed
+        if going and not journal.exists():
+            raise InputError(f"{journal} is gone, and with it what {self.target} lacks; start over with --overwrite")
+        return going
+
+    @property
+    def _plain(self) -> dict[str, Any]:
+        """The settings as a manifest has them."""
+        return dict(loads(dumps(self.settings)))
+
+    def _nothing_to_do(self, journal: Path) -> dict[str, Any]:
+        skipped = len((manifest.read(self.target) or {}).get(FAILED, ()))
+        told = f"; {skipped} calls failed and were skipped, --retry_failed asks again" if skipped else ""
+        print(f"{self.target} is finished already with these settings: nothing to do{told}", file=sys.stderr)
+        if not skipped:
+            journal.unlink(missing_ok=True)  # a kill can fall between the manifest and this
+        return {"output": str(self.target), "already_finished": True, **({FAILED: skipped} if skipped else {})}
+
+    def _failures(self, ledger: Ledger) -> dict[str, Any]:
+        """What failed, for the manifest; said on stderr.
+
+        Raises:
+            InputError: all failed, so that it is the server or the settings and not a prompt.
+        """
+        failed = ledger.failed
+        if not failed:
+            return {}
+        kept = [name for name, *_ in ledger.items if len(ledger.calls(name))]
+        first = f"{failed[0]['name']}, {failed[0]['id']}: {failed[0]['reason']}"
+        if not kept:
+            raise InputError(f"{self.target}: all {len(failed)} calls failed, the first one: {first}")
+        print(f"{len(failed)} calls failed and were skipped, the first one: {first}", file=sys.stderr)
+        print("they are listed in the manifest; --retry_failed asks them again", file=sys.stderr)
+        return {FAILED: failed}
 
     def _whole(self, sets: Sequence[CandidateSet], facts: dict[str, Any]) -> dict[str, Any]:
         return self._finish(lambda: write(self.output, sets), _counts(sets), facts)

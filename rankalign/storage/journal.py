@@ -3,18 +3,22 @@
 One line an item: eight hex digits of CRC-32, a blank, JSON ``[key, value]``. A batch of items is one ``write`` and one
 ``fsync``; whatever a kill or a power cut leaves behind is whole lines and at most one torn line at the end, which the
 next opening cuts off. The first line is the header: the settings that the items depend on.
+
+Where an item takes calls that cost money, :class:`Calls` keeps each of these, and each that failed with its reason.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import fcntl
+import hashlib
 import os
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from rankalign.errors import InputError
 from rankalign.storage.files import sync_directory
@@ -22,6 +26,8 @@ from rankalign.storage.jsonl import dumps, loads
 
 Key = tuple[str, ...]
 HEADER: Key = ("header",)
+FORMAT = "journal"
+"""Stands in the header of a stage's journal since items are keyed by their content; 0.1 had none."""
 
 
 class Journal:
@@ -33,18 +39,23 @@ class Journal:
         path: the journal's file.
         header: the settings the items depend on, JSON-like; a journal begun under others is refused.
         fresh: throw away what is there.
+        older: the header that version 0.1 would have written, whose journals go on under it.
 
     Attributes:
         done: value by key of all items on disk.
+        old: it is a journal of version 0.1, whose items are keyed by name and id alone.
 
     Raises:
         InputError: it cannot be written, another process holds it, its settings differ, or a line before the last is
             damaged.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any], fresh: bool = False) -> None:
+    def __init__(
+        self, path: Path, header: dict[str, Any], fresh: bool = False, older: dict[str, Any] | None = None
+    ) -> None:
         self.path = path
         self.done: dict[Key, Any] = {}
+        self.old = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -54,7 +65,7 @@ class Journal:
             self._lock()
             if fresh:
                 os.ftruncate(self._handle, 0)
-            self._load(header)
+            self._load(header, older)
         except BaseException:
             os.close(self._handle)
             raise
@@ -71,14 +82,15 @@ class Journal:
         if not ours:  # its owner finished, and removed it, between our opening and our locking it
             raise InputError(f"{self.path}: another process has just finished it; run the same command again")
 
-    def _load(self, header: dict[str, Any]) -> None:
+    def _load(self, header: dict[str, Any], older: dict[str, Any] | None) -> None:
         self._end = 0
         for (key, value), size in _whole_lines(self.path):
             self.done[key] = value
             self._end += size
         os.ftruncate(self._handle, self._end)
         os.lseek(self._handle, self._end, os.SEEK_SET)
-        header = loads(dumps(header))
+        self.old = older is not None and HEADER in self.done and FORMAT not in self.done[HEADER]
+        header = loads(dumps(older if self.old else header))
         if HEADER not in self.done:
             self.append([(HEADER, header)])
             sync_directory(self.path.parent)
@@ -89,13 +101,13 @@ class Journal:
             )
         del self.done[HEADER]
 
-    def append(self, items: Iterable[tuple[Key, Any]]) -> None:
-        """Add items and sync them to disk. Keys already there are left as they are.
+    def append(self, items: Iterable[tuple[Key, Any]], replace: bool = False) -> None:
+        """Add items and sync them to disk. Keys already there are left as they are, or with ``replace`` get this value.
 
         Raises:
             InputError: the disk is full or the write failed; everything appended before is safe.
         """
-        fresh = [(key, value) for key, value in items if key not in self.done]
+        fresh = [(key, value) for key, value in items if replace or key not in self.done]
         block = b"".join(_pack(key, value) for key, value in fresh)
         try:
             _write_all(self._handle, block)
@@ -119,6 +131,70 @@ class Journal:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+@dataclasses.dataclass
+class Calls:
+    """The calls of one policy or judge, each in the journal from the moment its reply came.
+
+    Keys are content: whatever the reply depends on, so a changed input keeps what was paid for.
+
+    Attributes:
+        journal: where they are kept; None keeps nothing.
+        name: of the policy or judge.
+        skip: a call that fails for good is left out and counted; else it ends the run.
+        retry: with ``skip``, ask again what failed in an earlier run.
+    """
+
+    journal: Journal | None = None
+    name: str = ""
+    skip: bool = False
+    retry: bool = False
+
+    def __len__(self) -> int:
+        """How many replies are kept, those that no prompt asked for left aside."""
+        keys = self.journal.done if self.journal else ()
+        return sum(len(key) == 4 and key[:2] == ("call", self.name) and key[2] != "" for key in keys)
+
+    def __bool__(self) -> bool:
+        return self.journal is not None
+
+    def find(self, prompt: str, digest: str) -> Any:
+        """The kept reply, or None."""
+        return self.journal.done.get(("call", self.name, prompt, digest)) if self.journal else None
+
+    def failure(self, prompt: str, digest: str) -> dict[str, Any] | None:
+        """Why a call failed in an earlier run, where that is to be left as it is."""
+        return self._failure(prompt, digest) if self.skip and not self.retry else None
+
+    def keep(self, replies: Iterable[tuple[str, str, Any]]) -> None:
+        """Keep replies, each as (prompt, digest, JSON-like reply)."""
+        if self.journal:
+            self.journal.append([(("call", self.name, prompt, digest), reply) for prompt, digest, reply in replies])
+
+    def fail(self, prompt: str, digest: str, reason: str, tries: int) -> None:
+        """Keep a failure: why, and how often it was asked in all."""
+        if self.journal:
+            before = self._failure(prompt, digest) or {"tries": 0}
+            told = {"reason": reason, "tries": before["tries"] + tries}
+            self.journal.append([(("failed", self.name, prompt, digest), told)], replace=True)
+
+    def _failure(self, prompt: str, digest: str) -> dict[str, Any] | None:
+        return self.journal.done.get(("failed", self.name, prompt, digest)) if self.journal else None
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """What makes calls that are worth keeping one by one."""
+
+    def remember(self, calls: Calls) -> None:
+        """Look into ``calls`` before each call, and put it there when its reply comes."""
+        ...
+
+
+def content_digest(content: Any) -> str:
+    """Sixteen hex digits of the SHA-256 of something JSON-like."""
+    return hashlib.sha256(dumps(content).encode("utf-8")).hexdigest()[:16]
 
 
 def peek(path: Path) -> dict[Key, Any]:

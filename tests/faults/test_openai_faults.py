@@ -16,7 +16,7 @@ import pytest
 from rankalign.config import SampleConfig, build
 from rankalign.data.records import CandidateSet, read, write
 from rankalign.engines import openai_client
-from rankalign.engines.openai_client import wait_asked
+from rankalign.engines.openai_client import _delay, wait_asked
 from rankalign.errors import InputError
 from rankalign.stages.generation import sample
 from rankalign.storage import manifest
@@ -84,11 +84,11 @@ def test_a_prompt_that_keeps_failing_ends_the_run_and_is_not_recorded(
         assert str(caught.value).startswith(
             "policy 'api': prompt 'p5': no answer in 3 tries, the last one: 500 on purpose"
         )
-        assert "the 4 answers that this run finished before are safe in the journal" in str(caught.value)
+        assert "5 answers are safe in the journal" in str(caught.value)
         assert not (tmp_path / "out.jsonl").exists()
         asked = len(server.requests)
         sample(config(server, "out.jsonl", concurrency=2, prompt_price=1.0))
-        assert len(server.requests) == asked + 8 + 1  # its batches: 8, of which 4 were there already, and 1
+        assert len(server.requests) == asked + 4  # 5 of 9 were there already
         sample(config(server, "whole.jsonl"))
         counts = manifest.read(tmp_path / "out.jsonl")
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
@@ -176,8 +176,25 @@ def test_what_cannot_pass_is_not_tried_again(options: dict[str, Any], more: dict
 
 def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openai_client, "TRIES", 2)
-    with pytest.raises(InputError, match="no answer in 2 tries, the last one: connection lost or refused"):
-        engine(f"http://127.0.0.1:{free_port()}/v1").generate(PROMPTS[:2])
+    url = f"http://127.0.0.1:{free_port()}/v1"
+    with pytest.raises(InputError, match=f"{url} cannot be reached in 2 tries, .*: connection lost .*base_url"):
+        engine(url).generate(PROMPTS[:2])
+    monkeypatch.setattr(openai_client, "TRIES", 10)
+    waits: list[float] = []
+    monkeypatch.setattr(openai_client, "_delay", lambda tries: waits.append(_delay(tries)) or 0)
+    with pytest.raises(InputError, match=f"{url} cannot be reached in 4 tries"):
+        engine(url, concurrency=1).generate(PROMPTS[:2])
+    monkeypatch.undo()
+    assert sum(openai_client.FIRST_DELAY_S * 2**k for k in range(len(waits))) <= 10  # the longest that it may take
+
+
+def test_a_server_that_was_there_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with FaultServer() as server:
+        made = engine(server, concurrency=1)
+        made.generate(PROMPTS[:1])
+    monkeypatch.setattr(openai_client, "TRIES", 6)
+    with pytest.raises(InputError, match="no answer in 6 tries"):
+        made.generate(PROMPTS[1:2])
 
 
 INTERRUPTED = """

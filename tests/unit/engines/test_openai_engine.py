@@ -305,22 +305,54 @@ def test_a_prompt_that_a_filter_withholds_is_kept_and_marked() -> None:
     assert (response.text, response.finished, response.meta) == ("", False, {"finish_reason": "content_filter"})
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        shape(message={"content": None}),
-        shape(message={"content": 3}),
-        shape(message={"content": "\ud83d"}),
-        shape(finish_reason="error"),
-    ],
-)
-def test_replies_without_an_answer_are_failures(answer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("answer", [shape(message={"content": "\ud83d"}), shape(finish_reason="error")])
+def test_replies_that_broke_off_are_asked_for_again(answer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openai_client, "TRIES", 2)
     with (
         FaultServer(answer) as server,
         pytest.raises(InputError, match="no answer in 2 tries, the last one: the reply"),
     ):
         one(server)
+
+
+THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
+
+
+@pytest.mark.parametrize(
+    ("message", "finish", "text", "reasoning"),
+    [
+        (
+            {"content": [THOUGHT, {"type": "text", "text": "Bl"}, {"type": "text", "text": "ue."}]},
+            "stop",
+            "Blue.",
+            "hm",
+        ),
+        ({"content": [{"type": "output_text", "text": "Red."}]}, "stop", "Red.", None),
+        ({"content": None}, "stop", "finish_reason stop", None),
+        (
+            {"content": None, "reasoning_content": "Blue."},
+            "stop",
+            "5 characters of reasoning, finish_reason stop",
+            None,
+        ),
+        ({"content": [THOUGHT]}, "stop", "its content is a list", None),
+        ({"content": 3}, "stop", "its content is a int", None),
+        ({"content": None, "tool_calls": [{"function": {"name": "f"}}]}, "tool_calls", "it calls f, finish", None),
+        ({}, "stop", "finish_reason stop", None),
+    ],
+)
+def test_a_whole_reply_is_read_or_fails_at_once(
+    message: dict[str, Any], finish: str, text: str, reasoning: str | None
+) -> None:
+    reply = {"choices": [{"index": 0, "message": {"role": "assistant", **message}, "finish_reason": finish}]}
+    with FaultServer(lambda r: reply) as server:
+        if text.endswith("."):
+            response = one(server)
+            assert (response.text, response.meta.get("reasoning")) == (text, reasoning)
+        else:
+            with pytest.raises(InputError, match=f"prompt 'p0': the reply has no text: .*{text}"):
+                one(server)
+        assert len(server.requests) == 1
 
 
 def test_the_bill(capsys: pytest.CaptureFixture[str]) -> None:
