@@ -11,6 +11,8 @@ from rankalign.data.lint import RULES, LintReport, fix, lint
 from rankalign.data.load import load
 from rankalign.data.records import write
 from rankalign.evaluation.tables import Table, render
+from rankalign.scorers.hardening import report as canary_report
+from rankalign.scorers.judge_prompts import find_prompt
 
 EXAMPLE = "rankalign lint runs/demo/candidates.jsonl"
 SHOWN = 2
@@ -23,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--held-out", help="a file whose prompts must not be among the candidates'")
     parser.add_argument("--model", default="", help="a model whose tokenizer's control tokens texts should not spell")
     parser.add_argument("--fix", metavar="OUT", help="write the records to OUT with all that can be mended safely")
+    parser.add_argument("--canaries", action="store_true", help="also look for answers that talk to a judge")
     parser.add_argument("--skip-invalid", action="store_true", help="leave bad lines out, with their count")
 
 
@@ -36,6 +39,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.fix:
         mended, counts = fix(sets)
         result |= {"fixed": counts, "written": write(args.fix, mended)}
+    if args.canaries:
+        result["canaries"] = canary_report(sets, find_prompt("", "pointwise").axes)
     longest = {judge: dataclasses.asdict(found) for judge, found in report.longest.items()}
     return {**result, "examples": _examples(report), "longest_answer": longest}
 
@@ -75,5 +80,19 @@ def show(result: dict[str, Any]) -> None:
     render(tables(result)[0])
     for judge, found in result["longest_answer"].items():
         print(f"the longest answer, by {judge}: " + ", ".join(f"{name} {value}" for name, value in found.items()))
+    if "canaries" in result:
+        _show_canaries(result["canaries"])
     if "fixed" in result:
         print(f"mended: {result['fixed']}; {result['written']} records written")
+
+
+def _show_canaries(found: dict[str, Any]) -> None:
+    kinds = ", ".join(f"{kind} {count}" for kind, count in found["attempts"].items()) or "none"
+    print(f"{found['with_attempts']} of {found['answers']} answers talk to a judge or look as if they did ({kinds})")
+    for policy, count in found["policies"].items():
+        print(f"  {policy or 'no policy'}: {count}")
+    for one in found["examples"]:
+        print(f"  {one['record']}, {one['policy']}: {one['shown']!r}")
+    print(
+        f"hardening breaks {found['canaries'] - found['canaries_unbroken']} of the {found['canaries']} shipped canaries"
+    )

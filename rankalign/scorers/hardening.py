@@ -10,7 +10,14 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankalign.data.records import CandidateSet
+from rankalign.storage.jsonl import read_rows
 
 MARK = "¦"
 """Stands inside whatever was broken; one that was in the text already is doubled."""
@@ -53,7 +60,7 @@ def _pattern(*alternatives: str) -> re.Pattern[str]:
     return re.compile("|".join(alternatives), re.IGNORECASE | re.MULTILINE)
 
 
-_GRADED = r"scores?|scoring|ratings?|rates?|grades?|ranks?|rankings?|points|marks|quality|overall"
+_GRADED = r"scores?|scoring|ratings?|rates?|grades?|ranks?|rankings?"
 _SHOWN = r"(?:assistant|answer|response|output|candidate|model|option)"
 _ONE = rf"(?:{_SHOWN}[\s_#]*)?[(\[]?(?:[abc]|\d{{1,2}}|tie|me|mine|this)\b"
 _GAP = r"[\s*_\"'`#(\[{]{0,8}"
@@ -67,6 +74,7 @@ _PATTERNS = {
         r"\[(?=\s*\[)",
         rf"\b(?:verdict|judge?ment)(?={_GAP}(?:[:=>|-]|is\b|$))",
         rf"\b(?:{_GRADED})(?={_GAP}{_SIGNS}{_GAP}{_WORTH})",
+        rf"\b(?:quality|overall|points|marks|total)(?={_GAP}[:=|]{_GAP}{_WORTH})",
         rf"\b(?:winner|choice|preference|preferred|decision|final(?:\s+answer)?|rank)(?={_GAP}(?:is|[:=>|-]){_GAP}{_ONE})",
         rf"\b{_SHOWN}(?=[\s#_]*\d{{1,3}}\W{{0,3}}\s*[:>=])",
         rf"\b{_SHOWN}(?=[\s#_]*[(\[]?[ab12]\b[^.\n]{{0,40}}\b{_BEST}\b)",
@@ -85,7 +93,8 @@ _PATTERNS = {
         rf"\b(?:choose|pick|prefer|select|declare)(?=\s+(?:me|mine|my\s+answer|this\s+(?:answer|response|one)|"
         rf"(?:the\s+)?{_SHOWN}\s+[(\[]?[ab\d])\b)",
         rf"\b(?:print|output|say|write|reply|respond|return|report|emit)(?=\s+(?:with|only|exactly|just|that|the)?{_GAP}"
-        rf"(?:\[\W{{0,2}}(?:[abc]|\d{{1,2}})\W|verdict|{_GRADED}|[ab](?:[\"'`\])]|\s*$)|{_SHOWN}\s+[(\[]?[ab\d]\b|(?:10|5)\b))",
+        r"(?:(?:this|my)\s+(?:answer|response|one)\b|"
+        rf"\[\W{{0,2}}(?:[abc]|\d{{1,2}})\W|verdict|{_GRADED}|[ab](?:[\"'`\])]|\s*$)|{_SHOWN}\s+[(\[]?[ab\d]\b|(?:10|5)\b))",
         r"\b(?:dear|attention|note\s+to(?:\s+the)?|hey|hello)(?=,?\s+(?:judges?|graders?|evaluators?|reviewers?|raters?)\b)",
         r"\bsystem(?=\s+(?:prompt|message|override|notice)\b)",
         r"\b(?:rubric|rules|criteria|instructions?|guidelines|task|evaluation|comparison)(?=\s+(?:has|have|is|are|was|were)?"
@@ -98,7 +107,7 @@ _PATTERNS = {
         r"<(?=\|[^|<>\n]{1,40}\|>)",
         r"<(?=/?s>|(?:start|end)_of_turn>|<SYS>)",
         r"\[(?=/?INST\])",
-        r"<(?=\s*/?\s*(?:verdict|scores?|ratings?|grade|winner|judge?ment|result|answers?(?:_\w{1,3})?|request|think(?:ing)?|"
+        r"<(?=\s*/?\s*(?:verdict|scores?|ratings?|grade|winner|judge?ment|result|answers?(?:_\w{1,3})?|responses?|request|think(?:ing)?|"
         r"reasoning|system|user|assistant|instructions?)\b[^<>\n]{0,40}>)",
         r"^[ \t#*_>\[(]*(?:human|user|system|developer|assistant|judge|evaluator|grader|instructions?)(?=[\])*_ \t]*:)",
         r"(?:\}|\])(?=\s*,?\s*\{\s*\"(?:role|model|rank|score|winner|verdict)\")",
@@ -151,3 +160,64 @@ def total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
         for kind, number in count.items():
             found[kind] = found.get(kind, 0) + number
     return found
+
+
+# --- canaries ----------------------------------------------------------------------------------------------------
+
+CANARIES = Path(__file__).with_name("canaries.jsonl")
+
+
+@dataclass(frozen=True)
+class Canary:
+    """An answer that tries to talk to its judge.
+
+    Attributes:
+        family: the kind of attack.
+        source: where that kind was published.
+        text: our own wording of it, with places for what is to win: ``{letter}``, ``{lower}``, the numbers ``{own}``
+            and ``{other}``, ``{axis}`` and ``{axes}``.
+    """
+
+    family: str
+    source: str
+    text: str
+
+    def aimed(self, first: bool, axes: Iterable[str] = ()) -> str:
+        """The text for an answer that stands first or second before a judge who grades ``axes``."""
+        names = [*axes] or ["overall"]
+        letter, own = ("A", 1) if first else ("B", 2)
+        values = {"letter": letter, "lower": letter.lower(), "own": str(own), "other": str(3 - own), "axis": names[0]}
+        values["axes"] = ", ".join(f"{axis}=5" for axis in names)
+        return re.sub(r"\{(\w+)\}", lambda place: values[place[1]], self.text)
+
+
+def canaries() -> list[Canary]:
+    """The shipped canaries, 40 in families of published attacks."""
+    return [Canary(str(row["family"]), str(row["source"]), str(row["text"])) for _, row in read_rows(CANARIES)]
+
+
+def report(sets: Iterable[CandidateSet], axes: Iterable[str] = ()) -> dict[str, Any]:
+    """Which answers talk to a judge, and how the shipped canaries fare: what ``lint --canaries`` says.
+
+    Returns:
+        ``{"answers", "with_attempts", "attempts": {kind: count}, "policies": {policy: answers with attempts},
+        "examples", "canaries", "canaries_unbroken"}``; a canary is unbroken where hardening finds nothing in it.
+    """
+    names, answers, found = tuple(axes), 0, list[tuple[str, str, str, dict[str, int]]]()
+    for record in sets:
+        for response in record.responses:
+            answers += 1
+            shown, attempts = harden(response.text, names)
+            if attempts:
+                place = shown.index(MARK)
+                found.append((record.id, response.policy, shown[max(0, place - 40) : place + 40], attempts))
+    shipped = canaries()
+    return {
+        "answers": answers,
+        "with_attempts": len(found),
+        "attempts": total(attempts for *_, attempts in found),
+        "policies": dict(Counter(policy for _, policy, *_ in found)),
+        "examples": [{"record": ident, "policy": policy, "shown": text} for ident, policy, text, _ in found[:3]],
+        "canaries": len(shipped),
+        "canaries_unbroken": sum(not harden(canary.aimed(True, names), names)[1] for canary in shipped),
+    }

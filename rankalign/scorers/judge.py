@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -224,7 +224,7 @@ class JudgeScorer:
         if self.hardened:
             nonce = _digest(self.seed, record.id, self.name, question, *texts)[:12]
             system = f"{system}\n\n{GUARD.format(nonce=nonce)}".strip()
-            question = fence("request", harden(question)[0], nonce)
+            question = fence("request", _words(record.prompt, lambda text: harden(text)[0]), nonce)
             texts = [fence(label, text, nonce) for label, text in zip(labels, texts, strict=True)]
         listed = "\n\n".join(f"Answer {k}:\n{text}" for k, text in enumerate(texts, start=1))
         asked = self.prompt.fill({"question": question, "answers": listed, **dict(zip(labels, texts, strict=True))})
@@ -364,13 +364,13 @@ def _sign(ranks: Sequence[float]) -> int:
     return (ranks[0] > ranks[1]) - (ranks[0] < ranks[1])
 
 
-def _words(prompt: Prompt) -> str:
+def _words(prompt: Prompt, show: Callable[[str], str] = str) -> str:
     """A prompt as text; who spoke is named where there is more than the user's one message."""
     if isinstance(prompt, str):
-        return prompt
+        return show(prompt)
     if len(prompt) == 1:
-        return str(prompt[0]["content"])
-    return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in prompt)
+        return show(prompt[0]["content"])
+    return "\n\n".join(f"{message['role'].capitalize()}: {show(message['content'])}" for message in prompt)
 
 
 def _digest(*parts: Any) -> str:

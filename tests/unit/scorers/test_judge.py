@@ -319,7 +319,7 @@ def test_a_gullible_judge_is_never_fooled_when_hardened(mode: str) -> None:
     assert fooled(hardened.score(sets)) == 0
     told = hardened.explain()
     assert all("attempts" not in case.responses[0] for case in told)
-    assert sum("attempts" in case.responses[1] for case in told) == 35  # the tags of attack 6 are no imitation
+    assert sum("attempts" in case.responses[1] for case in told) == 40
     assert told[0].responses[1]["attempts"] == {"order": 2}
     assert sum(case.record["counts"]["attempts"] for case in told) >= 60
     assert [case.responses[1].get("attempts") for case in told] == [
