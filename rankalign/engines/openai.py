@@ -91,6 +91,7 @@ class OpenAIEngine:
     def remember(self, calls: Calls) -> None:
         """Keep answers in ``calls``, and do as it says with those that fail."""
         self.calls, self._client.skip = calls, calls.skip
+        self._probed = self._probed or calls.probed
 
     def generate(self, prompts: Sequence[CandidateSet]) -> list[list[Response]]:
         """Answer one batch; where failures are skipped, answers that failed are missing.

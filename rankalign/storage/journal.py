@@ -159,6 +159,12 @@ class Calls:
     def __bool__(self) -> bool:
         return self.journal is not None
 
+    @property
+    def probed(self) -> bool:
+        """Whether calls that no prompt asked for are kept: what they show of a server was said when they were made."""
+        keys = self.journal.done if self.journal else ()
+        return any(len(key) == 4 and key[:3] == ("call", self.name, "") for key in keys)
+
     def find(self, prompt: str, digest: str) -> Any:
         """The kept reply, or None."""
         return self.journal.done.get(("call", self.name, prompt, digest)) if self.journal else None

@@ -61,15 +61,13 @@ def scoring(folder: Path, url: str, output: str, concurrency: int = 3, **more: A
 
 
 @pytest.mark.parametrize("mode", JUDGES)
-@pytest.mark.parametrize("refused", [1, 17, 33])
-def test_a_judge_that_is_refused_midway_pays_for_nothing_twice(mode: str, refused: int, tmp_path: Path) -> None:
+def test_a_judge_that_is_refused_midway_pays_for_nothing_twice(mode: str, tmp_path: Path) -> None:
     options, answer = JUDGES[mode]
-    write(tmp_path / "in.jsonl", answered(15))
+    write(tmp_path / "in.jsonl", answered(10))
     with FaultServer(answer) as server:
         score(scoring(tmp_path, server.url, "whole.jsonl", **options))
         needed = len(server.requests)
-    assert needed > 33 or mode == "listwise"
-    refused = min(refused, needed - 3)
+    refused = needed * 2 // 3  # for most of these, among the requests to write a verdict again
     with FaultServer(answer, script=[*[None] * refused, "400"], delay=0.003) as server:
         config = scoring(tmp_path, server.url, "out.jsonl", **options)
         with pytest.raises(InputError) as caught:
@@ -84,8 +82,8 @@ def test_a_judge_that_is_refused_midway_pays_for_nothing_twice(mode: str, refuse
 
 def test_kills_repeat_what_was_on_its_way_and_no_more(tmp_path: Path, seed: int) -> None:
     print("RANKALIGN_SEED =", seed)
-    rng, kills = random.Random(seed), 3
-    write(tmp_path / "in.jsonl", answered(12))
+    rng, kills = random.Random(seed), 2
+    write(tmp_path / "in.jsonl", answered(8))
     with FaultServer(grades, delay=0.004) as server:
         words = judging(tmp_path, server.url)
         (tmp_path / "judge.yaml").write_text(
@@ -170,7 +168,7 @@ def test_a_judges_failed_calls_leave_a_hole_that_is_counted(tmp_path: Path) -> N
 
     with FaultServer(answer) as server:
         config = scoring(tmp_path, server.url, "out.jsonl")
-        with pytest.raises(InputError, match="prompt 'p3/j/1': the reply has no text.*--on_error skip"):
+        with pytest.raises(InputError, match=r"prompt 'p3/j/1': the reply has no text.*--on_error skip"):
             score(config)
         result = score(build(ScoreConfig, {**_plain(config), "on_error": "skip"}, "test"))
     assert result["failed"] == result["judge:j"]["failed"] == 1
@@ -247,5 +245,5 @@ def test_a_journal_of_version_0_1_goes_on_or_is_refused(tmp_path: Path, monkeypa
     assert first == [1, 2, 3]  # as the old journal has it
     assert last == [len("Say 5a 5")] * 3
     begin(input="another file")
-    with pytest.raises(InputError, match="begun with other settings .input: "):
+    with pytest.raises(InputError, match=r"begun with other settings \(input: "):
         score(config)
