@@ -210,7 +210,9 @@ def show(result: dict[str, Any]) -> None:
     """Print the tables, what to know about them, and what looks like cheating."""
     for table in tables(result):
         render(table)
-    if "calls" in result:
+    if result.get("calls") == 0:
+        print(f"judge {result['judge']}: all {result['identical']} prompts have equal answers: nothing was judged")
+    elif "calls" in result:
         read = f"{result['parsed']} of {result['calls']} verdicts could be read ({result['parse_rate']:.0%})"
         print(f"judge {result['judge']}: {read}; {result['identical']} prompts with equal answers were not judged")
     for remark in result.get("remarks", ()):

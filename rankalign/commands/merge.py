@@ -27,9 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Merge; see :func:`rankalign.stages.generation.merge_shards` and :func:`rankalign.models.merge.merge_lora`."""
     if not args.output:
-        from rankalign.stages.generation import merge_shards
+        from rankalign.stages.generation import check_judges, merge_shards
 
-        return merge_shards(args.path, args.overwrite)
+        merged = merge_shards(args.path, args.overwrite)
+        check_judges(merged["output"])
+        return merged
     if args.overwrite:
         raise InputError(f"{args.output} is never overwritten; name another folder")
     from rankalign.models.merge import merge_lora

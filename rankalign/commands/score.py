@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Score; see :func:`rankalign.stages.generation.score`."""
-    from rankalign.stages.generation import score
+    from rankalign.stages.generation import check_judges, score
 
     config = load(
         ScoreConfig,
@@ -44,7 +44,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         scorers=_single(args),
         **scale_flags(args),
     )
-    return score(replace(config, input=resolve_near(config.input, args.config)))
+    result = score(replace(config, input=resolve_near(config.input, args.config)))
+    check_judges(result["output"])
+    return result
 
 
 def _single(args: argparse.Namespace) -> list[dict[str, Any]] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -10,7 +11,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from rankalign.data.records import CandidateSet, Prompt
@@ -59,7 +60,10 @@ class FunctionScorer:
         self._where = f"scorer {name!r}: function {self.spec}"
         given = None if isinstance(function, str) else (function, _file_of(function))
         self._function, self._file = given or _load(self.spec, self._where)
-        parameters = inspect.signature(self._function).parameters.values()
+        try:
+            parameters = inspect.signature(self._function).parameters.values()
+        except ValueError:  # some that are built in do not say what they take
+            raise InputError(f"{self._where} does not say what it takes; call it from a function of your own") from None
         self._first = next((p.name for p in parameters if p.kind in _POSITIONAL), "")
         self._names = [p.name for p in parameters if p.kind in _NAMED]
         self._keywords = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -97,9 +101,16 @@ class FunctionScorer:
         ]
 
     def fingerprint(self) -> dict[str, Any]:
-        """Function, options, and the hash of the file it was taken from; what that file imports does not count."""
-        code = sha256_file(self._file) if self._file else ""
-        return {"kind": "function", "function": self.spec, "options": self.metadata, "sha256": code}
+        """Function, options, and the hash of the file it was taken from; what that file imports does not count.
+
+        A function typed into a notebook or a shell lies in no file: its own source counts, or its compiled code.
+
+        Raises:
+            InputError: it is neither in a file nor a plain function, so that nothing says what it computes.
+        """
+        code = sha256_file(self._file) if self._file else _code_of(self._function, self._where)
+        bound = {"bound": repr(_bound(self._function))} if isinstance(self._function, functools.partial) else {}
+        return {"kind": "function", "function": self.spec, "options": self.metadata, "sha256": code, **bound}
 
     def _call(self, samples: Sequence[tuple[CandidateSet, str]]) -> Any:
         positional, keywords = self._arguments(samples)
@@ -156,18 +167,61 @@ def _text(prompt: Prompt, output: str | None = None) -> str:
     return render([*prompt, *answer], "raw")
 
 
+def _bound(function: Any) -> list[Any]:
+    """The arguments that ``partial`` has given a function, the innermost last."""
+    if not isinstance(function, functools.partial):
+        return []
+    return [function.args, sorted(function.keywords.items()), *_bound(function.func)]
+
+
 def _spec_of(function: Callable[..., Any]) -> str:
-    """``module:name`` of a function, of an object that can be called that of its class."""
+    """``module:name`` of a function, also inside ``partial``; of an object that can be called that of its class."""
+    if isinstance(function, functools.partial):
+        return _spec_of(function.func)
     named: Any = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}:{named.__qualname__}"
 
 
 def _file_of(function: Callable[..., Any]) -> str | None:
-    """The file that holds the function; None for one typed at a prompt."""
+    """The file that holds the function; None for one typed at a prompt, whose file is a name such as ``<stdin>``."""
     try:
-        return inspect.getsourcefile(inspect.unwrap(function))
+        found = inspect.getsourcefile(_unwrapped(function))
     except TypeError:
-        return inspect.getsourcefile(type(function))
+        return None
+    return found if found and Path(found).is_file() else None
+
+
+def _unwrapped(function: Callable[..., Any]) -> Any:
+    """What was written down: the function inside decorators and ``partial``, or the class of an object."""
+    inner = inspect.unwrap(function)
+    while isinstance(inner, functools.partial):
+        inner = inspect.unwrap(inner.func)
+    return inner if inspect.isroutine(inner) or inspect.isclass(inner) else type(inner)
+
+
+def _code_of(function: Callable[..., Any], where: str) -> str:
+    """Hash of a function's source, or where that is not kept, of its instructions with their constants."""
+    inner = _unwrapped(function)
+    try:
+        return hashlib.sha256(inspect.getsource(inner).encode()).hexdigest()
+    except (OSError, TypeError):
+        pass
+    called = vars(inner).get("__call__") if inspect.isclass(inner) else inner
+    code = getattr(getattr(called, "__func__", called), "__code__", None)
+    if code is None:
+        raise InputError(f"{where}: lies in no file and has no Python code, so no run can name it; put it into a file")
+    return hashlib.sha256(_instructions(code).encode()).hexdigest()
+
+
+def _instructions(code: CodeType) -> str:
+    inner = [_constant(each) for each in code.co_consts]
+    return repr((code.co_code.hex(), inner, code.co_names, code.co_varnames, code.co_freevars))
+
+
+def _constant(value: Any) -> str:
+    if isinstance(value, CodeType):
+        return _instructions(value)
+    return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
 
 
 def _load(spec: str, where: str) -> tuple[Callable[..., Any], str | None]:

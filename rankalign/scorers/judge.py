@@ -227,7 +227,9 @@ class JudgeScorer:
             question = fence("request", _words(record.prompt, lambda text: harden(text)[0]), nonce)
             texts = [fence(label, text, nonce) for label, text in zip(labels, texts, strict=True)]
         listed = "\n\n".join(f"Answer {k}:\n{text}" for k, text in enumerate(texts, start=1))
-        asked = self.prompt.fill({"question": question, "answers": listed, **dict(zip(labels, texts, strict=True))})
+        in_line = " ".join(f"Response {k}: {text}" for k, text in enumerate(texts, start=1))
+        lists = {"answers": listed, "responses": in_line}
+        asked = self.prompt.fill({"question": question, **lists, **dict(zip(labels, texts, strict=True))})
         return [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": asked}]
 
     def remember(self, calls: Calls) -> None:

@@ -2,7 +2,8 @@
 
 A file has one prompt a line: ``name``, ``type`` (``single``, ``pairwise``, ``listwise``), ``system_prompt``,
 ``prompt_template``, ``output_format`` and, where the verdict has axes, ``axes`` (what each means, by name). A template
-may hold ``{question}``, ``{answer}``, ``{answer_a}``, ``{answer_b}``, ``{answers}``, ``{axes}`` and ``{form}``.
+may hold ``{question}``, ``{answer}``, ``{answer_a}``, ``{answer_b}``, ``{answers}`` (a paragraph each), ``{responses}``
+(in one line, ``Response 1: ... Response 2: ...``), ``{axes}`` and ``{form}``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ TYPES = {"pointwise": "single", "pairwise": "pairwise", "listwise": "listwise"}
 PLACES = {
     "single": {"question", "answer", "axes", "form"},
     "pairwise": {"question", "answer_a", "answer_b", "form"},
-    "listwise": {"question", "answers", "axes", "form"},
+    "listwise": {"question", "answers", "responses", "axes", "form"},
 }
 # What a verdict looks like, by output format, for {form} and for the request to repeat it.
 FORMS = {

@@ -12,9 +12,10 @@ from rankalign.data.records import CandidateSet, Checker, Response, parse_respon
 from rankalign.engines import ENGINES, Engine, Policy
 from rankalign.engines.settings import policy_settings
 from rankalign.errors import InputError
-from rankalign.scorers import SCORERS, Scorer, attach, grade
+from rankalign.scorers import JUDGE, SCORERS, Scorer, attach, grade
 from rankalign.stages.shards import Collected, collect
 from rankalign.stages.stage import Batch, Items, Ledger, Scale, Stage, partial, run_plans
+from rankalign.storage import manifest
 from rankalign.storage.files import sha256_file
 from rankalign.storage.journal import Calls, Remembering
 
@@ -241,6 +242,20 @@ def _graded(sets: list[CandidateSet], names: list[str], items: Items) -> list[Ca
 
 def _chunks(sets: list[CandidateSet], size: int) -> Iterator[list[CandidateSet]]:
     yield from (sets[start : start + size] for start in range(0, len(sets), size))
+
+
+def check_judges(output: str | Path) -> None:
+    """Refuse to call a scored file a result where a judge's verdicts could not be read at all.
+
+    Raises:
+        InputError: none of a judge's verdicts could be read; the file stays as it is.
+    """
+    counts = (manifest.read(output) or {}).get("counts", {})
+    for key, found in counts.items():
+        if key.startswith(JUDGE) and found.get("calls") and not found.get("parsed"):
+            none = f"none of its {found['calls']} verdicts could be read (parse rate 0)"
+            advice = "try more max_new_tokens, another prompt, mode or model"
+            raise InputError(f"scorer {key.removeprefix(JUDGE)!r}: {none}; {output} has them in meta; {advice}")
 
 
 # --- joining shards ----------------------------------------------------------------------------------------------

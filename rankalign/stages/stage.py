@@ -20,6 +20,7 @@ from rankalign.errors import InputError
 from rankalign.progress import Progress
 from rankalign.registry import Entry, Registry
 from rankalign.scorers import summary
+from rankalign.scorers.audit import judge_flags
 from rankalign.stages.shards import Shard, write_items
 from rankalign.storage import manifest
 from rankalign.storage.files import sync_directory
@@ -336,4 +337,5 @@ def _counts(sets: Sequence[CandidateSet]) -> dict[str, Any]:
         "scores": sum(value is not None for value in scores),
         "missing_scores": sum(value is None for value in scores),
         **summary(sets),
+        **({"flags": flags} if (flags := judge_flags(sets)) else {}),
     }

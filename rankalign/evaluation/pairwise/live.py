@@ -64,6 +64,9 @@ def judge_pairs(
 
     The folder holds the pairs and verdicts by kind of question, ``reviews.jsonl``, and ``audit.json``, which
     ``rankalign report`` shows.
+
+    Raises:
+        InputError: not one verdict could be read; the folder holds them.
     """
     judged = []
     for kind, records in sorted(pair_up(a, b, names, categories).items()):
@@ -77,8 +80,13 @@ def judge_pairs(
     kinds = {record.id: record.meta.get("category", GENERAL) for record in judged}
     try:
         comparison = compare_reviews(read_reviews(folder / "reviews.jsonl"), "stored", names[1], kinds, seed)
-    except InputError as error:  # a judge of whom nothing can be read is a result too
+    except InputError as error:  # nothing was asked, or nothing can be read
         comparison = Comparison([], "stored", extra={"note": str(error)})
     comparison.extra.update(judge=judge.name, **counts(judged, judge.name))
     write_text(folder / "audit.json", dumps(comparison.as_dict()) + "\n")
+    if comparison.extra.get("calls") and not comparison.extra["parsed"]:
+        raise InputError(
+            f"judge {judge.name!r}: none of its {comparison.extra['calls']} verdicts could be read (parse rate 0); "
+            f"{folder / 'reviews.jsonl'} has what it wrote: try more max_new_tokens, another prompt or model"
+        )
     return comparison

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from rankalign.cli import main
 from rankalign.config import ScoreConfig, build
 from rankalign.data.records import CandidateSet, Response, read, write
 from rankalign.engines import ENGINES, Policy
@@ -186,6 +187,22 @@ def test_a_grid_grades_all_answers_in_one_call() -> None:
     assert scorer.explain()[0].responses[1]["ratings"] == {
         "relevance": 1, "correctness": 2, "coherence": 3, "safety": 1,
     }  # fmt: skip
+
+
+def test_wombats_own_prompt_is_the_published_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Appendix F of the RRHF paper: query and responses in one line, four grades each, summed to 20 at most."""
+    monkeypatch.setitem(SCRIPTS, "grades", lambda prompt: "Response 1: 4 5 4 5\nResponse 2: 3, 2, 5, 5")
+    file = str(ROOT / "data_generation/judge_prompts/wombat.jsonl")
+    scorer = judge("grades", "listwise", prompt=file, hardened=False)
+    found = scorer.score([CandidateSet("p", "Why?", [Response("Because.", "a"), Response("So.", "b")])])
+    assert sorted(found[0]) == [15, 18]  # type: ignore[type-var]
+    (message,) = ASKED[0].prompt
+    assert message["role"] == "user"  # type: ignore[index]
+    start, end = message["content"].split(" Query: ")  # type: ignore[index]
+    assert start.startswith("Score different responses separately without explanation and without copying any input")
+    assert start.endswith("and give a score for each respect 1-5.")
+    assert end in ("Why? Response 1: Because. Response 2: So.", "Why? Response 1: So. Response 2: Because.")
+    assert set(scorer.explain()[0].responses[0]["ratings"]) == {"relevance", "correctness", "coherence", "safety"}
 
 
 def test_identical_answers_are_judged_once_and_alike() -> None:
@@ -383,7 +400,7 @@ def test_shipped_prompts_all_read() -> None:
     assert len(files) >= 2
     for path in files:
         for prompt in read_prompts(path):
-            assert "{form}" in prompt.template
+            assert "{form}" in prompt.template or prompt.name == "wombat"  # which is quoted
     assert [find_prompt("", mode).name for mode in ("pointwise", "pairwise", "listwise")] == ["rubric", "pair", "list"]
     assert find_prompt("", "pointwise").with_axes(["safety", "clarity"]).form == "Verdict: safety=N, clarity=N"
 
@@ -500,3 +517,71 @@ def test_plain_scores_are_stored_as_before() -> None:
     attach(sets[0], "plain", [1.0, None])
     assert sets[0].scores("plain") == [1.0, None]
     assert sets[0].meta == {}
+
+
+# --- what speaks against a judge ---------------------------------------------------------------------------------
+
+
+def by_length(prompt: CandidateSet) -> str:
+    user = prompt.prompt[-1]["content"]  # type: ignore[index]
+    return verdict([len(text) for text in shown(user)], user)
+
+
+SCRIPTS["by_length"] = by_length
+SCRIPTS["threes"] = lambda prompt: "Verdict: " + ", ".join(f"{axis}=3" for axis in AXES)
+
+
+def scored(script: str, mode: str, folder: Path, lengths: Sequence[int] = (3, 9, 5)) -> list[str]:
+    """The flags of a run over 6 records whose better answers are the shorter ones as often as not."""
+    sets = [
+        CandidateSet(f"p{i}", "How?", [Response(f"quality {(i + k) % 3 + 1}" + "." * n) for k, n in enumerate(lengths)])
+        for i in range(6)
+    ]
+    write(folder / "in.jsonl", sets)
+    scorer = {"name": "j", "kind": "judge", "mode": mode, "policy": {"engine": "scripted", "model": script}}
+    files = {"input": str(folder / "in.jsonl"), "output": str(folder / f"{script}-{mode}.jsonl")}
+    flags: list[str] = score(build(ScoreConfig, {**files, "scorers": [scorer]}, "test")).get("flags", [])
+    return flags
+
+
+@pytest.mark.parametrize(
+    ("script", "mode", "flags"),
+    [
+        ("honest", "pairwise", []),
+        ("honest", "listwise", []),
+        ("honest", "pointwise", []),
+        ("always_first", "pairwise", ["prefers the answer shown first in 36 of 36 verdicts"]),
+        ("by_length", "pairwise", ["puts the longer answer above in 18 of 18 pairs"]),
+        ("by_length", "listwise", ["puts the longer answer above in 18 of 18 pairs"]),
+        ("threes", "pointwise", ["gives 15 to all 18 answers"]),
+        ("mute", "pointwise", ["could be read in 0 of 18 verdicts: there is no result"]),
+    ],
+)
+def test_a_judge_that_does_not_read_is_flagged(script: str, mode: str, flags: list[str], tmp_path: Path) -> None:
+    found = scored(script, mode, tmp_path)
+    assert [flag.removeprefix("judge 'j' ").split(": it ")[0] for flag in found] == flags
+
+
+def test_a_run_without_one_readable_verdict_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "in.jsonl", [record(1, 5)])
+    (tmp_path / "s.yaml").write_text(
+        f"input: {tmp_path}/in.jsonl\noutput: {tmp_path}/out.jsonl\n"
+        "scorers: [{name: j, kind: judge, policy: {engine: scripted, model: mute}}]\n"
+    )
+    for _ in range(2):  # a second time the file is there already, and no better
+        assert main(["score", "--config", str(tmp_path / "s.yaml")]) == 1
+        said = capsys.readouterr().err
+        assert "scorer 'j': none of its 2 verdicts could be read (parse rate 0)" in said
+        assert "max_new_tokens" in said
+    assert len(list(read(tmp_path / "out.jsonl"))) == 1
+
+
+@pytest.mark.parametrize("mode", ["pointwise", "pairwise", "listwise"])
+def test_a_repair_that_the_token_limit_cut_is_no_verdict(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    form = {"pairwise": "[[A]]", "listwise": "Verdict: 1 > 2"}.get(
+        mode, "Verdict: " + ", ".join(f"{a}=3" for a in AXES)
+    )
+    monkeypatch.setitem(SCRIPTS, "cut", lambda prompt: Response(form, finished=len(prompt.prompt) > 99))
+    scorer = judge("cut", mode)
+    assert scorer.score([record(1, 2)]) == [[None, None]]
+    assert scorer.explain()[0].record["counts"]["repaired"] == 0

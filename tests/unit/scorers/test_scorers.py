@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 import math
@@ -361,3 +362,33 @@ def test_every_scorer_keeps_the_contract(kind: str, file: Path, tmp_path: Path, 
     assert again == [[None if s is None else pytest.approx(s, abs=1e-6) for s in row] for row in scores]
     assert made.score([]) == []
     assert made.fingerprint() == SCORERS.load(kind)("judge", **options[kind]).fingerprint()
+
+
+TYPED = """
+def reward_fn(samples, factor=1):
+    return [float(len(s) * factor + {bonus}) for s in samples]
+"""
+
+
+@pytest.mark.parametrize("source", ["<stdin>", "<ipython-input-3>", "/tmp/ipykernel_7/123.py"])
+def test_a_function_typed_at_a_prompt_is_named_by_what_it_does(source: str) -> None:
+    """A notebook's, a shell's and stdin's functions lie in no file; the report was a FileNotFoundError."""
+
+    def typed(bonus: int) -> FunctionScorer:
+        space: dict[str, Any] = {"__name__": "__main__"}
+        exec(compile(TYPED.format(bonus=bonus), source, "exec"), space)
+        return FunctionScorer("r", space["reward_fn"])
+
+    prints = [typed(bonus).fingerprint()["sha256"] for bonus in (1, 1, 2)]
+    assert prints[0] == prints[1] != prints[2]
+    assert len(prints[0]) == 64
+    bound = [FunctionScorer("r", functools.partial(typed(1)._function, factor=k)).fingerprint() for k in (1, 1, 2)]
+    assert bound[0] == bound[1] != bound[2]
+    assert (bound[0]["function"], bound[0]["sha256"]) == ("__main__:reward_fn", prints[0])
+
+
+def test_a_function_that_nothing_names_is_refused() -> None:
+    with pytest.raises(InputError, match="put it into a file"):
+        FunctionScorer("r", sum).fingerprint()
+    with pytest.raises(InputError, match="does not say what it takes"):
+        FunctionScorer("r", map)

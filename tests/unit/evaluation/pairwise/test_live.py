@@ -111,13 +111,6 @@ def test_what_cannot_be_read_is_in_no_sum(files: Path, capsys: pytest.CaptureFix
     assert sum("question 0" in text for text in Scripted.asked) == 4  # two orders, each asked again once
 
 
-def test_a_judge_of_whom_nothing_can_be_read_is_a_result(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Scripted.reply = staticmethod(lambda text: "Both are nice.")
-    found = compare(files, capsys)
-    assert found["systems"] == []
-    assert found["parse_rate"] == 0.0
-
-
 def test_an_interrupted_judging_goes_on(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def broken(text: str) -> str:
         if "question 2" in text or "question 3" in text:
@@ -148,6 +141,24 @@ def test_a_policy_of_one_file(files: Path, capsys: pytest.CaptureFixture[str]) -
     assert (system["a"], system["sum_a"], system["b"], system["sum_b"]) == ("left", 3, "right", 5)
     assert main(["compare", f"{spec}:left", f"{spec}:middle", *options]) == 1
     assert "no answer by policy 'middle'" in capsys.readouterr().err
+
+
+def test_equal_answers_are_nothing_to_judge(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "ab":
+        write(files / f"{name}.jsonl", [CandidateSet(f"q{i}", "question", [Response("same", name)]) for i in range(2)])
+    found = compare(files, capsys)
+    assert (found["systems"], found["calls"], found["identical"], Scripted.asked) == ([], 0, 2, [])
+    paths = [str(files / name) for name in ("a.jsonl", "b.jsonl")]
+    assert main(["compare", *paths, "--judge", f"{files}/judge.yaml", "--output", f"{files}/out"]) == 0
+    assert "all 2 prompts have equal answers: nothing was judged" in capsys.readouterr().out
+
+
+def test_a_judge_of_whom_nothing_can_be_read_is_an_error(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Scripted.reply = staticmethod(lambda text: "I would rather not say.")
+    paths = [str(files / name) for name in ("a.jsonl", "b.jsonl")]
+    assert main(["compare", *paths, "--judge", f"{files}/judge.yaml", "--output", f"{files}/out"]) == 1
+    assert "judge 'fake': none of its 6 verdicts could be read (parse rate 0)" in capsys.readouterr().err
+    assert json.loads((files / "out/audit.json").read_text())["parsed"] == 0
 
 
 @pytest.mark.parametrize(
