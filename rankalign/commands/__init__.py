@@ -22,6 +22,11 @@ def add_scale_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runner", help="who computes: local (this process) or ray (Ray Data, here or on a cluster)")
     parser.add_argument("--workers", type=int, help="how many workers the runner ray starts")
     parser.add_argument("--overwrite", action="store_true", default=None, help="replace what is there")
+    add_failure_arguments(parser)
+
+
+def add_failure_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags about requests that a server refuses for good."""
     parser.add_argument(
         "--on_error",
         choices=("stop", "skip"),

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rankalign.commands import add_failure_arguments
 from rankalign.config import ScorerConfig
 from rankalign.data.load import load
 from rankalign.data.records import CandidateSet, choose_judge, judges
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--on-missing", "--on_missing", dest="on_missing", default="error", choices=("error", "intersect", "loss"),
         help="prompts that one side did not answer: refuse, leave out, or count as lost",
     )  # fmt: skip
+    add_failure_arguments(parser)
     parser.add_argument("--max_prompts", type=int, default=0, help="compare on the first so many prompts; 0 on all")
     parser.add_argument("--function", help="score now with this function (module:name or file.py:name)")
     parser.add_argument("--reward_model", help="score now with this model")
@@ -163,7 +165,8 @@ def _live(
 
     folder = Path(args.output or f"runs/compare/{names[0]}-{names[1]}")
     categories = read_categories(args.questions) if args.questions else {}
-    found = judge_pairs(read_judge(args.judge), a, b, names, categories, folder, args.seed)
+    failing = (args.on_error or "stop", bool(args.retry_failed))
+    found = judge_pairs(read_judge(args.judge), a, b, names, categories, folder, args.seed, *failing)
     found = _settled(found, args, missing)
     flags = [*length_suspicions(length_leads(found, a, b)), *_cut(a, b, names)]
     return {**found.as_dict(), "output": str(folder), **_shown(found, flags)}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rankalign.losses.core import Loss, margins, over_pairs, present, sides
+from rankalign.losses.core import Loss, check, margins, over_pairs, present, sides
 from rankalign.losses.listwise import listmle
 from rankalign.losses.ranked import Ranked
 
@@ -78,6 +78,45 @@ def per_token(
     return over_pairs(means, ranked.pairs, "mean") + center_rewards_coefficient * _off_centre(ranked)
 
 
+def quality(ranked: Ranked, *, low: float = 0.0, high: float = 10.0) -> Tensor:
+    """Regression on one axis of quality: the score itself is learnt, not the order.
+
+    loss = mean over the responses of |sigmoid(r) - (s - low) / (high - low)|, OpenAssistant's loss on the axes of
+    summaries (overall, accuracy, coverage, coherence; scores from 0 to 10). The axis is the judge that is ranked by.
+
+    Args:
+        ranked: the lists; ``logps`` are rewards r, ``scores`` s, each from ``low`` to ``high``.
+        low: the worst score of the scale.
+        high: the best.
+
+    Raises:
+        InputError: a score lies beyond the scale.
+    """
+    check(low < high, f"loss keyword low={low} must be below high={high}")
+    scores = present(ranked, ranked.scores)[..., None]
+    return axis_regression(present(ranked, ranked.logps)[..., None], scores, ranked.mask, low, high)
+
+
+def axis_regression(values: Tensor, scores: Tensor, mask: Tensor, low: float = 0.0, high: float = 10.0) -> Tensor:
+    """(P,) :func:`quality` on several axes: mean over responses and axes.
+
+    Args:
+        values: (P, N, A) what the head says of each response on each axis.
+        scores: (P, N, A) scores from ``low`` to ``high``.
+        mask: (P, N) which responses there are.
+        low: the worst score of the scale.
+        high: the best.
+
+    Raises:
+        InputError: a score lies beyond the scale.
+    """
+    targets = (scores - low) / (high - low)
+    within = ((targets >= 0) & (targets <= 1)) | ~mask[..., None]
+    check(bool(within.all()), f"loss quality: a score lies beyond the scale from {low:g} to {high:g}; set low and high")
+    gaps = torch.where(mask[..., None], (torch.sigmoid(values) - targets).abs(), torch.zeros_like(targets))
+    return gaps.sum((1, 2)) / (mask.sum(1) * values.shape[2]).clamp(min=1)
+
+
 def _score_gaps(ranked: Ranked) -> Tensor:
     return margins(present(ranked, ranked.scores), ranked.pairs)
 
@@ -92,4 +131,5 @@ REWARD_LOSSES: dict[str, Loss] = {
     "bradley_terry": Loss(bradley_terry, pairwise=True),
     "plackett_luce": Loss(plackett_luce),
     "per_token": Loss(per_token, pairwise=True),
+    "quality": Loss(quality),
 }

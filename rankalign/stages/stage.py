@@ -122,6 +122,8 @@ class Plan:
 
 
 FAILED = "failed"
+FEW = 2
+"""Where more prompts than these fail and none does not, the fault is not theirs."""
 
 
 def partial(value: Any, failures: list[dict[str, Any]]) -> Any:
@@ -298,7 +300,7 @@ class Stage:
             return {}
         kept = [name for name, *_ in ledger.items if len(ledger.calls(name))]
         first = f"{failed[0]['name']}, {failed[0]['id']}: {failed[0]['reason']}"
-        if not kept:
+        if not kept and len({each["id"] for each in failed}) > FEW:
             raise InputError(f"{self.target}: all {len(failed)} calls failed, the first one: {first}")
         print(f"{len(failed)} calls failed and were skipped, the first one: {first}", file=sys.stderr)
         print("they are listed in the manifest; --retry_failed asks them again", file=sys.stderr)

@@ -106,7 +106,7 @@ class LossSettings:
     """What is learned; read by :func:`rankalign.training.inputs.references_of`."""
 
     method: str = flag("rank", "rank (any ranking loss), sft (the best response alone), reward (a reward model), ppo")
-    loss: str = flag("rrhf", "a name of `rankalign ls losses`; for reward bradley_terry, plackett_luce, per_token")
+    loss: str = flag("rrhf", "of `rankalign ls losses`; for reward bradley_terry, plackett_luce, per_token or quality")
     loss_options: str = flag("{}", "more keywords of the loss: a JSON object, or a mapping in YAML")
     rrhf_weight: float | None = flag(None, "weight of RRHF's rank term beside its SFT term (paper: 1)")
     length_penalty: float | None = flag(None, "RRHF: log-probabilities are divided by length to this power (1)")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rankalign.data.encode import TokenList
+from rankalign.errors import InputError
 from rankalign.losses import reward as losses
 from rankalign.losses.ranked import Ranked
 from rankalign.models import tiny
@@ -52,6 +53,24 @@ def test_bradley_terry_with_margin_and_centring_is_its_formula() -> None:
         terms = [-log_sigmoid(r[i] - r[j] - 0.7 * (s[i] - s[j])) + 0.3 * (r[i] + r[j]) ** 2 for i, j in pairs]
         assert value == pytest.approx(sum(terms) / max(len(terms), 1), abs=1e-12)
     assert found[2] == found[3] == 0
+
+
+def test_quality_is_the_distance_of_the_sigmoid_from_the_score() -> None:
+    """OpenAssistant's regression: sigmoid and L1, score / 10; one axis by hand, several as their mean."""
+    r, s = [[0.0, 2.0, -1.0], [3.0]], [[5.0, 9.0, 0.0], [10.0]]
+    found = losses.quality(ranked(r, s))
+    by_hand = [(0 + abs(1 / (1 + math.exp(-2)) - 0.9) + 1 / (1 + math.e)) / 3, 1 - 1 / (1 + math.exp(-3))]
+    assert found.tolist() == pytest.approx(by_hand, abs=1e-12)
+    scaled = losses.quality(ranked(r, [[3.0, 4.6, 1.0], [5.0]]), low=1, high=5)
+    assert scaled.tolist() == pytest.approx(by_hand, abs=1e-12)
+    lists = ranked(r, s)
+    two = torch.stack([lists.logps, lists.logps + 1], 2).nan_to_num()
+    scores = torch.stack([lists.scores, lists.scores], 2)
+    each = [losses.axis_regression(two[..., k : k + 1], scores[..., k : k + 1], lists.mask) for k in (0, 1)]
+    assert losses.axis_regression(two, scores, lists.mask).tolist() == pytest.approx(sum(each).div(2).tolist())  # type: ignore[union-attr]
+    for wrong in ({"high": 4.0}, {"low": 3.0, "high": 2.0}):
+        with pytest.raises(InputError, match=r"scale|must be below"):
+            losses.quality(lists, **wrong)
 
 
 def test_plackett_luce_is_the_product_of_choices() -> None:

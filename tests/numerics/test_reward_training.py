@@ -165,7 +165,7 @@ def examples() -> list[Example]:
     return [Example(TokenList(f"p{i}", *list_, s)) for i, (*list_, s) in enumerate(zip(*RAGGED, graded, strict=True))]
 
 
-@pytest.mark.parametrize("loss", ["bradley_terry", "plackett_luce", "per_token"])
+@pytest.mark.parametrize("loss", ["bradley_terry", "plackett_luce", "per_token", "quality"])
 def test_the_trainers_loss_is_its_formula_over_plain_rewards(tmp_path: Path, loss: str) -> None:
     model, lists = classifier("Llama", PAD), examples()
     trainer = RewardTrainer(model, settings(tmp_path, loss=loss), lists)
@@ -183,6 +183,8 @@ def test_the_trainers_loss_is_its_formula_over_plain_rewards(tmp_path: Path, los
         elif loss == "plackett_luce":
             below = [[j for i, j in pairs if i == k] for k in range(len(r))]
             by_hand = sum(math.log1p(sum(math.exp(r[j] - r[k]) for j in js)) for k, js in enumerate(below))
+        elif loss == "quality":
+            by_hand = sum(abs(1 / (1 + math.exp(-x)) - s / 10) for x, s in zip(r, t.scores, strict=True)) / len(r)
         else:
             means = []
             for i, j in pairs:

@@ -59,11 +59,13 @@ def judge_pairs(
     categories: dict[str, str],
     folder: Path,
     seed: int,
+    on_error: str = "stop",
+    retry_failed: bool = False,
 ) -> Comparison:
     """Ask the judge about every prompt in both orders and count its verdicts; the same call goes on where it stopped.
 
     The folder holds the pairs and verdicts by kind of question, ``reviews.jsonl``, and ``audit.json``, which
-    ``rankalign report`` shows.
+    ``rankalign report`` shows. What to do about calls that fail is as in :class:`rankalign.config.ScoreConfig`.
 
     Raises:
         InputError: not one verdict could be read; the folder holds them.
@@ -74,7 +76,8 @@ def judge_pairs(
         write(pairs, records)
         options = {**judge.options, "prompt": judge.prompts[kind]}
         output = folder / f"judged-{kind}.jsonl"
-        score(ScoreConfig(str(pairs), str(output), [ScorerConfig(judge.name, "judge", options)]))
+        scorers = [ScorerConfig(judge.name, "judge", options)]
+        score(ScoreConfig(str(pairs), str(output), scorers, on_error=on_error, retry_failed=retry_failed))
         judged += list(read(output))
     write_rows(folder / "reviews.jsonl", reviews(judged, judge.name))
     kinds = {record.id: record.meta.get("category", GENERAL) for record in judged}

@@ -14,6 +14,7 @@ from rankalign.cli import main
 from rankalign.data.records import CandidateSet, Response, write
 from rankalign.engines import ENGINES, Policy
 from rankalign.registry import Entry
+from tests.faults.server import FaultServer
 
 Reply = Callable[[str], str]
 
@@ -141,6 +142,22 @@ def test_a_policy_of_one_file(files: Path, capsys: pytest.CaptureFixture[str]) -
     assert (system["a"], system["sum_a"], system["b"], system["sum_b"]) == ("left", 3, "right", 5)
     assert main(["compare", f"{spec}:left", f"{spec}:middle", *options]) == 1
     assert "no answer by policy 'middle'" in capsys.readouterr().err
+
+
+def test_a_refused_call_can_be_left_out(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def answer(request: dict[str, Any]) -> Any:
+        text = request["messages"][-1]["content"]
+        missing = {"choices": [{"message": {"content": None}, "finish_reason": "stop"}]}
+        return missing if "question 1" in text else by_length(text)
+
+    with FaultServer(answer) as server:
+        policy = f"{{engine: openai, model: m, base_url: '{server.url}'}}"
+        (files / "judge.yaml").write_text(f"name: fake\npolicy: {policy}\n")
+        arguments = ["compare", *(f"{files}/{name}.jsonl" for name in "ab"), "--judge", f"{files}/judge.yaml"]
+        assert main([*arguments, "--output", f"{files}/out"]) == 1
+        assert "the reply has no text" in capsys.readouterr().err
+        found = compare(files, capsys, "--on_error", "skip")
+    assert (found["systems"][0]["n"], found["failed"], found["calls"], found["parsed"]) == (2, 2, 6, 4)
 
 
 def test_equal_answers_are_nothing_to_judge(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
