@@ -87,7 +87,11 @@ def summary(sets: Iterable[CandidateSet]) -> dict[str, dict[str, float]]:
 
 
 def _shares(counts: Counter[str]) -> dict[str, float]:
-    shares = {"parse_rate": (counts["parsed"], counts["calls"]), "consistency": (counts["consistent"], counts["pairs"])}
+    shares = {
+        "parse_rate": (counts["parsed"], counts["calls"]),
+        "consistency": (counts["consistent"], counts["pairs"]),
+        "repeatability": (counts["repeated_alike"], counts["repeated"]),
+    }
     return {name: part / whole for name, (part, whole) in shares.items() if whole}
 
 

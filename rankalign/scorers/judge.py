@@ -12,7 +12,6 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from rankalign.config import build
@@ -31,9 +30,9 @@ from rankalign.errors import InputError
 from rankalign.registry import did_you_mean
 from rankalign.scorers import Explanation
 from rankalign.scorers.aggregate import RULES, aggregate
+from rankalign.scorers.case import Call, Case, counts, given, mean, rankings
 from rankalign.scorers.hardening import GUARD, fence, harden
 from rankalign.scorers.judge_prompts import TYPES, find_prompt
-from rankalign.scorers.verdicts import Ratings
 from rankalign.storage.journal import Calls, Remembering, content_digest
 
 DEFAULTS = {"temperature": 0.0, "max_new_tokens": 512}
@@ -41,46 +40,6 @@ RULE = {"pairwise": "bradley-terry", "listwise": "borda"}
 REPAIR = "Your verdict could not be read. Write it again, in this form, and nothing else:\n{form}"
 QUOTED = 2000
 """Most characters of its own text that a judge is shown when it is asked for its verdict again."""
-
-
-@dataclass
-class Call:
-    """One question to the judge and what came of it.
-
-    Attributes:
-        shown: which of the record's distinct texts, in the order shown.
-        prompt: what the judge is asked.
-        text: what it wrote.
-        repair: what it wrote when asked for its verdict again; None where it was not.
-        failed: why there is no text, and after how many tries; None where there is one.
-        verdict: numbers by name for each text shown; None where none could be read.
-    """
-
-    shown: tuple[int, ...]
-    prompt: CandidateSet
-    text: str = ""
-    repair: str | None = None
-    verdict: list[Ratings] | None = None
-    failed: dict[str, Any] | None = None
-
-
-@dataclass
-class Case:
-    """One record before the judge.
-
-    Attributes:
-        record: prompt and responses.
-        texts: its distinct texts; identical answers are judged once.
-        places: for each response, which of them it is.
-        attempts: imitations of verdicts and orders to the judge in each text, by kind.
-        calls: the questions asked about it.
-    """
-
-    record: CandidateSet
-    texts: list[str]
-    places: list[int]
-    attempts: list[dict[str, int]]
-    calls: list[Call] = field(default_factory=list)
 
 
 class JudgeScorer:
@@ -102,7 +61,9 @@ class JudgeScorer:
         seed: seed of the orders shown.
         repair: ask once more, for the verdict alone, where none could be read or the token limit cut the text.
         hardened: put texts between tags with a nonce and break what imitates a verdict; see
-            :mod:`rankalign.scorers.verdicts`.
+            :mod:`rankalign.scorers.hardening`.
+        repeats: how often to ask each question, each time under another seed: all verdicts count, and how many came
+            out as the first time is reported as ``repeatability``. Ask at a temperature above 0.
 
     Raises:
         InputError: an option is wrong; the message names it.
@@ -121,9 +82,10 @@ class JudgeScorer:
         seed: int = 0,
         repair: bool = True,
         hardened: bool = True,
+        repeats: int = 1,
     ) -> None:
         self.name, self.mode, self.seed, self.repair, self.hardened = name, mode, seed, repair, hardened
-        self.rounds, self.opponents = rounds, opponents
+        self.rounds, self.opponents, self.repeats = rounds, opponents, repeats
         self._cases: list[Case] = []
         self._calls = Calls(name=name)
         try:
@@ -138,7 +100,7 @@ class JudgeScorer:
     def _check_options(self) -> None:
         if self.mode not in TYPES:
             raise InputError(f"mode: {self.mode!r} is unknown{did_you_mean(str(self.mode), TYPES)}")
-        for option, least in (("rounds", 1), ("opponents", 0), ("seed", 0)):
+        for option, least in (("rounds", 1), ("opponents", 0), ("seed", 0), ("repeats", 1)):
             value = getattr(self, option)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InputError(f"{option}: expected a whole number of at least {least}, found {value!r}")
@@ -183,6 +145,7 @@ class JudgeScorer:
             "prompt_sha256": hashlib.sha256(json.dumps(words).encode()).hexdigest(),
             "aggregate": self.rule,
             **{option: getattr(self, option) for option in ("rounds", "opponents", "seed", "repair", "hardened")},
+            **({"repeats": self.repeats} if self.repeats > 1 else {}),  # outputs of before the option stay finished
         }
 
     # --- asking ------------------------------------------------------------------------------------------------------
@@ -194,10 +157,12 @@ class JudgeScorer:
         places = [texts.index(response.text) for response in record.responses]
         case = Case(record, texts, places, [attempts for _, attempts in hardened])
         shown_texts = [text for text, _ in hardened] if self.hardened else texts
-        for number, shown in enumerate(self._shows(record.id, len(texts))):
+        shows = list(enumerate(self._shows(record.id, len(texts))))
+        for repeat, (number, shown) in itertools.product(range(self.repeats), shows):
             messages = self._messages(record, [shown_texts[i] for i in shown])
-            ident = f"{record.id}/{self.name}/{number}"
-            case.calls.append(Call(shown, CandidateSet(ident, messages, meta={"record": record.id})))
+            ident = f"{record.id}/{self.name}/{number}" + (f"/again-{repeat}" if repeat else "")
+            prompt = CandidateSet(ident, messages, meta={"record": record.id})
+            case.calls.append(Call(shown, prompt, question=number, repeat=repeat))
         return case
 
     def _shows(self, ident: str, count: int) -> list[tuple[int, ...]]:
@@ -285,8 +250,8 @@ class JudgeScorer:
         """One score a distinct text."""
         count = len(case.texts)
         if not self.prompt.additive:
-            return [0.0] * count if count < 2 else aggregate(_rankings(case, self.mode), count, self.rule)
-        means = [_mean(_given(case, place)) for place in range(count)]
+            return [0.0] * count if count < 2 else aggregate(rankings(case, self.mode), count, self.rule)
+        means = [mean(given(case, place)) for place in range(count)]
         return [sum(ratings.values()) if ratings else None for ratings in means]
 
     def _explanation(self, case: Case) -> Explanation:
@@ -299,10 +264,10 @@ class JudgeScorer:
         ]
         responses = []
         for place in case.places:
-            ratings = _mean(_given(case, place)) if self.prompt.additive else {}
+            ratings = mean(given(case, place)) if self.prompt.additive else {}
             found = {"ratings": ratings, "attempts": case.attempts[place]}
             responses.append({key: value for key, value in found.items() if value})
-        return Explanation({"counts": _counts(case, self.mode), "calls": calls}, responses)
+        return Explanation({"counts": counts(case, self.mode), "calls": calls}, responses)
 
 
 def pairings(order: Sequence[int], opponents: int = 0) -> list[tuple[int, int]]:
@@ -315,55 +280,6 @@ def pairings(order: Sequence[int], opponents: int = 0) -> list[tuple[int, int]]:
             met.update((a, b))
             games.append((order[a], order[b]))
     return games
-
-
-def _rankings(case: Case, mode: str) -> list[list[float | None]]:
-    """The verdicts as rankings of all texts; of a pair only where both orders could be read."""
-    read = {call.shown for call in case.calls if call.verdict is not None}
-    found: list[list[float | None]] = []
-    for call in case.calls:
-        if call.verdict is not None and (mode == "listwise" or call.shown[::-1] in read):
-            ranks: list[float | None] = [None] * len(case.texts)
-            for place, ratings in zip(call.shown, call.verdict, strict=True):
-                ranks[place] = _rank(ratings)
-            found.append(ranks)
-    return found
-
-
-def _rank(ratings: Ratings) -> float:
-    """A rank, or minus what is better when higher."""
-    return ratings["rank"] if "rank" in ratings else -sum(ratings.values())
-
-
-def _given(case: Case, place: int) -> list[Ratings]:
-    """What a text was given, one entry a verdict."""
-    return [call.verdict[call.shown.index(place)] for call in case.calls if call.verdict and place in call.shown]
-
-
-def _mean(given: Sequence[Ratings]) -> Ratings:
-    return {axis: sum(ratings[axis] for ratings in given) / len(given) for axis in (given[0] if given else {})}
-
-
-def _counts(case: Case, mode: str) -> dict[str, int]:
-    """Numbers that can be added up over records."""
-    found = {
-        "calls": len(case.calls),
-        "parsed": sum(call.verdict is not None for call in case.calls),
-        "repaired": sum(call.repair is not None and call.verdict is not None for call in case.calls),
-        "attempts": sum(sum(case.attempts[place].values()) for place in case.places),
-    }
-    if failed := sum(call.failed is not None for call in case.calls):
-        found["failed"] = failed
-    if mode == "pairwise":
-        ranks = {call.shown: [_rank(r) for r in call.verdict] for call in case.calls if call.verdict}
-        both = [(own, ranks[shown[::-1]]) for shown, own in ranks.items() if shown[::-1] in ranks]
-        same = sum(_sign(a) == -_sign(b) for a, b in both) // 2
-        found |= {"pairs": len(both) // 2, "consistent": same}
-    return found
-
-
-def _sign(ranks: Sequence[float]) -> int:
-    return (ranks[0] > ranks[1]) - (ranks[0] < ranks[1])
 
 
 def _words(prompt: Prompt, show: Callable[[str], str] = str) -> str:

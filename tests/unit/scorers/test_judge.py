@@ -17,7 +17,7 @@ from rankalign.data.records import CandidateSet, Response, read, write
 from rankalign.engines import ENGINES, Policy
 from rankalign.errors import InputError
 from rankalign.registry import Entry
-from rankalign.scorers import attach, grade
+from rankalign.scorers import attach, grade, summary
 from rankalign.scorers.judge import JudgeScorer, pairings
 from rankalign.scorers.judge_prompts import find_prompt, read_prompts
 from rankalign.stages.generation import score
@@ -421,6 +421,7 @@ def test_shipped_prompts_all_read() -> None:
         ({"mode": "listwise", "opponents": 2}, "opponents: only mode pairwise has them"),
         ({"mode": "listwise", "rounds": 0}, "rounds: expected a whole number of at least 1, found 0"),
         ({"seed": "x"}, "seed: expected a whole number"),
+        ({"repeats": 0}, "repeats: expected a whole number of at least 1"),
         ({"repair": "no"}, "repair: expected true or false"),
         ({"policy": "default"}, "policy: expected a mapping"),
         ({"policy": {"modle": "x"}}, r"policy: unknown key 'modle' \(did you mean 'model'"),
@@ -560,6 +561,32 @@ def scored(script: str, mode: str, folder: Path, lengths: Sequence[int] = (3, 9,
 def test_a_judge_that_does_not_read_is_flagged(script: str, mode: str, flags: list[str], tmp_path: Path) -> None:
     found = scored(script, mode, tmp_path)
     assert [flag.removeprefix("judge 'j' ").split(": it ")[0] for flag in found] == flags
+
+
+@pytest.mark.parametrize("mode", ["pointwise", "pairwise", "listwise"])
+def test_repeatability_is_the_share_of_second_verdicts_that_say_the_same(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fickle(prompt: CandidateSet) -> str:
+        """Turns round whatever it is asked again about the records p1 and p3."""
+        user = prompt.prompt[-1]["content"]  # type: ignore[index]
+        turn = "again" in prompt.id and prompt.id[1] in "13"
+        return verdict([6 - quality(text) if turn else quality(text) for text in shown(user)], user)
+
+    monkeypatch.setitem(SCRIPTS, "fickle", fickle)
+    scorer = judge("fickle", mode, repeats=2)
+    sets = [record(1, 5, ident=f"p{i}") for i in range(4)]
+    scores = scorer.score(sets)
+    for one, told in zip(sets, scorer.explain(), strict=True):
+        one.meta = {"judge:j": told.record}
+    found = summary(sets)["judge:j"]
+    questions = 4 * (1 if mode == "listwise" else 2)
+    assert (found["calls"], found["repeated"], found["repeatability"]) == (2 * questions, questions, 0.5)
+    assert scores[0][0] < scores[0][1]  # type: ignore[operator]
+    assert scores[1][0] == pytest.approx(scores[1][1])  # one verdict each way
+    assert len({prompt.id for prompt in ASKED}) == 2 * questions
+    if mode == "pairwise":
+        assert (found["pairs"], found["consistent"]) == (4, 4)
 
 
 def test_a_run_without_one_readable_verdict_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
