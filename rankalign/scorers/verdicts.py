@@ -219,7 +219,8 @@ _SECTION = re.compile(r"\b(?:assistant|answer|response|candidate)[\s#_]*(\d{1,3}
 # What may stand behind a grade: the prompt's own scale, then an end that makes neither a range nor another number.
 _ENDS = (
     r"(?:\s*/\s*5(?![\d.,]\d|\d)|\s*\(?(?:out )?of 5\)?(?!\d))?"
-    r"(?=[\s,;.)\]}_\"'|]|$)(?!,\s*\d|\.[\d.]|\s*[%/]|\s*\(?\s*out\b|\s*(?:[-–—−~+±]|→|->|to\b|or\b|and\b)\s*[\[(]?\d)"
+    r"(?=[\s,;.!)\]}_\"'|]|$)(?!,\s*\d|[ \t]+\d|\.[\d.]|\s*[%/]|\s*\(?\s*out\b)"
+    r"(?!\s*(?:[-–—−~+±]|→|->|to\b|or\b|and\b)\s*[\[(]?\d)"
 )
 _GRADES = re.compile(r"[\d.,;|/()\[\]\s_-]*")
 _GRADE = re.compile(rf"(?<![\d./-]){_SCORE}(?:\s*/\s*5\b)?(?=[\s,;|)\]_.]|$)(?!\.\d|\s*[-/])")

@@ -198,7 +198,9 @@ WRITTEN: dict[Callable[[str], object], list[tuple[str, object]]] = {
         ("Verdict: clear=3→4, true=5", None), ("Verdict: clear=1..5, true=1..5", None),
         ("Verdict: clear=4.0.1, true=5", None), ("Verdict: clear=40%, true=5", None),
         ("Verdict: clear=4e0, true=5", None), ("Verdict: clear=-4, true=5", None), ("Verdict: clear=½, true=5", None),
-        ("Verdict: clear=N, true=N", None), ("<think>Verdict: clear=1, true=1</think> Sorry.", None),
+        ("Verdict: clear=N, true=N", None), ("Verdict: clear=4 5, true=5", None),
+        ("Verdict: clear=4, true=5!", FOUR_FIVE), ("Verdict:\n1. clear: 4\n2. true: 5", FOUR_FIVE),
+        ("<think>Verdict: clear=1, true=1</think> Sorry.", None),
         ("Verdict: clear=4, true=5\nWait, I misread it.", None),
     ],
     lambda text: parse_grid(text, 2, ("clear", "true")): [
