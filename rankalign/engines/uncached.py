@@ -31,7 +31,7 @@ def rows_of(model: PreTrainedModel, prompts: Sequence[Sequence[int]], limit: int
         prompts: as for that.
         limit: most tokens that will be written to each.
     """
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = _base_of(model)
     own = reach(base)
     if own is not None and max(map(len, prompts)) + limit > own:
         return UncachedRows(model, prompts)
@@ -52,7 +52,7 @@ class UncachedRows(Rows):
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
         self._model: Any = model
-        self._base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._base = _base_of(model)
         self._texts = [tuple(prompt) for prompt in prompts]
         self.logits = self._all()
 
@@ -78,6 +78,11 @@ class UncachedRows(Rows):
         """Put one token behind each row and compute the next logits; ``tokens`` is (R,)."""
         self._texts = [(*text, token) for text, token in zip(self._texts, tokens.tolist(), strict=True)]
         self.logits = self._all()
+
+
+def _base_of(model: Any) -> Any:
+    """The transformers model inside an adapter, if there is one."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _decodes_in_batches(model: PreTrainedModel, base: Any) -> bool:

@@ -207,7 +207,7 @@ def load_reward_model(
     tokenizer = load_tokenizer(model)
     where, adapter = base_and_adapter(model, "")
     if value_heads.has_value_head(where):
-        reward, missing = value_heads.load(where, pick_dtype(dtype)), []
+        reward, missing = value_heads.load(where, pick_dtype(dtype)), list[str]()
     else:
         reward, missing = load_as(AutoModelForSequenceClassification, where, pick_dtype(dtype), num_labels=1)
     if missing and not adapter:

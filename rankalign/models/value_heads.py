@@ -42,7 +42,8 @@ def load(folder: str, dtype: torch.dtype) -> Any:
     """
     config = AutoConfig.from_pretrained(folder)
     config.num_labels = 1
-    model: Any = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
+    auto: Any = AutoModelForSequenceClassification
+    model = auto.from_config(config, dtype=dtype)
     tensors = {name: tensor for file in _files(Path(folder)) for name, tensor in _read(file).items()}
     head = {name: tensors.pop(name) for name in list(tensors) if "v_head." in name}
     model.score = _head(folder, head).to(dtype)

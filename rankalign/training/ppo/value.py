@@ -115,8 +115,10 @@ def predicting_states(
 
 def tempered(head: Head | OwnHead, temperature: float) -> Head | OwnHead:
     """The head whose logits are divided by ``temperature``, a soft-cap included."""
-    cap = None if head.cap is None else head.cap / temperature
-    return replace(head, scale=head.scale / temperature, cap=cap)
+    cooled = replace(head, scale=head.scale / temperature)
+    if isinstance(cooled, Head) and cooled.cap is not None:
+        return replace(cooled, cap=cooled.cap / temperature)
+    return cooled
 
 
 class Reference:
