@@ -35,6 +35,7 @@ def new_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         for path in (path for path in fresh.rglob("*") if path.is_file()):
             with open(path, "rb") as handle:
                 os.fsync(handle.fileno())
+        fresh.chmod(0o777 & ~_umask())
         readable(fresh)
         fresh.rename(target)
         sync_directory(target.parent)
@@ -44,11 +45,17 @@ def new_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def readable(folder: Path) -> None:
-    """Give a folder and its files the rights of new ones: temporary ones, safetensors' among them, are made private."""
+    """Give saved weights the rights of other new files: safetensors writes them under a private name first."""
+    for path in folder.rglob("*.safetensors"):
+        with contextlib.suppress(PermissionError):  # not ours, and so not written now
+            path.chmod(0o666 & ~_umask())
+
+
+def _umask() -> int:
+    """What new files are denied; mkdtemp makes a folder private, a model is not."""
     mask = os.umask(0)
     os.umask(mask)
-    for path in (folder, *folder.rglob("*")):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+    return mask
 
 
 def check_writable(folder: Path) -> None:

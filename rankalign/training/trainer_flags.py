@@ -66,6 +66,7 @@ LIMITED: dict[str, str] = {
     "accelerator_config": "split_batches, dispatch_batches and even_batches stay as they are",
     "report_to": "what is installed",
     "optim": "whose package is installed",
+    "optim_args": "what the optimiser reads",
     "metric_for_best_model": "a figure that a measurement gives",
     "save_strategy": "best needs --metric_for_best_model and measurements",
     "do_eval": "with --eval_strategy, which says when",
@@ -170,11 +171,23 @@ def check_optimiser(config: TrainingArguments) -> None:
     name = getattr(config.optim, "value", config.optim)
     if any(kind in name for kind in ("galore", "apollo", "lomo")):  # they hook into the layers of the plain forward
         raise InputError(f"--optim {name} is not for training here: {_NO_FORWARD}")
-    try:
-        Trainer.get_optimizer_cls_and_kwargs(config)
-    except Exception as error:  # whatever a missing or a wrong package raises
-        raise InputError(f"--optim {name}: {error}") from None
+    told, given = config.optim_args, _optimiser_options(config)
+    parts = told.split(",") if told else []
+    for part in parts:
+        config.optim_args = ",".join(other for other in parts if other is not part)
+        without = _optimiser_options(config)
+        config.optim_args = told
+        if without == given:
+            raise InputError(f"--optim_args {part}: the optimiser {name} does not read it")
     _try_schedule(config)
+
+
+def _optimiser_options(config: TrainingArguments) -> str:
+    """The optimiser and its keywords, as text to compare."""
+    try:
+        return repr(Trainer.get_optimizer_cls_and_kwargs(config))
+    except Exception as error:  # whatever a missing or a wrong package raises
+        raise InputError(f"--optim {getattr(config.optim, 'value', config.optim)}: {error}") from None
 
 
 def _try_schedule(config: TrainingArguments) -> None:

@@ -111,6 +111,8 @@ def test_the_names_that_can_pick_a_checkpoint_are_those_of_a_measurement(
         ("--report_to wandbb", "did you mean 'wandb'"),
         ("--optim galore_adamw", "galore_adamw is not for training"),
         ("--optim_args foo", "--optim adamw_torch_fused"),
+        ("--optim_args amsgrad=True", "adamw_torch_fused does not read it"),
+        ("--optim sgd --optim_args momentum=0.9,amsgrad=True", "--optim_args amsgrad=True"),
         ("--lr_scheduler_type cosine_with_min_lr", "min_lr"),
         ("--lr_scheduler_type nosuch", "nosuch"),
         ("--eval_strategy steps --metric_for_best_model nosuch", "no measurement gives it"),
