@@ -34,6 +34,7 @@ class Conversation:
         self, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], allow_special: bool = False
     ) -> None:
         self.tokenizer, self.allow_special = tokenizer, allow_special
+        self._wholes: dict[str, str] = {}
         self._plain, self.messages = list(messages), [self._guarded(message) for message in messages]
 
     @property
@@ -83,7 +84,9 @@ class Conversation:
 
     def whole(self, answer: str) -> str:
         """The conversation with an answer, as ``apply_chat_template`` writes it."""
-        return self._whole(self._safe(answer), answer)
+        if answer not in self._wholes:
+            self._wholes[answer] = self._whole(self._safe(answer), answer)
+        return self._wholes[answer]
 
     def written(self, answer: str, before: str) -> str:
         """What the template writes of an answer behind ``before`` (the opening, say), less what ends the turn.

@@ -221,20 +221,22 @@ class Rendering:
                     "write before the others; give them in records of their own"
                 )
         start = special.encode(self.tokenizer, before)
-        return start, [self._answered(conversation, answer, before, start) for answer in answers]
+        return start, [self._answered(conversation, answer, before) for answer in answers]
 
-    def _answered(self, conversation: Conversation, answer: Answer, before: str, start: list[int]) -> list[int]:
+    def _answered(self, conversation: Conversation, answer: Answer, before: str) -> list[int]:
         """Tokens of one answer. Where no token of the template ends it, the tokenizer's end of sequence does."""
         closing = conversation.end if answer.finished else ""
         end = special.encode(self.tokenizer, conversation.end)[-1:] if closing else self._eos(answer.finished)
         if answer.drawn is not None:
             return [*answer.drawn, *([answer.end] if answer.finished and answer.end is not None else end)]
-        ids = self._behind(start, before, conversation.written(answer.text, before) + closing)
+        ids = self._behind(before, conversation.written(answer.text, before) + closing)
         return ids if closing else [*ids, *end]
 
-    def _behind(self, start: list[int], before: str, text: str) -> list[int]:
+    def _behind(self, before: str, text: str) -> list[int]:
         """Tokens of what stands behind ``before``: as in both together, or its own where a token spans the border."""
-        both = special.encode(self.tokenizer, before + text)
+        # A control token parts what stands on its sides, so what stands before the last one need not be read again.
+        before = before[special.controls(self.tokenizer).last(before) :]
+        start, both = special.encode(self.tokenizer, before), special.encode(self.tokenizer, before + text)
         if both[: len(start)] == start:
             return both[len(start) :]
         self._add("merged_at_the_border", 1)

@@ -44,6 +44,10 @@ class Controls:
             text = self.pattern.sub(lambda found: found[0][0] + BREAK + found[0][1:], text)
         return text
 
+    def last(self, text: str) -> int:
+        """Where the last control token of a text begins; 0 if there is none."""
+        return max((found.start() for found in self.pattern.finditer(text)), default=0) if self.pattern else 0
+
     def alias(self, name: str) -> str:
         """What stands for a control token while its name is text."""
         return _ALIAS + chr(_FIRST + self.names.index(name))
