@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rankalign import cli
+from rankalign.evaluation.report.runs import read_run
 
 
 def answers(path: Path, scores: dict[str, float | None], finished: bool = True, policy: str = "m") -> Path:
@@ -111,3 +112,10 @@ def test_a_reference_must_be_there_and_have_company(tmp_path: Path, capsys: pyte
 def test_flags_without_effect_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["compare", *arguments]) == 1
     assert "has no effect" in capsys.readouterr().err
+
+
+def test_the_report_says_that_answers_were_cut(tmp_path: Path) -> None:
+    answers(tmp_path / "before.jsonl", FIRST)
+    answers(tmp_path / "after.jsonl", FIRST, finished=False)
+    (note,) = read_run(tmp_path).notes
+    assert "100% of the trained model's answers (4 of 4)" in note
