@@ -117,6 +117,20 @@ def _said(holder: Any, names: Iterable[str]) -> list[str]:
     return [name for name in names if holder.get(name) not in NOTHING] if isinstance(holder, dict) else []
 
 
+def by_id(sets: Iterable[CandidateSet]) -> dict[str, CandidateSet]:
+    """Records by id, in order: files cannot hold an id twice, sets that were put together in memory can.
+
+    Raises:
+        InputError: two records share an id; one of them would be lost.
+    """
+    found: dict[str, CandidateSet] = {}
+    for record in sets:
+        if record.id in found:
+            raise InputError(f"two records have the id {record.id!r}; give each an id of its own")
+        found[record.id] = record
+    return found
+
+
 def choose_judge(sets: Iterable[CandidateSet], judge: str = "") -> str:
     """The judge to rank by.
 

@@ -236,25 +236,28 @@ def choose_layout(
 
 def references_of(
     settings: ModelSettings, loss: LossSettings, precision: str, model: Any, layout: str, lists: list[TokenList]
-) -> dict[str, Tensor]:
-    """Log-probabilities under the start model by prompt id, from the cache where they are known.
+) -> list[Tensor] | list[None]:
+    """Log-probabilities of each list under the start model, from the cache where they are known.
+
+    They go by place and never by id: a training and a held-out file may well use the same ids.
 
     Args:
         settings: names the start model, by whose weights the cache is kept.
-        loss: says whether a reference is needed; where none is, nothing is computed.
+        loss: says whether a reference is needed; where none is, nothing is computed and each list has None.
         precision: ``float32``, ``bf16`` or ``fp16``, as training runs the model.
         model: the start model.
         layout: of its rows.
         lists: whose responses.
     """
     if not loss.entry.needs_reference:
-        return {}
+        return [None] * len(lists)
     weights = start_hash(settings, loss.method)
     numerics = f"{precision}-{models.device().type}" + (f"-{settings.quantised}bit" if settings.quantised else "")
     cache = ReferenceCache(models.cache_dir() / "reference", weights.replace("/", "--"), numerics)
     rows = cache.logps(lists, lambda some: _shared_logps(precision, model, layout, some))
-    print(f"reference: {cache.computed} responses computed, the rest from {cache.path}", file=sys.stderr)
-    return {tokens.id: row for tokens, row in zip(lists, rows, strict=True)}
+    again = f", {cache.checked} stored ones computed again as a check" if cache.checked else ""
+    print(f"reference: {cache.computed} responses computed{again}, {cache.found} from {cache.path}", file=sys.stderr)
+    return rows
 
 
 def _shared_logps(precision: str, model: Any, layout: str, lists: Sequence[TokenList]) -> list[Tensor]:

@@ -168,6 +168,17 @@ def _tied(ranked: Ranked) -> Tensor:
     return (both & (ranked.scores.unsqueeze(2) == ranked.scores.unsqueeze(1))).sum()
 
 
+def _check_ids(examples: Sequence[Example]) -> None:
+    """Refuse two lists of one id: ledger and messages know lists by their ids. Held-out lists have ids of their own.
+
+    Raises:
+        InputError: naming the id.
+    """
+    ident, count = Counter(example.tokens.id for example in examples).most_common(1)[0] if examples else ("", 0)
+    if count > 1:
+        raise InputError(f"{count} training lists have the id {ident!r}; give each an id of its own")
+
+
 class RankTrainer(Trainer):
     """Trains on lists of candidates with any loss of :data:`rankalign.losses.LOSSES`.
 
@@ -192,6 +203,7 @@ class RankTrainer(Trainer):
         layout: str = "auto",
         **more: Any,
     ) -> None:
+        _check_ids(train)
         super().__init__(
             model=model,
             args=config,

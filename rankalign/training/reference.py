@@ -39,11 +39,13 @@ class ReferenceCache:
 
     Attributes:
         computed: how many responses had to be computed so far.
+        checked: how many stored ones were computed again, to see that they still hold.
+        found: how many were stored.
     """
 
     def __init__(self, folder: Path, weights: str, numerics: str) -> None:
         self.path = folder / f"{weights[:32]}-{numerics}.safetensors"
-        self.computed = 0
+        self.computed, self.checked, self.found = 0, 0, 0
         self._known: dict[bytes, float] = broadcast_object_list([self._read()])[0]  # the same in all processes
 
     def logps(self, lists: Sequence[TokenList], compute: Compute) -> list[Tensor]:
@@ -54,13 +56,11 @@ class ReferenceCache:
         Raises:
             InputError: they do not: the file belongs to something else.
         """
-        known: list[TokenList] = []
-        missing: list[TokenList] = []
-        for tokens in lists:
-            (known if all(key in self._known for key in _keys(tokens)) else missing).append(tokens)
+        fresh, known = self._sort(lists)
         self._verify(known, compute)
-        for start in range(0, len(missing), STORED_AT_ONCE):
-            some = missing[start : start + STORED_AT_ONCE]
+        self.found += sum(len(tokens.responses) for tokens in known)
+        for start in range(0, len(fresh), STORED_AT_ONCE):
+            some = fresh[start : start + STORED_AT_ONCE]
             for tokens, sums in zip(some, compute(some), strict=True):
                 self._known.update(zip(_keys(tokens), sums.double().tolist(), strict=True))
                 self.computed += len(tokens.responses)
@@ -68,9 +68,22 @@ class ReferenceCache:
                 self._write()
         return [torch.tensor([self._known[key] for key in _keys(tokens)], dtype=torch.float64) for tokens in lists]
 
+    def _sort(self, lists: Sequence[TokenList]) -> tuple[list[TokenList], list[TokenList]]:
+        """What is to be computed, a response of several lists in the first of them alone, and what is stored."""
+        fresh, known, seen = list[TokenList](), list[TokenList](), set(self._known)
+        for tokens in lists:
+            keys = _keys(tokens)
+            stored = [i for i, key in enumerate(keys) if key in self._known]
+            new = [i for i, key in enumerate(keys) if key not in seen]
+            seen.update(keys)
+            fresh += [_only(tokens, new)] if new else []
+            known += [_only(tokens, stored)] if stored else []
+        return fresh, known
+
     def _verify(self, known: list[TokenList], compute: Compute) -> None:
         step = max(len(known) // SPOT_CHECKS, 1)
         sample = known[::step][:SPOT_CHECKS]
+        self.checked += sum(len(tokens.responses) for tokens in sample)
         for tokens, sums in zip(sample, compute(sample) if sample else [], strict=True):
             for key, value in zip(_keys(tokens), sums.double().tolist(), strict=True):
                 if abs(value - self._known[key]) > 1e-3 + 1e-4 * abs(value):
@@ -100,3 +113,12 @@ class ReferenceCache:
 
 def _keys(tokens: TokenList) -> list[bytes]:
     return [content_key(tokens.prompt, response) for response in tokens.responses]
+
+
+def _only(tokens: TokenList, places: Sequence[int]) -> TokenList:
+    """The list with some of its responses."""
+    if len(places) == len(tokens.responses):
+        return tokens
+    return TokenList(
+        tokens.id, tokens.prompt, [tokens.responses[i] for i in places], [tokens.scores[i] for i in places]
+    )

@@ -88,12 +88,12 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
         start_at_zero(model)
     everything = [*lists, *held_out]
     references = references_of(config.model_settings, loss, config.precision, model, layout, everything)
-    examples = [Example(tokens, references.get(tokens.id)) for tokens in lists]
+    examples = [Example(*pair) for pair in zip(everything, references, strict=True)]
     trainer = (RewardTrainer if loss.grades else RankTrainer)(
         model,
         config,
-        examples,
-        [Example(tokens, references.get(tokens.id)) for tokens in held_out],
+        examples[: len(lists)],
+        examples[len(lists) :],
         layout,
         processing_class=tokenizer,
         callbacks=callbacks(config, output),

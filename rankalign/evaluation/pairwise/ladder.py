@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rankalign.data.records import CandidateSet
+from rankalign.data.records import CandidateSet, by_id
 from rankalign.errors import InputError
 from rankalign.evaluation import Row, by_policy, scored
 from rankalign.evaluation.statistics import Array, Interval, percentile_interval
@@ -108,7 +108,7 @@ def games_of_rows(rows: Iterable[Row]) -> list[Game]:
 def games_of_records(sets: Sequence[CandidateSet], judge: str) -> list[Game]:
     """Games between all policies that answered a prompt, by the mean of ``judge``'s scores of each."""
     means: dict[str, dict[str, float]] = {}
-    for policy, own in by_policy(sets).items():
+    for policy, own in by_policy(by_id(sets).values()).items():
         for record in own:
             if scores := scored(record, judge):
                 means.setdefault(record.id, {})[policy] = math.fsum(scores) / len(scores)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from rankalign.data.records import CandidateSet
+from rankalign.data.records import CandidateSet, by_id
 from rankalign.data.templates import cut_at_stop
 from rankalign.errors import InputError
 from rankalign.evaluation import EvalResult, Row, drawn, scored
@@ -118,7 +118,7 @@ def evaluate_best_of_n(sets: Sequence[CandidateSet], judge: str, ns: Sequence[in
     Raises:
         InputError: no record has scores, or a size is larger than the shortest list.
     """
-    lists = {record.id: scores for record in sets if (scores := scored(record, judge))}
+    lists = {ident: scores for ident, record in by_id(sets).items() if (scores := scored(record, judge))}
     if not lists:
         raise InputError(f"no response has a score by judge {judge!r}")
     shortest = min(lists, key=lambda ident: len(lists[ident]))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rankalign.data.records import CandidateSet
+from rankalign.data.records import CandidateSet, by_id
 from rankalign.errors import InputError
 from rankalign.evaluation import EvalResult, Row
 from rankalign.evaluation.statistics import mean_interval, ratio_interval
@@ -39,7 +39,7 @@ def evaluate_divergence(
     from rankalign.rows.logps import list_logps
 
     encoder, draws, empty = Encoder(tokenizer, EncodeOptions(template=template)), {}, 0
-    for record in sets:
+    for record in by_id(sets).values():
         prompt, tokens = encoder.tokens(record)
         answers = [ids for r, ids in zip(record.responses, tokens, strict=True) for _ in range(r.count)]
         kept = [ids for ids in answers if ids]

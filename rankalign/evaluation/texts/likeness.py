@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rankalign.data.records import CandidateSet, choose_judge, judges
+from rankalign.data.records import CandidateSet, by_id, choose_judge, judges
 from rankalign.errors import InputError
 from rankalign.evaluation.texts.lexical import rouge
 from rankalign.evaluation.texts.while_training import Answer
@@ -48,7 +48,10 @@ def best_texts(sets: Sequence[CandidateSet], judge: str = "") -> dict[str, str]:
         InputError: several responses and no judge to choose by.
     """
     if not judge and not judges(sets) and all(len(record.responses) <= 1 for record in sets):
-        return {record.id: record.responses[0].text for record in sets if record.responses}
+        return {ident: record.responses[0].text for ident, record in by_id(sets).items() if record.responses}
     name = choose_judge(sets, judge)
-    scored = {r.id: [(s, x.text) for x in r.responses if (s := x.scores.get(name)) is not None] for r in sets}
+    scored = {
+        ident: [(s, x.text) for x in record.responses if (s := x.scores.get(name)) is not None]
+        for ident, record in by_id(sets).items()
+    }
     return {ident: max(pairs, key=lambda pair: pair[0])[1] for ident, pairs in scored.items() if pairs}

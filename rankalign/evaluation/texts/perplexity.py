@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rankalign.data.records import CandidateSet, Response
+from rankalign.data.records import CandidateSet, Response, by_id
 from rankalign.errors import InputError
 from rankalign.evaluation import EvalResult, Row, drawn
 from rankalign.evaluation.statistics import ratio_interval
@@ -88,6 +88,7 @@ def _rows(
     """One row a text: unit of the bootstrap, tokens read before it, its own tokens, its bytes."""
     from rankalign.data.encode import EncodeOptions, Encoder, encode_text, said
 
+    by_id(item for item in data if not isinstance(item, str))  # the texts of an id are one unit of the bootstrap
     encoder = Encoder(tokenizer, EncodeOptions(template=template, allow_special_in_text=allow_special))
     rows: list[Row] = []
     for number, item in enumerate(data):
