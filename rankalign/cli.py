@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import json
 import logging
 import os
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 import rankalign
 from rankalign.errors import InputError
 from rankalign.registry import did_you_mean
+from rankalign.storage.jsonl import dumps, without_nan
 
 # Name: (module under rankalign.commands, one line for --help).
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -113,7 +113,7 @@ def _execute(module: Any, args: argparse.Namespace) -> int:
         if target:
             _write_table(target, module.tables(result))
         if args.json:
-            print(json.dumps(result, ensure_ascii=False, allow_nan=False))
+            print(dumps(without_nan(result)))
         else:
             module.show(result)
         sys.stdout.flush()

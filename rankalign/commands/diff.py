@@ -1,8 +1,10 @@
-"""What differs between two runs: settings, inputs, outputs, versions, counts, metrics."""
+"""What differs between two runs: settings, versions, counts, metrics, and the files themselves as they are now."""
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from rankalign.errors import InputError
@@ -11,6 +13,7 @@ from rankalign.storage import manifest
 from rankalign.storage.journal import differences
 
 EXAMPLE = "rankalign diff runs/demo runs/demo-seed1"
+GONE = "is gone"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,14 +23,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """``{"differences": [...]}``, each ``path: a -> b``."""
-    found = []
-    for name in (args.a, args.b):
-        content = manifest.read(name)
-        if content is None:
-            raise InputError(f"{name}: no manifest ({manifest.path_for(name)})")
-        found.append(content)
-    return {"differences": differences(found[0], found[1])}
+    """``{"differences": [...], "changed": [...]}``: ``path: a -> b`` each, and files that are no more as a run left them.
+
+    Of a folder, the stages beneath it are compared as well, under ``stages``.
+    """
+    sides = [_read(name) for name in (args.a, args.b)]
+    changed = [line for name in (args.a, args.b) for line in _changed(name)]
+    return {"differences": differences(*sides), "changed": changed}
+
+
+def _read(name: str) -> dict[str, Any]:
+    own = manifest.read(name)
+    if own is None:
+        raise InputError(f"{name}: no manifest ({manifest.path_for(name)})")
+    beneath = {
+        path.relative_to(name).as_posix(): _with_files(path, content) for path, content in manifest.beneath(name)
+    }
+    return _with_files(manifest.path_for(name), own) | ({"stages": beneath} if beneath else {})
+
+
+def _with_files(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """The manifest with what its files hold now; an input goes by its file's name, wherever a run lies."""
+    entries = manifest.entries(path, content)
+    short = Counter(entry.path.name for entry in entries if entry.role == "input")
+    files: dict[str, dict[str, str]] = {"inputs": {}, "outputs": {}}
+    for entry in entries:
+        if entry.role == "input":
+            name = entry.path.name if short[entry.path.name] == 1 else entry.name
+        else:
+            name = entry.path.relative_to(path.parent).as_posix()
+        files[entry.role + "s"][name] = entry.now() or GONE
+    return {key: value for key, value in content.items() if key != manifest.RELATIVE} | files
+
+
+def _changed(name: str) -> list[str]:
+    content = manifest.read(name) or {}
+    found = [(manifest.path_for(name), content), *manifest.beneath(name)]
+    entries = [entry for path, inner in found for entry in manifest.changed_files(path, inner)]
+    return [f"{entry['path']} {entry['reason']} since the run" for entry in entries]
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
@@ -39,3 +72,5 @@ def tables(result: dict[str, Any]) -> list[Table]:
 def show(result: dict[str, Any]) -> None:
     """Print a line a difference."""
     print("\n".join(result["differences"]) or "no differences")
+    for line in result["changed"]:
+        print(f"note: {line}")

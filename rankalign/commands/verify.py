@@ -18,12 +18,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Check every hash of the manifest; exit code 1 where one differs."""
-    found = manifest.read(args.run)
-    if found is None:
+    """Check every hash of the manifest, and of those of the stages beneath it; exit code 1 where one differs.
+
+    ``changed`` names what is altered or gone; ``missing`` names inputs that a moved folder left behind, which are no
+    fault of it.
+    """
+    own = manifest.read(args.run)
+    if own is None:
         raise InputError(f"{args.run}: no manifest ({manifest.path_for(args.run)}): the run is not finished")
-    changed = manifest.changed_files(found)
-    return {"files": len(found["inputs"]) + len(found["outputs"]), "changed": changed, "exit_code": int(bool(changed))}
+    found = [(manifest.path_for(args.run), own), *manifest.beneath(args.run)]
+    files = {entry.path for path, content in found for entry in manifest.entries(path, content)}
+    changed = {entry["path"]: entry for path, content in found for entry in manifest.changed_files(path, content)}
+    missing = sorted({name for path, content in found for name in manifest.missing_files(path, content)})
+    return {
+        "files": len(files),
+        "manifests": len(found),
+        "changed": list(changed.values()),
+        "missing": missing,
+        "exit_code": int(bool(changed)),
+    }
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
@@ -37,4 +50,7 @@ def show(result: dict[str, Any]) -> None:
     """Name what changed."""
     for entry in result["changed"]:
         print(f"changed: {entry['path']} ({entry['role']}: {entry['reason']})")
-    print(f"{result['files']} files, {len(result['changed'])} changed")
+    for path in result["missing"]:
+        print(f"not checked: {path} (input: the folder was moved, and this is not where it was)")
+    left = f", {len(result['missing'])} not checked" if result["missing"] else ""
+    print(f"{result['files']} files of {result['manifests']} manifests, {len(result['changed'])} changed{left}")

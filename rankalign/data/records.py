@@ -85,6 +85,24 @@ class CandidateSet:
         return [response.scores.get(judge) for response in self.responses]
 
 
+LARGEST_SCORE = 1e100  # a million squares of it still fit in a double, which ends at 1.8e308
+
+
+def score_of(record: CandidateSet, response: Response, judge: str) -> float | None:
+    """The score to calculate with, None where missing; ranking alone takes any finite score.
+
+    Raises:
+        InputError: naming record and judge: sums and squares of so large a score would overflow.
+    """
+    score = response.scores.get(judge)
+    if score is not None and abs(score) > LARGEST_SCORE:
+        raise InputError(
+            f"record {record.id!r}: the score {score:g} by judge {judge!r} is beyond {LARGEST_SCORE:g}, where sums and "
+            "squares overflow; rescale this judge's scores or take the record out"
+        )
+    return score
+
+
 def judges(sets: Iterable[CandidateSet]) -> list[str]:
     """Names of all judges that scored at least one response, in order of first sight."""
     return list(dict.fromkeys(name for s in sets for r in s.responses for name, v in r.scores.items() if v is not None))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from rankalign.data.records import CandidateSet, Response
+from rankalign.data.records import CandidateSet, Response, score_of
 
 Row = dict[str, Any]
 
@@ -60,7 +60,7 @@ def cut_warning(sets: Iterable[CandidateSet], whose: str = "the") -> str:
 
 def scored(record: CandidateSet, judge: str) -> list[float]:
     """The scores that ``judge`` gave, one a draw; draws without a score are left out (the evaluators count them)."""
-    return [score for response in drawn(record) if (score := response.scores.get(judge)) is not None]
+    return [score for response in drawn(record) if (score := score_of(record, response, judge)) is not None]
 
 
 def by_policy(sets: Iterable[CandidateSet]) -> dict[str, list[CandidateSet]]:

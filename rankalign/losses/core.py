@@ -25,6 +25,7 @@ Terms: TypeAlias = Mapping[str, tuple[float | Tensor, Tensor]]
 P = ParamSpec("P")
 
 EXPONENT_LIMIT = 80.0  # e^88 is the end of fp32; a loss beyond this is astronomical either way
+SCORE_LIMIT = 1e12  # a gap of scores times a log-prob, and the gradient of that, must stay far below 3e38, fp32's end
 
 
 class Summed(Generic[P]):
@@ -54,12 +55,12 @@ class Loss:
     Attributes:
         function: ``(Ranked, **keywords) -> (P,)``; its keywords and their defaults are the loss's whole config.
         needs_reference: it reads ``Ranked.ref_logps``.
-        pairwise: it is a sum over strict pairs, so lists of two carry everything it needs.
+        alone: it learns from a response that beats no other; all that only rank are exactly 0 on such a list.
     """
 
     function: Callable[..., Tensor]
     needs_reference: bool = False
-    pairwise: bool = False
+    alone: bool = False
 
     @property
     def summary(self) -> str:
@@ -71,6 +72,11 @@ class Loss:
         """Keyword names with their defaults, in order."""
         parameters = inspect.signature(self.function).parameters.values()
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    def needs_pairs(self, keywords: Mapping[str, object]) -> bool:
+        """Whether data in which no response beats another teaches it nothing: a ``threshold`` splits good from bad
+        without a rival."""
+        return not self.alone and keywords.get("threshold") is None
 
 
 def check(ok: bool, message: str) -> None:
@@ -114,6 +120,16 @@ def reference_logps(ranked: Ranked) -> Tensor:
     if ranked.ref_logps is None:
         raise ValueError("this loss needs Ranked.ref_logps")
     return present(ranked, ranked.ref_logps)
+
+
+def score_values(ranked: Ranked) -> Tensor:
+    """(P, N) scores to calculate with, 0 where there is no candidate.
+
+    Scores are any finite doubles. A list with one beyond :data:`SCORE_LIMIT` is scaled down to it as a whole, which
+    keeps its order and ties; all others stay as they are, to the bit.
+    """
+    largest = torch.where(ranked.mask, ranked.scores, torch.zeros_like(ranked.scores)).abs().amax(1, keepdim=True)
+    return present(ranked, ranked.scores * (SCORE_LIMIT / largest.clamp(min=SCORE_LIMIT)))
 
 
 def log_ratios(ranked: Ranked) -> Tensor:

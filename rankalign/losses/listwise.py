@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from rankalign.losses.core import (
+    EXPONENT_LIMIT,
     Reduction,
     Summed,
     Terms,
@@ -24,6 +25,7 @@ from rankalign.losses.core import (
     over_pairs,
     policy_scores,
     present,
+    score_values,
     usable,
 )
 from rankalign.losses.ranked import Ranked
@@ -124,7 +126,7 @@ def pro(
         length_penalty: exponent of the length.
         sft_reduction: over the best response's tokens.
     """
-    p, r = policy_scores(ranked, length_penalty), present(ranked, ranked.scores)
+    p, r = policy_scores(ranked, length_penalty), score_values(ranked)
     gaps = torch.where(ranked.pairs, r.unsqueeze(2) - r.unsqueeze(1), torch.zeros_like(p).unsqueeze(1))
     exponents = p.unsqueeze(1) * gaps - (p * gaps.amax(2)).unsqueeze(2)
     sft_weights = sft_weight * (present(ranked, ranked.mask).sum(1) - 1).clamp(min=0) ** 2
@@ -146,7 +148,7 @@ def lambdaloss(ranked: Ranked, *, beta: float = 0.1, gain: Literal["win_rate", "
         ranked: the lists, with reference log-probs.
         beta: strength of the pull to the reference.
         gain: psi: ``win_rate``, the share of the other candidates that a candidate beats (ties half), or ``score``, as
-            it stands, for scores already in about [0, 1].
+            it stands, for scores already in about [0, 1]; cut at 80, where fp32 ends.
     """
     s = beta * log_ratios(ranked)
     weights = _dcg_change(s, ranked, gain)
@@ -160,7 +162,7 @@ def _dcg_change(s: Tensor, ranked: Ranked, gain: str) -> Tensor:
     behind = lower | (beaten & ~lower.transpose(1, 2))
     inverse_discount = 1 / torch.log2(1 + _place(behind, ranked))
     if gain == "score":
-        psi = present(ranked, ranked.scores)
+        psi = score_values(ranked).clamp(max=EXPONENT_LIMIT)
     else:  # the first place beats all N - 1 others, the last none
         count = present(ranked, ranked.mask).sum(1, keepdim=True)
         psi = (count - _place(beaten, ranked)) / (count - 1).clamp(min=1)
@@ -193,7 +195,7 @@ def _ahead_of_all_below(exponents: Tensor, below: Tensor) -> Tensor:
 def _target(ranked: Ranked, temperature: float) -> Tensor:
     """(P, N) softmax of scores / temperature over the candidates, even over the best at 0; zero elsewhere."""
     if temperature:
-        return present(ranked, _masked(present(ranked, ranked.scores) / temperature, ranked.mask).softmax(1))
+        return present(ranked, _masked(score_values(ranked) / temperature, ranked.mask).softmax(1))
     top = ranked.mask & ~ranked.pairs.any(1)
     return present(ranked, top) / top.sum(1, keepdim=True).clamp(min=1)
 

@@ -219,6 +219,7 @@ def bco(
     *,
     beta: float = 0.01,
     delta: float = 0.0,
+    threshold: float | None = None,
     pairs: Pairs = "all",
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -231,10 +232,25 @@ def bco(
     Args:
         beta: strength of the pull to the reference.
         delta: reward shift.
+        threshold: without it, each strict pair gives a good and a bad example, summed. With it, each candidate is one
+            example, good if it scores above, so that a list of one thumbs-up or thumbs-down counts too; ``reduction``
+            is then over the candidates.
+        pairs: all strict pairs, or best against worst; unused with ``threshold``.
     """
+    logits = beta * log_ratios(ranked) - delta
+    if threshold is not None:
+        examples = torch.where(ranked.scores > threshold, logsigmoid(logits), logsigmoid(-logits))
+        return _over_candidates(ranked, -examples, reduction)
     selected = chosen_pairs(ranked, pairs)
-    chosen, rejected = sides(beta * log_ratios(ranked), selected)
-    return over_pairs(-logsigmoid(chosen - delta) - logsigmoid(delta - rejected), selected, reduction)
+    chosen, rejected = sides(logits, selected)
+    return over_pairs(-logsigmoid(chosen) - logsigmoid(-rejected), selected, reduction)
+
+
+def _over_candidates(ranked: Ranked, values: Tensor, reduction: Reduction) -> Tensor:
+    """(P,) sum or mean of (P, N) values over the candidates; 0 for a list without any."""
+    check_choice("reduction", reduction, ("mean", "sum"))
+    total = present(ranked, values).sum(1)
+    return total if reduction == "sum" else total / ranked.mask.sum(1).clamp(min=1)
 
 
 def discopop(
@@ -348,8 +364,7 @@ def kto(
     good = desirable_weight * torch.sigmoid(beta * (baseline - ratios))
     bad = undesirable_weight * torch.sigmoid(beta * (ratios - baseline))
     if threshold is not None:
-        values = present(ranked, torch.where(ranked.scores > threshold, good, bad))
-        return values.sum(1) / ranked.mask.sum(1).clamp(min=1)
+        return _over_candidates(ranked, torch.where(ranked.scores > threshold, good, bad), "mean")
     selected = chosen_pairs(ranked, pairs)
     return over_pairs((good.unsqueeze(2) + bad.unsqueeze(1)) / 2, selected, "mean")
 

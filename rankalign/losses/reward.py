@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rankalign.losses.core import Loss, check, margins, over_pairs, present, sides
+from rankalign.losses.core import Loss, check, margins, over_pairs, present, score_values, sides
 from rankalign.losses.listwise import listmle
 from rankalign.losses.ranked import Ranked
 
@@ -118,7 +118,7 @@ def axis_regression(values: Tensor, scores: Tensor, mask: Tensor, low: float = 0
 
 
 def _score_gaps(ranked: Ranked) -> Tensor:
-    return margins(present(ranked, ranked.scores), ranked.pairs)
+    return margins(score_values(ranked), ranked.pairs)
 
 
 def _off_centre(ranked: Ranked) -> Tensor:
@@ -128,8 +128,8 @@ def _off_centre(ranked: Ranked) -> Tensor:
 
 
 REWARD_LOSSES: dict[str, Loss] = {
-    "bradley_terry": Loss(bradley_terry, pairwise=True),
+    "bradley_terry": Loss(bradley_terry),
     "plackett_luce": Loss(plackett_luce),
-    "per_token": Loss(per_token, pairwise=True),
-    "quality": Loss(quality),
+    "per_token": Loss(per_token),
+    "quality": Loss(quality, alone=True),
 }

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rankalign.data.encode import encode_text
-from rankalign.data.records import CandidateSet, read, write
+from rankalign.data.records import CandidateSet, read, score_of, write
 from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.models.merge import merge_lora
@@ -294,7 +294,7 @@ def _row(config: IterateConfig, number: int, path: Path, steps: int, step: int, 
 def _scores(record: CandidateSet, name: str, own: bool = False) -> list[float]:
     """A record's scores, an answer that came several times several times; ``own`` takes the current model's alone."""
     answers = [r for r in record.responses if not own or "round" in r.sampling]
-    return [value for r in answers if (value := r.scores.get(name)) is not None for _ in range(r.count)]
+    return [value for r in answers if (value := score_of(record, r, name)) is not None for _ in range(r.count)]
 
 
 def _mean(values: Sequence[float]) -> float | None:

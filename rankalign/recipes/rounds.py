@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rankalign.config import SampleConfig, ScoreConfig, ScorerConfig
 from rankalign.data.encode import EncodeOptions, Encoder, TokenList
-from rankalign.data.records import CandidateSet, read, write
+from rankalign.data.records import CandidateSet, read, score_of, write
 from rankalign.engines import ABOUT_THE_CALL, Policy
 from rankalign.engines.settings import policy_settings
 from rankalign.models import load as models
@@ -303,7 +303,7 @@ def _put(record: CandidateSet, name: str, values: Sequence[float | None]) -> str
 
 def penalised(record: CandidateSet, name: str, kl_coef: float) -> list[float | None]:
     """``score - kl_coef * (log policy - log start)`` of each answer; None where it has no score."""
-    rows = [(r.scores.get(name), r.scores.get(KL)) for r in record.responses]
+    rows = [(score_of(record, r, name), score_of(record, r, KL)) for r in record.responses]
     return [None if value is None or kl is None else value - kl_coef * kl for value, kl in rows]
 
 
@@ -312,7 +312,7 @@ def kept(record: CandidateSet, name: str, quantile: float) -> list[float | None]
 
     The quantile is linear between order statistics, over answers that differ, each counted once.
     """
-    values = [r.scores.get(name) for r in record.responses]
+    values = [score_of(record, r, name) for r in record.responses]
     there = torch.tensor([value for value in values if value is not None], dtype=torch.float64)
     border = float(there.quantile(quantile)) if len(there) else 0.0
     return [None if value is None else float(value >= border) for value in values]

@@ -102,16 +102,16 @@ def collect(output: Path) -> Collected:
                 f"shard {shard} was made with other settings than shard {shards[0]} ({'; '.join(changed[:4])}); "
                 f"run it again with the same ones, --shard {shard} and --overwrite"
             )
-    for entry in manifest.changed_files({"inputs": first["inputs"], "outputs": {}}):
+    told = manifest.path_for(shards[0].path(output))
+    for entry in manifest.changed_files(told, first, ("input",)):
         raise InputError(f"{entry['path']} {entry['reason']} since the shards of {output} were made from it")
     items: dict[Key, Any] = {}
     for shard in shards:
         _add(items, shard, output)
     failed = [each for content in contents for each in content.get("failed", ())]
     seconds = round(sum(content["seconds"] for content in contents), 1)
-    return Collected(
-        first["stage"], first["settings"], Path(next(iter(first["inputs"]))), items, seconds, len(shards), failed
-    )
+    source = next(entry.path for entry in manifest.entries(told, first) if entry.role == "input")
+    return Collected(first["stage"], first["settings"], source, items, seconds, len(shards), failed)
 
 
 def _expected(output: Path) -> list[Shard]:

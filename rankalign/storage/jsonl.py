@@ -170,6 +170,15 @@ def dumps(row: Any) -> str:
     return json.dumps(row, ensure_ascii=False, allow_nan=False)
 
 
+def without_nan(value: Any) -> Any:
+    """A result as JSON can hold it: null where a number is not finite, which JSON has no way to write."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    return [without_nan(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
 def write_rows(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) -> int:
     """Write JSON Lines atomically (gzip for ``.gz``); return how many."""
     count = 0

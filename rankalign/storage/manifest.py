@@ -1,11 +1,16 @@
-"""The manifest of a finished stage: what went in, with which settings and versions, and what came out. Written last."""
+"""The manifest of a finished stage: what went in, with which settings and versions, and what came out. Written last.
+
+Its paths are relative to the folder that it lies in, so a folder can be checked from anywhere and wherever it is copied.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +18,9 @@ import rankalign
 from rankalign.errors import InputError
 from rankalign.storage.files import sha256_file, write_text
 from rankalign.storage.journal import differences
-from rankalign.storage.jsonl import dumps, loads
+from rankalign.storage.jsonl import dumps, loads, without_nan
 
+RELATIVE = "place"  # stands in manifests whose paths are relative to them
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "peft", "safetensors", "tokenizers", "numpy")
 
 
@@ -22,6 +28,27 @@ def path_for(output: str | os.PathLike[str]) -> Path:
     """``DIR/manifest.json`` for a folder, ``FILE.manifest.json`` for a file."""
     target = Path(output)
     return target / "manifest.json" if target.is_dir() else target.with_name(target.name + ".manifest.json")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of a manifest.
+
+    Attributes:
+        role: ``input`` or ``output``.
+        name: its path as the manifest has it.
+        path: where it is, if it is still there.
+        digest: its SHA-256 when the manifest was written.
+    """
+
+    role: str
+    name: str
+    path: Path
+    digest: str
+
+    def now(self) -> str | None:
+        """Its SHA-256 now, None where it is gone."""
+        return sha256_file(self.path) if self.path.is_file() else None
 
 
 def hashes(paths: Sequence[str | os.PathLike[str]]) -> dict[str, str]:
@@ -62,17 +89,18 @@ def write(
         outputs: files or folders written, hashed for ``verify``.
         **facts: counts, metrics, seconds and whatever else describes the run.
     """
+    target = path_for(output)
     content = {
         "stage": stage,
         "settings": settings,
-        "inputs": hashes(inputs),
-        "outputs": hashes(outputs),
+        RELATIVE: _place(target),
+        "inputs": _relative(hashes(inputs), target),
+        "outputs": _relative(hashes(outputs), target),
         "versions": versions(),
         "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
         **facts,
     }
-    target = path_for(output)
-    write_text(target, dumps(content) + "\n")
+    write_text(target, dumps(without_nan(content)) + "\n")
     return target
 
 
@@ -100,17 +128,90 @@ def is_finished(output: str | os.PathLike[str], settings: dict[str, Any]) -> boo
             f"{output} was made with other settings ({'; '.join(changed[:4])}); "
             "name another output or replace it with --overwrite"
         )
-    for entry in changed_files({"inputs": {}, "outputs": found["outputs"]}):
+    for entry in changed_files(path_for(output), found, ("output",)):
         raise InputError(f"{entry['path']} {entry['reason']} since it was made; replace it with --overwrite")
     return True
 
 
-def changed_files(content: dict[str, Any]) -> list[dict[str, str]]:
-    """Files of a manifest whose bytes are not what they were, as ``{"path", "role", "reason"}``."""
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def entries(path: Path, content: dict[str, Any]) -> list[Entry]:
+    """The files of a manifest.
+
+    Manifests of version 0.1.0 hold paths as they were typed, relative to the working directory of then. Of those, what
+    was written is sought beside the manifest, since it was written there; what was read, from the working directory.
+
+    Args:
+        path: the manifest.
+        content: what :func:`read` made of it.
+    """
     found = []
-    for role in ("inputs", "outputs"):
-        for path, digest in content[role].items():
-            there = Path(path).is_file()
-            if not there or sha256_file(path) != digest:
-                found.append({"path": path, "role": role[:-1], "reason": "has changed" if there else "is gone"})
+    for role in ("input", "output"):
+        listed = dict(content[role + "s"])
+        for name, digest in listed.items():
+            if RELATIVE in content:
+                place = Path(os.path.normpath(path.parent / name))
+            else:
+                place = _beside(path, name, listed) if role == "output" else Path(name)
+            found.append(Entry(role, name, place, digest))
     return found
+
+
+def changed_files(
+    path: Path, content: dict[str, Any], roles: Sequence[str] = ("input", "output")
+) -> list[dict[str, str]]:
+    """Files of a manifest whose bytes are not what they were, as ``{"path", "role", "reason"}``.
+
+    Inputs that are not there because the folder was moved, as :func:`missing_files` names them, are none of these.
+    """
+    found, moved = [], _moved(path, content)
+    for entry in entries(path, content):
+        now = entry.now()
+        left_behind = now is None and entry.role == "input" and moved
+        if entry.role in roles and now != entry.digest and not left_behind:
+            reason = "is gone" if now is None else "has changed"
+            found.append({"path": str(entry.path), "role": entry.role, "reason": reason})
+    return found
+
+
+def missing_files(path: Path, content: dict[str, Any]) -> list[str]:
+    """Inputs that stayed behind when the folder was moved or copied, and so cannot be checked."""
+    return [
+        str(e.path) for e in entries(path, content) if e.role == "input" and e.now() is None and _moved(path, content)
+    ]
+
+
+def beneath(output: str | os.PathLike[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Manifests of the stages whose results lie in a run's folder, with their content; its own is not among them."""
+    root = Path(output)
+    paths = sorted([*root.rglob("manifest.json"), *root.rglob("*.manifest.json")]) if root.is_dir() else []
+    for path in paths:
+        if path == path_for(output):
+            continue
+        try:
+            content = loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path}: {error}; it is damaged, so what it lists cannot be checked") from None
+        if isinstance(content, dict) and {"stage", "inputs", "outputs"} <= content.keys():  # else another tool's
+            yield path, content
+
+
+def _relative(found: dict[str, str], target: Path) -> dict[str, str]:
+    folder = os.path.abspath(target.parent)
+    return {Path(os.path.relpath(os.path.abspath(path), folder)).as_posix(): sha for path, sha in found.items()}
+
+
+def _place(path: Path) -> str:
+    """A name for the folder of a manifest that tells whether it was moved and not where it was."""
+    return hashlib.sha256(os.path.abspath(path.parent).encode()).hexdigest()[:16]
+
+
+def _moved(path: Path, content: dict[str, Any]) -> bool:
+    return RELATIVE in content and content[RELATIVE] != _place(path)
+
+
+def _beside(path: Path, name: str, listed: dict[str, str]) -> Path:
+    """Where an output lies that a manifest of version 0.1.0 names from a forgotten working directory."""
+    common = Path(os.path.commonpath([str(Path(other).parent) for other in listed]))
+    return path.parent / Path(name).relative_to(common)

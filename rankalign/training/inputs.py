@@ -106,8 +106,8 @@ def load_data(
     """
     alone = loss.loss == "sft"
     lists, counts = encode(settings, tokenizer, settings.data, alone, loss.grades)
-    if (loss.entry.pairwise or loss.grades) and not counts.get("pairs"):
-        raise InputError(f"{settings.data}: no two responses of a prompt differ in score, so there is nothing to rank")
+    if loss.entry.needs_pairs(loss.keywords()) and not counts.get("pairs"):
+        raise InputError(_nothing_to_rank(settings, loss))
     if not lists:
         raise InputError(f"{settings.data}: no usable prompt ({counts})")
     held_out = encode(settings, tokenizer, settings.eval_data, alone, loss.grades)[0] if settings.eval_data else []
@@ -128,6 +128,16 @@ def check_held_out(held_out: Sequence[TokenList], measured: bool, metric: str | 
         raise InputError(f"the best checkpoint by {metric} needs --eval_data in which responses differ in score")
     if measured and not held_out:
         raise InputError("--eval_strategy needs --eval_data")
+
+
+def _nothing_to_rank(settings: DataSettings, loss: LossSettings) -> str:
+    """The message, with the way on for single answers that have a thumb up or down."""
+    told = f"{settings.data}: no two responses of a prompt differ in score, so there is nothing to rank"
+    if loss.grades:
+        return told
+    rival = loss.loss if "threshold" in loss.entry.defaults else "kto"
+    thumbs = f"--loss {rival} --loss_options '{{\"threshold\": 0.5}}'"
+    return f"{told}; {thumbs} learns from scores on single answers, --method sft from the answers alone"
 
 
 def encode(

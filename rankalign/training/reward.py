@@ -6,6 +6,7 @@ end of sequence, a tokenizer that pads with it is given another special token of
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -177,7 +178,13 @@ def one_score_a_text(tokens: TokenList, config: Any) -> TokenList:
     """The list with the scores of responses that read the same replaced by their mean."""
     read = rewards.read_part(tokens.prompt, tokens.responses, config)[1]
     groups = [[s for other, s in zip(read, tokens.scores, strict=True) if other == r] for r in read]
-    return replace(tokens, scores=[sum(group) / len(group) for group in groups])
+    return replace(tokens, scores=[_mean(group) for group in groups])
+
+
+def _mean(scores: list[float]) -> float:
+    """Their mean; the sum of two of 1e308 has no double, the mean has."""
+    total = sum(scores)
+    return total / len(scores) if math.isfinite(total) else sum(score / len(scores) for score in scores)
 
 
 def compare(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import sys
@@ -22,6 +21,7 @@ from rankalign.models import saving
 from rankalign.storage import manifest
 from rankalign.storage.files import write_text
 from rankalign.storage.folders import check_writable
+from rankalign.storage.jsonl import dumps, without_nan
 from rankalign.training import processes
 from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import TrainConfig
@@ -137,7 +137,7 @@ class JsonlLog(TrainerCallback):
         """Rewrite the file, whole and atomically, and show the line where no progress bar does."""
         if not state.is_world_process_zero:
             return
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in state.log_history))
+        write_text(self.path, "".join(dumps(without_nan(line)) + "\n" for line in state.log_history))
         if args.disable_tqdm:
             line = state.log_history[-1]
             shown = " ".join(f"{key}={value:.4g}" for key, value in line.items() if isinstance(value, int | float))

@@ -16,7 +16,7 @@ from rankalign.losses import LOSSES
 from rankalign.models import load as models
 from rankalign.models import tiny
 from rankalign.training.arguments import parse_settings
-from rankalign.training.inputs import references_of
+from rankalign.training.inputs import load_data, references_of
 from rankalign.training.rank import Example, RankTrainer
 from rankalign.training.run import train
 
@@ -99,15 +99,44 @@ def test_a_run_with_held_out_lists_of_the_same_ids(tmp_path: Path, ids: str) -> 
         if ids == "the same":
             write(path, sets)
         else:
-            rows = [
-                {"prompt": s.prompt, "chosen": s.responses[0].text, "rejected": s.responses[1].text} for s in sets
-            ]
+            rows = [{"prompt": s.prompt, "chosen": s.responses[0].text, "rejected": s.responses[1].text} for s in sets]
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     more = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 1}
     train(settings(tmp_path, loss="dpo", data=str(places[0]), eval_data=str(places[1]), **more))
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert lines[0]["loss"] == pytest.approx(LN2, rel=1e-6)
     assert next(line for line in lines if "eval_loss" in line)["eval_loss"] == pytest.approx(LN2, rel=1e-6)
+
+
+THUMBS = [("blue", 1), ("seven", 0), ("hello", 1), ("moon", 0), ("sun", 1)]
+
+
+@pytest.mark.parametrize(("loss", "expected"), [("kto", 0.5), ("bco", LN2)])
+@pytest.mark.parametrize("rows", [THUMBS, [row for row in THUMBS if row[1]]])
+def test_thumbs_on_single_answers_train(
+    tmp_path: Path, loss: str, expected: float, rows: list[tuple[str, int]]
+) -> None:
+    path = tmp_path / "thumbs.jsonl"
+    lines = [{"prompt": f"say {word}", "completion": word, "label": bool(up)} for word, up in rows]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    more = {"data": str(path), "eval_data": str(path), "eval_strategy": "steps", "eval_steps": 4, "learning_rate": 0.01}
+    settings_ = settings(tmp_path, loss=loss, loss_options={"threshold": 0.5}, max_steps=4, beta=1.0, **more)
+    train(settings_)
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert log[0]["loss"] == pytest.approx(expected, rel=1e-6)
+    assert next(line for line in log if "eval_loss" in line)["eval_loss"] < expected - 0.01
+
+
+@pytest.mark.parametrize("loss", sorted(set(LOSSES) - {"sft", "raft"}))
+def test_losses_that_only_rank_refuse_data_without_a_pair(tmp_path: Path, loss: str) -> None:
+    path = tmp_path / "thumbs.jsonl"
+    write(
+        path, [CandidateSet(str(i), "say", [Response(w, scores={"j": float(up)})]) for i, (w, up) in enumerate(THUMBS)]
+    )
+    advice = loss if loss in ("kto", "bco") else "kto"
+    with pytest.raises(InputError, match=f"nothing to rank; --loss {advice} --loss_options .*threshold"):
+        config = settings(tmp_path, loss=loss, data=str(path))
+        load_data(config.data_settings, config.loss_settings, tiny.build_tokenizer())
 
 
 def test_lists_of_one_id_are_refused(tmp_path: Path) -> None:

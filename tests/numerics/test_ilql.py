@@ -185,7 +185,7 @@ def test_a_run_leaves_a_model_that_loads(tmp_path: Path) -> None:
     [
         (["a"], [1.0, 2.0], "1 samples but 2 rewards"),
         ([], [], "0 samples"),
-        (["a", "b"], [1.0, math.nan], "sample 1 is not finite"),
+        (["a", "b"], [1.0, math.nan], "sample 1 is nan: not finite"),
         ([["a", "b", "c"]], [1.0], "sample 0: give a text"),
     ],
 )

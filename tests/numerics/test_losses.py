@@ -103,7 +103,10 @@ CASES: dict[str, list[Case]] = {
     "sppo": [({"beta": 0.5}, (((2 - 1) ** 2 + (-3 + 1) ** 2) + ((2 - 1) ** 2 + 1) + ((-3 - 1) ** 2 + 1)) / 3)],
     "apo_zero": [({"beta": 1.0, "pairs": "best-worst"}, (1 - sig(2)) + sig(0))],
     "apo_down": [({"beta": 1.0}, (sig(2) + 1 - sig(5) + sig(2) + 1 - sig(2) + sig(-3) + 1 - sig(-3)) / 3)],
-    "bco": [({"beta": 1.0, "delta": 0.5, "pairs": "best-worst"}, nls(2 - 0.5) + nls(-(0 - 0.5)))],
+    "bco": [
+        ({"beta": 1.0, "delta": 0.5, "pairs": "best-worst"}, nls(2 - 0.5) + nls(-(0 - 0.5))),
+        ({"beta": 1.0, "threshold": 1.5}, (nls(2) + nls(-3) + nls(0)) / 3),  # A, C good, B not
+    ],
     "discopop": [
         (
             {"beta": 0.5, "tau": 0.5, "pairs": "best-worst"},

@@ -13,7 +13,9 @@ from parity.lists import lists, padded, random_list, value_and_gradient
 from torch import Tensor
 
 from rankalign.losses import LOSSES, PARTS
+from rankalign.losses.core import present, score_values
 from rankalign.losses.ranked import Ranked
+from rankalign.losses.reward import REWARD_LOSSES
 
 Function = Callable[[Ranked], Tensor]
 
@@ -177,6 +179,50 @@ def test_extreme_log_probs_stay_finite(name: str, keywords: dict[str, Any], dtyp
     assert value.dtype == gradient.dtype == dtype
     assert value.isfinite().all()
     assert gradient.isfinite().all()
+
+
+EXTREME_SCORES = ([1e308, -1e308], [1e308, 1e308, 0.0], [1e300, 1e308, -1e308, 5e-324], [-1.7e308, -1.6e308])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("name", "keywords"), [*ALL, ("nca", {"temperature": 1e-3}), ("listnet", {"temperature": 1e-3})]
+)
+def test_extreme_scores_stay_finite_and_rank_as_small_ones(
+    name: str, keywords: dict[str, Any], dtype: torch.dtype
+) -> None:
+    data = [random_list(len(scores), i, scores) for i, scores in enumerate(EXTREME_SCORES)]
+    ranked = replace(padded(data, dtype), scores=padded(data).scores)
+    value, gradient = value_and_gradient(LOSSES[name].function(ranked, **keywords), ranked.logps)
+    assert torch.isfinite(value).all()
+    assert torch.isfinite(gradient).all()
+    if name in SCALED or "temperature" in keywords or "gain" in keywords or "threshold" in keywords:
+        return
+    places = [[sorted(set(scores)).index(s) for s in scores] for scores in EXTREME_SCORES]
+    small = padded([random_list(len(p), i, p) for i, p in enumerate(places)], dtype)
+    assert torch.equal(value, LOSSES[name].function(small, **keywords).detach())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["bradley_terry", "per_token"])
+def test_margins_of_extreme_scores_stay_finite(name: str, dtype: torch.dtype) -> None:
+    data = [random_list(len(scores), i, scores) for i, scores in enumerate(EXTREME_SCORES)]
+    ranked = replace(padded(data, dtype), scores=padded(data).scores)
+    traces = present(ranked, ranked.logps).unsqueeze(2).expand(-1, -1, 3)
+    ends = torch.tensor([0, 3]).expand(*ranked.pairs.shape, 2)
+    more = (traces, ends[..., 0], ends[..., 1]) if name == "per_token" else ()
+    loss = REWARD_LOSSES[name].function(ranked, *more, margin=2.0)
+    value, gradient = value_and_gradient(loss, ranked.logps)
+    assert torch.isfinite(value).all()
+    assert torch.isfinite(gradient).all()
+    assert (value > 0).all()
+
+
+def test_scores_of_common_size_are_used_as_they_stand() -> None:
+    data = [random_list(3, 1, [0.1, -7.3, 1e12]), random_list(2, 2, [1e13, -5e12])]
+    values = score_values(padded(data))
+    assert values[0].tolist() == [0.1, -7.3, 1e12]
+    assert values[1].tolist() == [1e12, -5e11, 0.0]
 
 
 @pytest.mark.parametrize("name", ["rrhf", "slic_hf", "hinge"])

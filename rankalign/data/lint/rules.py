@@ -66,13 +66,14 @@ class Baseline:
 
     Attributes:
         pairs: strict pairs of this judge.
-        accuracy: share in which the longer text (characters) has the higher score; equal lengths count half.
-        low: lower end of the 95 % Wilson interval of ``accuracy``.
+        accuracy: share in which the longer text (characters) has the higher score; equal lengths count half. None
+            without a pair.
+        low: lower end of the 95 % Wilson interval of ``accuracy``, None without a pair.
     """
 
     pairs: int
-    accuracy: float
-    low: float
+    accuracy: float | None
+    low: float | None
 
 
 def without_bos(text: str) -> str:
@@ -308,14 +309,15 @@ def longest_answer(records: Iterable[CandidateSet], judge: str) -> Baseline:
             if score != other:
                 pairs += 1
                 right += 0.5 + 0.5 * _sign(length - other_length) * _sign(score - other)
-    share = right / pairs if pairs else math.nan
-    return Baseline(pairs, share, wilson(share, pairs)[0] if pairs else math.nan)
+    if not pairs:
+        return Baseline(0, None, None)
+    return Baseline(pairs, right / pairs, wilson(right / pairs, pairs)[0])
 
 
 def _length_decides(records: list[CandidateSet], held_out: frozenset[str]) -> Iterator[tuple[str, str]]:
     for judge in judges(records):
         baseline = longest_answer(records, judge)
-        if baseline.low > LENGTH_ACCURACY:
+        if baseline.low is not None and baseline.low > LENGTH_ACCURACY:
             seen = f"{baseline.accuracy:.1%} of {baseline.pairs} pairs"
             yield "", f"calling the longer answer the better one agrees with judge {judge!r} on {seen}"
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rankalign.data.records import CandidateSet
+from rankalign.data.records import CandidateSet, score_of
 from rankalign.errors import InputError
 from rankalign.evaluation import Row, drawn
 from rankalign.evaluation.statistics import (
@@ -232,7 +232,7 @@ def _mean_length(record: CandidateSet) -> float:
 
 
 def _mean_score(record: CandidateSet, judge: str) -> float | None:
-    scores = [response.scores.get(judge) for response in drawn(record)]
+    scores = [score_of(record, response, judge) for response in drawn(record)]
     known = [score for score in scores if score is not None]
     return math.fsum(known) / len(known) if known and len(known) == len(scores) else None
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankalign.data.records import CandidateSet
+from rankalign.data.records import CandidateSet, score_of
 from rankalign.evaluation import drawn, scored
 from rankalign.evaluation.pairwise.scores import match
 from rankalign.evaluation.statistics import Array, Estimate, bootstrap, mean_interval, percentile_interval
@@ -180,8 +180,8 @@ def length_correlation(sets: Sequence[CandidateSet], judge: str, seed: int = 0) 
     """
     groups = []
     for record in sets:
-        own = [r for r in drawn(record) if r.scores.get(judge) is not None]
-        group = [(r.scores[judge], probe(r, record.prompt)["words"]) for r in own]
+        scores = [(r, score_of(record, r, judge)) for r in drawn(record)]
+        group = [(score, probe(r, record.prompt)["words"]) for r, score in scores if score is not None]
         if group:
             groups.append(np.array(group, dtype=np.float64))
     if groups and max(map(len, groups)) > 1:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rankalign.data.records import CandidateSet
+from rankalign.data.records import CandidateSet, score_of
 from rankalign.data.words import words
 from rankalign.errors import missing_extra
 from rankalign.evaluation import by_policy, drawn, scored
@@ -198,8 +198,8 @@ def reward_figures(run: Run) -> list[Figure]:
 
 
 def _lengths_and_scores(sets: list[CandidateSet], judge: str) -> list[tuple[float, float]]:
-    draws = [response for record in sets for response in drawn(record)]
-    return [(float(len(words(r.text))), s) for r in draws if (s := r.scores.get(judge)) is not None]
+    draws = [(record, response) for record in sets for response in drawn(record)]
+    return [(float(len(words(r.text))), s) for record, r in draws if (s := score_of(record, r, judge)) is not None]
 
 
 def _levels(run: Run) -> Iterable[Figure]:
@@ -303,7 +303,8 @@ def _sample(ident: str, old: CandidateSet | None, new: CandidateSet | None, judg
     known = new or old
     prompt = printable(prompt_text(known.prompt)) if known else ""
     texts = [printable(record.responses[0].text) if record and record.responses else None for record in (old, new)]
-    scores = [record.responses[0].scores.get(judge) if record and record.responses else None for record in (old, new)]
+    firsts = [(record, record.responses[0]) if record and record.responses else None for record in (old, new)]
+    scores = [score_of(*first, judge) if first else None for first in firsts]
     return Sample(printable(ident), prompt, texts[0], texts[1], scores[0], scores[1])
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import shutil
 import sys
 import time
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from rankalign.data.encode import EncodeOptions, TokenList, encode_all
-from rankalign.data.records import CandidateSet, Prompt, Response
+from rankalign.data.records import LARGEST_SCORE, CandidateSet, Prompt, Response
 from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.models import saving
@@ -34,7 +33,7 @@ from rankalign.rows.logps import causal_lm
 from rankalign.storage import manifest
 from rankalign.storage.files import write_text
 from rankalign.storage.folders import check_writable
-from rankalign.storage.jsonl import dumps
+from rankalign.storage.jsonl import dumps, without_nan
 from rankalign.training.fit import check_end, check_fit
 from rankalign.training.ilql import math as ilql_math
 from rankalign.training.inputs import disable_dropout, say_cut, tokenizer_hash
@@ -283,7 +282,7 @@ def train_ilql(samples: Sequence[Sample], returns: Sequence[float], settings: IL
     model = ILQLModel(policy).train()
     history = _fit(model, lists, settings)
     output.mkdir(parents=True, exist_ok=True)
-    write_text(output / "log.jsonl", "".join(json.dumps(line) + "\n" for line in history))
+    write_text(output / "log.jsonl", "".join(dumps(without_nan(line)) + "\n" for line in history))
     model.save(output)
     tokenizer.save_pretrained(str(output))
     saving.finish(output, models.local_folder(settings.model))
@@ -302,8 +301,12 @@ def records_of(samples: Sequence[Sample], returns: Sequence[float]) -> list[Cand
     if len(samples) != len(returns) or not len(samples):
         raise InputError(f"{len(samples)} samples but {len(returns)} rewards: one reward a sample is needed")
     numbers = torch.tensor([float(value) for value in returns], dtype=torch.float64)
-    if not torch.isfinite(numbers).all():
-        raise InputError(f"the reward of sample {int((~torch.isfinite(numbers)).nonzero()[0])} is not finite")
+    usable = numbers.abs() <= LARGEST_SCORE  # NaN is not
+    if not usable.all():
+        at = int((~usable).nonzero()[0])
+        raise InputError(
+            f"the reward of sample {at} is {float(numbers[at]):g}: not finite, or beyond {LARGEST_SCORE:g}"
+        )
     scores = ilql_math.standardised(numbers).tolist()
     found = []
     for i, (sample, score) in enumerate(zip(samples, scores, strict=True)):

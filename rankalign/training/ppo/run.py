@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import time
@@ -24,7 +23,7 @@ from rankalign.storage import manifest
 from rankalign.storage.files import sha256_file, write_text
 from rankalign.storage.folders import check_writable
 from rankalign.storage.journal import differences
-from rankalign.storage.jsonl import dumps, loads
+from rankalign.storage.jsonl import dumps, loads, without_nan
 from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import PPOConfig
 from rankalign.training.card import write_card
@@ -197,6 +196,6 @@ def _log(trainer: PPOTrainer, output: Path, line: dict[str, Any]) -> None:
     """Keep ``log.jsonl`` equal to the history, also after a resume from an earlier step, and show the line."""
     if not trainer.accelerator.is_main_process:
         return
-    write_text(output / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in trainer.history))
+    write_text(output / "log.jsonl", "".join(dumps(without_nan(entry)) + "\n" for entry in trainer.history))
     shown = " ".join(f"{key}={line[key]:.4g}" for key in ("reward", "kl", "policy_loss", "value_loss", "clip_fraction"))
     print(f"step {line['step']}/{trainer.steps}: {shown}", file=sys.stderr, flush=True)

@@ -19,7 +19,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import Trainer, get_scheduler
 
-from rankalign.data.records import CandidateSet, Response
+from rankalign.data.records import LARGEST_SCORE, CandidateSet, Response
 from rankalign.errors import InputError
 from rankalign.training.arguments import PPOConfig
 from rankalign.training.ppo import math as ppo_math
@@ -88,6 +88,24 @@ class Rollouts:
     values: Tensor
     advantages: Tensor
     returns: Tensor
+
+
+LARGEST_REWARD = 1e15  # squared in the value loss, and summed, in float32, which ends at 3e38
+
+
+def _check_size(scores: Sequence[Score], questions: Sequence[Question], limit: float, why: str) -> None:
+    """Refuse rewards beyond a limit.
+
+    Raises:
+        InputError: naming the prompt.
+    """
+    for score, question in zip(scores, questions, strict=True):
+        parts = [score] if isinstance(score, int | float) else score
+        if (largest := max(map(abs, parts), default=0.0)) > limit:
+            name = question.record.id
+            raise InputError(
+                f"the answer to prompt {name!r} has a reward of {largest:g}, beyond {limit:g}, where {why}"
+            )
 
 
 class Means:
@@ -243,6 +261,7 @@ class PPOTrainer:
         """Scores as rewards: less the baseline, scaled, clipped; 0 for a missing one, whose tokens are masked."""
         kind, missing = self.config.scale_rewards, [score is None for score in raw]
         scores: list[Score] = [0.0 if score is None else score for score in raw]
+        _check_size(scores, questions, LARGEST_SCORE, "sums and squares overflow")
         if self.baseline is not None:
             scores = ppo_math.reference_normalised(scores, [q.record.id for q in questions], self.baseline)
         totals = gather_object([ppo_math.total(s) for s, none in zip(scores, missing, strict=True) if not none])
@@ -252,6 +271,7 @@ class PPOTrainer:
             self.moments.update(totals)
         limit = self.config.clip_reward
         scaled = [ppo_math.clipped(self.moments.scaled(score, kind), limit) for score in scores]
+        _check_size(scaled, questions, LARGEST_REWARD, "float32 has no squares; set --scale_rewards or --clip_reward")
         return [0.0 if none else score for score, none in zip(scaled, missing, strict=True)]
 
     def _baseline(self) -> dict[str, float]:

@@ -65,7 +65,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "sppo": (*PAIR_KEYWORDS, {"beta": 0.2}),
     "apo_zero": PAIR_KEYWORDS,
     "apo_down": PAIR_KEYWORDS,
-    "bco": (*PAIR_KEYWORDS, {"beta": 0.5, "delta": 0.4}),
+    "bco": (*PAIR_KEYWORDS, {"beta": 0.5, "delta": 0.4}, {"threshold": 0.1, "delta": 0.4}),
     "discopop": (*PAIR_KEYWORDS, {"beta": 0.5, "tau": 0.7}),
     "aot": (*PAIR_KEYWORDS, SMOOTH),
     "aot_unpaired": (*PAIR_KEYWORDS, SMOOTH),

@@ -141,6 +141,18 @@ def kto(candidates: List, k: Keywords) -> mpf:
     return mp.fsum(loss(*e) for e in examples) / max(len(examples), 1)
 
 
+def bco(candidates: List, k: Keywords) -> mpf:
+    def good(c: Candidate) -> mpf:
+        return nlog_sigmoid(k.beta * ratio(c) - k.delta)
+
+    def bad(c: Candidate) -> mpf:
+        return nlog_sigmoid(k.delta - k.beta * ratio(c))
+
+    if k.threshold is None:
+        return over([good(w) + bad(y) for w, y in strict_pairs(candidates, k)], k)
+    return over([good(c) if c.score > k.threshold else bad(c) for c in candidates], k)
+
+
 def rrhf(candidates: List, k: Keywords) -> mpf:
     if k.compat == "release":  # divides by the padded length; lists() stand behind prompts of k.prompt_length tokens
         padded = mpf(k.prompt_length + max(c.length for c in candidates))
@@ -283,9 +295,7 @@ DEFINITIONS: dict[str, Definition] = {
     "sppo": pairwise(lambda w, y, k: (ratio(w) - 1 / (2 * mpf(k.beta))) ** 2 + (ratio(y) + 1 / (2 * mpf(k.beta))) ** 2),
     "apo_zero": pairwise(lambda w, y, k: 1 - sigmoid(k.beta * ratio(w)) + sigmoid(k.beta * ratio(y))),
     "apo_down": pairwise(lambda w, y, k: sigmoid(k.beta * ratio(w)) + 1 - sigmoid(k.beta * (ratio(w) - ratio(y)))),
-    "bco": pairwise(
-        lambda w, y, k: nlog_sigmoid(k.beta * ratio(w) - k.delta) + nlog_sigmoid(k.delta - k.beta * ratio(y))
-    ),
+    "bco": bco,
     "discopop": pairwise(discopop_term),
     "aot": aot,
     "aot_unpaired": aot_unpaired,
