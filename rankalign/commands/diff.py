@@ -23,13 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """``{"differences": [...], "changed": [...]}``: ``path: a -> b`` each, and files that are no more as a run left them.
+    """``{"differences": [...], "changed": [...]}``: ``path: a -> b`` each, and files that are no more as they were.
 
     Of a folder, the stages beneath it are compared as well, under ``stages``.
     """
-    sides = [_read(name) for name in (args.a, args.b)]
+    a, b = _read(args.a), _read(args.b)
     changed = [line for name in (args.a, args.b) for line in _changed(name)]
-    return {"differences": differences(*sides), "changed": changed}
+    return {"differences": differences(a, b), "changed": changed}
 
 
 def _read(name: str) -> dict[str, Any]:

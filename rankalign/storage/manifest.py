@@ -1,6 +1,6 @@
 """The manifest of a finished stage: what went in, with which settings and versions, and what came out. Written last.
 
-Its paths are relative to the folder that it lies in, so a folder can be checked from anywhere and wherever it is copied.
+Its paths are relative to the folder that it lies in, so it can be checked from anywhere and wherever it is copied.
 """
 
 from __future__ import annotations
@@ -177,9 +177,9 @@ def changed_files(
 
 def missing_files(path: Path, content: dict[str, Any]) -> list[str]:
     """Inputs that stayed behind when the folder was moved or copied, and so cannot be checked."""
-    return [
-        str(e.path) for e in entries(path, content) if e.role == "input" and e.now() is None and _moved(path, content)
-    ]
+    if not _moved(path, content):
+        return []
+    return [str(entry.path) for entry in entries(path, content) if entry.role == "input" and entry.now() is None]
 
 
 def beneath(output: str | os.PathLike[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
