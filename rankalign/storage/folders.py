@@ -29,8 +29,11 @@ def new_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
     if target.exists() or target.is_symlink():
         raise InputError(f"{target}: is there already and is not overwritten; name another folder or move it away")
     target.parent.mkdir(parents=True, exist_ok=True)
+    remove_strays(target.parent, target.name)
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.part-", dir=target.parent))
+    lock = os.open(fresh, os.O_RDONLY)
     try:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # dies with this process, by which strays are known
         yield fresh
         for path in (path for path in fresh.rglob("*") if path.is_file()):
             with open(path, "rb") as handle:
@@ -42,6 +45,21 @@ def new_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
+    finally:
+        os.close(lock)
+
+
+def remove_strays(parent: Path, name: str) -> None:
+    """Remove what killed processes left half-made for ``parent/name`` (a glob pattern); what is being made stays."""
+    for stray in parent.glob(f".{name}.part-*"):
+        handle = os.open(stray, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(stray, ignore_errors=True)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(handle)
 
 
 def readable(folder: Path) -> None:

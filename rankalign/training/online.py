@@ -10,7 +10,6 @@ import functools
 import math
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,7 +228,7 @@ def train_online(
         Interrupted: stopped by a signal; the same call goes on from the checkpoint.
     """
     add_tokens(config)
-    output, started = Path(str(config.output_dir)), time.time()
+    output = Path(str(config.output_dir))
     of_data, of_model = config.data_settings, config.model_settings
     hashes = inputs.read_hashes(of_data, of_model, config.method)
     settings = {**config.own_settings(), **hashes, **decisive}
@@ -260,6 +259,6 @@ def train_online(
     run.run_trainer(trainer, config, settings)
     run.save(trainer, tokenizer, output, of_model)
     facts = {"counts": {"prompts": len(ids), "blocks": len(plan)}, "metrics": trainer.state.log_history[-1]}
-    facts |= {"steps": trainer.state.global_step, "seconds": time.time() - started}
+    facts |= {"steps": trainer.state.global_step, "seconds": trainer.tally.total_seconds()}
     run.conclude(config, output, settings, facts)
     return {**run.summary(output, manifest.read(output) or {}), "already_finished": False}

@@ -31,6 +31,7 @@ from rankalign.storage.folders import readable
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.identity import note
 from rankalign.training.ledger import NAME, Ledger, LedgerFile, measure
+from rankalign.training.tally import Tally
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,8 @@ class RankTrainer(Trainer):
         self.identity: dict[str, Any] = {}
         self.ledger_file = LedgerFile(ledger, Path(str(config.output_dir)) / NAME)
         self.add_callback(self.ledger_file)
+        self.tally = Tally()
+        self.add_callback(self.tally)
 
     def values(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
         """(P, N) values of the candidates that the loss compares: log-probabilities here, rewards in a subclass."""
@@ -278,6 +281,7 @@ class RankTrainer(Trainer):
             with self.accelerator.no_sync(model) if i < len(parts) - 1 else nullcontext():
                 step = self._two_pass_step if self._in_two_passes(part) else super().training_step
                 total = total + step(model, {"examples": part}, num_items_in_batch)
+        self.tally.add(torch.as_tensor(total))
         return torch.as_tensor(total)
 
     def _parts(self, examples: list[Example]) -> list[list[Example]]:
@@ -375,6 +379,7 @@ class RankTrainer(Trainer):
         folder = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.is_world_process_zero():  # before trainer_state.json, without which a checkpoint is not whole
             note(folder, self.identity, whole=not self.args.save_only_model)
+        self.tally.keep(self.state, self.accelerator)
         super()._save_checkpoint(model, trial)
         if self.is_world_process_zero() and folder.is_dir():
             readable(folder)
@@ -383,6 +388,8 @@ class RankTrainer(Trainer):
         """Put the exact means since the last line in the place of the trainer's rounded ones."""
         if "loss" in logs:
             logs = {**logs, **self.meter.read()}
+        if "train_loss" in logs:
+            logs = self.tally.whole(logs, self.state, self.accelerator)
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,6 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
         print(f"{output} is finished already with these settings: nothing to do", file=sys.stderr)
         return {**summary(output, manifest.read(output) or {}), "already_finished": True}
     begun(config, settings)  # refused before the model is loaded and references are computed
-    started = time.time()
     if processes.is_first():
         check_writable(output)
     set_seed(config.seed)
@@ -104,7 +102,7 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
     trainer.watch = watch
     run_trainer(trainer, config, settings)
     save(trainer, tokenizer, output, config.model_settings)
-    facts = {"counts": counts, "metrics": trainer.state.log_history[-1], "seconds": time.time() - started}
+    facts = {"counts": counts, "metrics": trainer.state.log_history[-1], "seconds": trainer.tally.total_seconds()}
     facts["steps"] = trainer.state.global_step
     if processes.is_first():
         conclude(config, output, settings, facts)

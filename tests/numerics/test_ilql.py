@@ -220,3 +220,13 @@ def test_ilql_walks_better_than_the_walks_it_saw(tmp_path: Path) -> None:
     print(f"optimality: data {data:.3f}, policy {mean(0):.3f}, steered {mean(1):.3f}, {mean(10):.3f}, {mean(100):.3f}")
     assert GOAL == 0
     assert mean(10) > data + 0.2
+
+
+def test_target_heads_reach_their_heads_within_a_short_run() -> None:
+    """After 300 updates, targets that began 1 away have (1 - alpha)^(300 / sync_steps) of it left."""
+    settings = ILQLSettings()
+    target = torch.tensor([0.0])
+    for _ in range(300 // settings.sync_steps):
+        m.polyak([target], [torch.tensor([1.0])], settings.alpha)
+    assert 1 - target.item() == pytest.approx((1 - settings.alpha) ** (300 / settings.sync_steps), rel=1e-4)
+    assert target.item() > 0.99

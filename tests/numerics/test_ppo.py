@@ -96,10 +96,12 @@ def gae_by_definition(rewards: Tensor, values: Tensor, length: int, gamma: float
     return [sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, length)) for t in range(length)]
 
 
+@pytest.mark.parametrize("fill", [-1e6, math.nan, math.inf])
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.7), (1.0, 1.0), (0.99, 0.0)])
-def test_gae_is_its_definition_whatever_the_padding_holds(gamma: float, lam: float) -> None:
+def test_gae_is_its_definition_whatever_the_padding_holds(gamma: float, lam: float, fill: float) -> None:
     mask = ppo_math.length_mask(LENGTHS)
-    rewards, values = widened(noise(4, 7)), widened(noise(4, 7, seed=1), fill=-1e6)
+    rewards, values = widened(noise(4, 7), fill=fill), widened(noise(4, 7, seed=1), fill=fill)
+    rewards[:, :7], values[:, :7] = (torch.where(mask, x[:, :7], fill) for x in (rewards, values))
     advantages, returns = ppo_math.gae(rewards, values, torch.cat([mask, mask[:, :4] & False], 1), gamma, lam)
     for row, length in enumerate(LENGTHS):
         wanted = torch.tensor(gae_by_definition(rewards[row], values[row], length, gamma, lam), dtype=torch.float64)

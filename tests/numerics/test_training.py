@@ -296,6 +296,15 @@ def run_settings(source: Path, output: Path, **more: Any) -> TrainConfig:
     return parse_settings({**fixed, **more})
 
 
+def made_slower(checkpoint: Path) -> dict[str, Any]:
+    """Let the checkpoint say that a thousand hours went before it; what it carries."""
+    path = checkpoint / "trainer_state.json"
+    state = json.loads(path.read_text())
+    state["stateful_callbacks"]["rankalign_tally"]["seconds"] += 3.6e6
+    path.write_text(json.dumps(state))
+    return dict(state["stateful_callbacks"]["rankalign_tally"])
+
+
 @pytest.mark.parametrize("more", [{}, {"loss": "dpo", "use_lora": True}], ids=["rrhf-full", "dpo-lora"])
 def test_interrupted_and_resumed_is_uninterrupted(
     tmp_path: Path, data: Path, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -317,6 +326,7 @@ def test_interrupted_and_resumed_is_uninterrupted(
         train(run_settings(data, tmp_path / "cut", **more))
     monkeypatch.undo()
     assert not (tmp_path / "cut" / "manifest.json").exists()
+    before = made_slower(tmp_path / "cut" / "checkpoint-5")
     train(run_settings(data, tmp_path / "cut", **more))
     whole, cut = (models.weights_fingerprint(str(tmp_path / name)) for name in ("whole", "cut"))
     assert whole == cut
@@ -324,6 +334,15 @@ def test_interrupted_and_resumed_is_uninterrupted(
         [json.loads(line) for line in (tmp_path / n / "log.jsonl").read_text().splitlines()] for n in ("whole", "cut")
     ]
     assert logs[0][:-1] == logs[1][:-1]  # the last line holds wall times
+    losses = [line["loss"] for line in logs[0][:-1]]  # one line an update
+    told = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("whole", "cut")]
+    for run in told:
+        assert run["steps"] == len(losses)
+        assert run["metrics"]["train_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-6)
+    assert before["updates"] == 5
+    assert before["loss"] == pytest.approx(sum(losses[:5]), rel=1e-6)
+    assert told[1]["seconds"] > before["seconds"]  # this process alone began after it
+    assert told[1]["metrics"]["train_runtime"] > before["seconds"]
 
 
 def test_second_run_does_nothing_and_other_settings_are_refused(

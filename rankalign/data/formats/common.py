@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -80,8 +80,13 @@ class RowFormat(ABC):
         verdict = self.judge in ("", PREFERENCE) and record.scores(PREFERENCE) == [1, 0]
         return policies == [better, worse] and verdict and not _same(*record.responses)
 
-    def pair_rows(self, record: CandidateSet, losses: Losses, build: Build) -> Iterator[dict[str, Any]]:
-        """A row for each strict pair of a ranked list; the kept columns go along where there is but one."""
+    def pair_rows(
+        self, record: CandidateSet, losses: Losses, build: Build, sizes: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """A row for each strict pair of a ranked list; the kept columns go along where there is but one.
+
+        ``sizes`` says that rows hold the scores themselves, not only who is better.
+        """
         judge = pick_judge(record, self.judge) or ""
         scores = record.scores(judge)
         pairs = []
@@ -92,6 +97,8 @@ class RowFormat(ABC):
                 pairs.append((first, second))
         used = [record.responses[index] for index in sorted({index for pair in pairs for index in pair})]
         lost_details(used, losses, [judge], meta=False)
+        if not sizes:
+            lost_sizes(used, judge, losses)
         for better, worse in pairs:
             row = build(record.responses[better], record.responses[worse], judge)
             yield complete(row, record, self.name, losses) if len(pairs) == 1 else {"id": record.id, **row}
@@ -211,6 +218,21 @@ def lost_details(
         for field, is_lost in lost.items():
             if is_lost:
                 losses.add(field)
+
+
+def lost_sizes(
+    responses: Sequence[Response], judge: str, losses: Losses, kept: Collection[str] = (PREFERENCE, "label")
+) -> None:
+    """Count scores of which a row keeps the order and not the size.
+
+    Args:
+        responses: those that are written.
+        judge: by whose scores they are ordered.
+        losses: takes the count.
+        kept: judges whose scores are nothing but an order.
+    """
+    if responses and judge not in kept:
+        losses.add(f"sizes of scores.{judge}", len(responses))
 
 
 # --- texts and messages ------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from rankalign.data.formats.common import (
     complete,
     keep,
     lost_details,
+    lost_sizes,
     scored_responses,
 )
 from rankalign.data.records import CandidateSet, Checker, Response
@@ -41,6 +42,7 @@ class NemoRL(RowFormat):
         if not scored:
             return
         lost_details(scored, losses, [judge], meta=False)
+        lost_sizes(scored, judge, losses, kept=("rank",))
         ranks = _ranks([response.scores[judge] or 0 for response in scored], judge)
         entries = [_entry(response, rank) for response, rank in zip(scored, ranks, strict=True)]
         row = {"context": as_messages(record.prompt), "completions": entries}

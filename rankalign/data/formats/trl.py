@@ -136,7 +136,7 @@ class Trl(RowFormat):
         if self.is_pair(record):
             yield self._pair_row(record, losses)
         elif len(record.responses) > 1:
-            yield from self.pair_rows(record, losses, lambda *pair: self._ranked_row(record, *pair))
+            yield from self.pair_rows(record, losses, lambda *pair: self._ranked_row(record, *pair), sizes=True)
         else:
             yield self._single_row(record, losses)
 

@@ -46,7 +46,8 @@ class QuestionFormat(RowFormat):
             texts = {response.policy: response.text for response in record.responses}
             yield complete({self.question: self.write_question(record, losses), **texts}, record, self.name, losses)
         else:
-            yield from self.pair_rows(record, losses, lambda *pair: self._pair_row(record, losses, *pair))
+            sizes = "score" in self.judges
+            yield from self.pair_rows(record, losses, lambda *pair: self._pair_row(record, losses, *pair), sizes)
 
     def _pair_row(
         self, record: CandidateSet, losses: Losses, better: Response, worse: Response, judge: str

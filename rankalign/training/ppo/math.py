@@ -250,7 +250,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     arXiv:1506.02438, eq. 16).
 
     Args:
-        rewards: (B, T).
+        rewards: (B, T); what stands outside of the mask is not read, NaN included.
         values: (B, T), V of the text before each token.
         mask: (B, T) bool.
         gamma: discount.
@@ -259,6 +259,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     Returns:
         Advantages and returns, (B, T) each, 0 outside of the mask.
     """
+    rewards, values = (torch.where(mask, x, torch.zeros_like(x)) for x in (rewards, values))  # NaN x 0 is NaN
     advantages = torch.zeros_like(values)
     advantage = following = torch.zeros_like(values[:, 0])
     for t in reversed(range(values.shape[1])):

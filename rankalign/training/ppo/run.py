@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from rankalign.progress import Progress
 from rankalign.rows import logps
 from rankalign.storage import manifest
 from rankalign.storage.files import sha256_file, write_text
-from rankalign.storage.folders import check_writable
+from rankalign.storage.folders import check_writable, remove_strays
 from rankalign.storage.journal import differences
 from rankalign.storage.jsonl import dumps, loads, without_nan
 from rankalign.training.added_tokens import add_tokens
@@ -46,7 +45,7 @@ def train_ppo(config: PPOConfig, sampler: Sampler, reward: Reward) -> dict[str, 
         Interrupted: stopped by a signal; the same call goes on from the checkpoint.
     """
     add_tokens(config)
-    output, started = Path(str(config.output_dir)), time.time()
+    output = Path(str(config.output_dir))
     settings = _settings(config, reward)
     if config.overwrite:
         shutil.rmtree(output, ignore_errors=True)
@@ -71,7 +70,7 @@ def train_ppo(config: PPOConfig, sampler: Sampler, reward: Reward) -> dict[str, 
         facts = {"counts": counts, "metrics": trainer.history[-1], "steps": trainer.step}
         write_card(output, config.method, config.model, config.data, settings, facts)
         made = [p for p in sorted(output.iterdir()) if not p.name.startswith(("checkpoint-", "manifest", "."))]
-        manifest.write(output, "train", settings, [config.data], made, **facts, seconds=time.time() - started)
+        manifest.write(output, "train", settings, [config.data], made, **facts, seconds=trainer.seconds())
     trainer.accelerator.wait_for_everyone()
     return _summary(output, already_finished=False)
 
@@ -177,6 +176,8 @@ def _run(trainer: PPOTrainer, config: PPOConfig, output: Path, settings: dict[st
 
 
 def _resume(trainer: PPOTrainer, config: PPOConfig, output: Path, settings: dict[str, Any]) -> None:
+    if trainer.accelerator.is_main_process:
+        remove_strays(output, "checkpoint-*")
     found = ppo_state.checkpoints(output)
     if not found:
         return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,10 +158,15 @@ class PPOTrainer:
         self.kl = ppo_math.KLController(config.kl_coef, config.kl_target, config.kl_horizon)
         self.moments = ppo_math.RunningMoments()
         self.history: list[dict[str, Any]] = []
+        self._started, self._before_checkpoint = time.time(), 0.0
         if config.rollouts % self._world:
             raise InputError(f"--rollouts {config.rollouts} cannot be shared by {self._world} processes")
         self.baseline = self._baseline() if config.reward_baseline else None
         self._set_up()
+
+    def seconds(self) -> float:
+        """What the run took, earlier processes up to the checkpoint that this one goes on from included."""
+        return self._before_checkpoint + time.time() - self._started
 
     def _set_up(self) -> None:
         """The optimiser over all that trains, and a schedule that moves with every update."""
@@ -364,6 +370,7 @@ class PPOTrainer:
             "moments": vars(self.moments),
             "schedule": self.schedule.state_dict(),
             "lr": [group["lr"] for group in self.optimizer.param_groups],
+            "seconds": self.seconds(),
         }
         folder = output / f"checkpoint-{self.step}"
         if self.accelerator.is_main_process:
@@ -375,6 +382,7 @@ class PPOTrainer:
         facts = ppo_state.read_facts(folder)
         ppo_state.load(folder, self.actor, self.optimizer)
         self.history, self.kl.coef = facts["history"], facts["kl_coef"]
+        self._before_checkpoint = facts.get("seconds", 0.0)  # absent in those of version 0.1.0
         self.moments = ppo_math.RunningMoments(**facts["moments"])
         self.schedule.load_state_dict(facts["schedule"])
         for group, rate in zip(self.optimizer.param_groups, facts["lr"], strict=True):

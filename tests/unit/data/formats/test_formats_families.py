@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -462,3 +463,22 @@ def test_arena_hard_answers_to_one_prompt_meet() -> None:
     assert [response.policy for response in record.responses] == ["m", "n"]
     assert record.meta["category"] == "c"
     assert refusal("arena-hard", rows[0] | {"messages": [USER, USER]})[0] == "messages[1].role"
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_scores_come_back_with_their_sizes_or_are_counted_as_lost(name: str) -> None:
+    """0.7, 0.1 and -3.25 by one judge: the rows that are written hold these numbers, or ``lost`` says so."""
+    sizes = {0.7, 0.1, -3.25}
+    answers = [Response(t, p, scores={"j": s}) for t, p, s in zip("abc", "xyz", sorted(sizes), strict=True)]
+    rows, losses = dump(name, CandidateSet("p", [{"role": "user", "content": "q"}], answers))
+    told = " ".join(losses)
+    if "scores.j" not in told:
+        assert sizes <= set(numbers(rows)), rows
+
+
+def numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from numbers(inner)
+    elif isinstance(value, int | float):
+        yield value
