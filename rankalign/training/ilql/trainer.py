@@ -48,7 +48,7 @@ Sample = str | Sequence[Prompt | str]
 class ILQLSettings:
     """What a run depends on; the defaults of the last eight are trlX's.
 
-    ``alpha`` is that of trlX's run of 1,000 updates: with ``sync_steps`` 5, target heads go half of the way to their heads
+    ``alpha`` is that of trlX's run of 1,000 updates: with ``sync_steps`` 5, targets go half of the way to their heads
     in 33 updates. The 0.001 of its general settings takes 3,500 and suits runs of tens of thousands.
 
     Attributes:
