@@ -14,9 +14,10 @@ from rankalign.errors import InputError
 from rankalign.rows.logps import TOLERANCE, causal_lm, inside, label_states, lay_out, precision, supports_tree
 from rankalign.rows.tree import Lists, Tokens
 
-# How a config may say where the reward is read: at the last token, or at the last one whose id is not the padding id.
-# The second is what transformers does, and what a config that says nothing means.
-LAST, LAST_NON_PAD = "last", "last_non_pad"
+# How a config may say where the reward is read: at the last token; at the last one whose id is not the padding id, as
+# transformers does and a config that says nothing means; at the answer's first end; or as the mean over all tokens.
+LAST, LAST_NON_PAD, FIRST_EOS, MEAN = "last", "last_non_pad", "first_eos", "mean"
+POOLINGS = (LAST, LAST_NON_PAD, FIRST_EOS, MEAN)
 
 
 def list_rewards(model: nn.Module, prompts: Sequence[Tokens], responses: Lists, *, layout: str = "auto") -> Tensor:
@@ -32,7 +33,8 @@ def list_rewards(model: nn.Module, prompts: Sequence[Tokens], responses: Lists, 
         (P, N), fp32 (fp64 for an fp64 model), 0 where a prompt has fewer than N responses. Differentiable.
     """
     pieces = token_rewards(model, prompts, responses, layout=layout)
-    ends = torch.stack([values[-1] for row in pieces for values in row])
+    rule = pooling_of(reward_lm(model).config)
+    ends = torch.stack([_pooled(values, rule) for row in pieces for values in row])
     where = torch.tensor([(p, n) for p, row in enumerate(pieces) for n in range(len(row))], device=ends.device)
     return ends.new_zeros(len(pieces), max(map(len, pieces))).index_put(where.unbind(1), ends)
 
@@ -49,7 +51,8 @@ def token_rewards(
         layout: as in :func:`list_rewards`.
 
     Returns:
-        ``[p][n]`` is a tensor of shape (1 + read tokens of response n of prompt p,); the last entry is its reward.
+        ``[p][n]`` is a tensor of shape (1 + read tokens of response n of prompt p,); the last entry is its reward. For
+        a model that pools by ``mean`` the entries are those of all tokens of the text, and their mean is the reward.
     """
     lm = reward_lm(model)
     rows, counts = _rows(lm, prompts, responses, layout)
@@ -74,7 +77,13 @@ def end_states(model: nn.Module, prompts: Sequence[Tokens], responses: Lists, *,
     rows, counts = _rows(lm, prompts, responses, layout)
     states = label_states(lm, rows) if rows is not None else _no_states(lm)
     pieces = iter(torch.split(states, [n for row in counts for n in row]))
-    return [torch.stack([next(pieces)[-1] for _ in row]) for row in counts]
+    rule = pooling_of(lm.config)
+    return [torch.stack([_pooled(next(pieces), rule) for _ in row]) for row in counts]
+
+
+def _pooled(values: Tensor, rule: str) -> Tensor:
+    """What counts of the values, or states, of a text's tokens (T, ...); the head is linear, so means may go first."""
+    return values.mean(0) if rule == MEAN else values[-1]
 
 
 def rewards_of(model: nn.Module, states: Sequence[Tensor]) -> Tensor:
@@ -120,7 +129,8 @@ def reward_lm(model: nn.Module) -> Any:
 def read_part(prompt: Tokens, responses: Sequence[Tokens], config: Any) -> tuple[list[int], list[list[int]]]:
     """A list cut behind the token at which each reward is read: what comes later has no bearing on it.
 
-    A prompt that ends in padding ids hands them to its responses, so that it too ends where a reward may be read.
+    A prompt that ends in padding ids hands them to its responses, so that it too ends where a reward may be read. Where
+    a mean is taken, all but the first token of a text count as its response, so that every token is read.
 
     Args:
         prompt: token ids.
@@ -130,10 +140,28 @@ def read_part(prompt: Tokens, responses: Sequence[Tokens], config: Any) -> tuple
     Raises:
         InputError: the config names a rule that is not known.
     """
-    pad = pad_of(config)
+    rule, pad = pooling_of(config), pad_of(config)
+    if rule == MEAN:
+        return list(prompt[:1]), [[*prompt[1:], *r] for r in responses]
+    if rule == FIRST_EOS:
+        return list(prompt), [cut_behind_end(r, config) for r in responses]
     split = max(_read_length(prompt, pad), 1)
     whole = [[*prompt[split:], *r] for r in responses]
     return list(prompt[:split]), [r[: _read_length(r, pad)] for r in whole]
+
+
+def pooling_of(config: Any) -> str:
+    """The rule by which a reward is read, one of :data:`POOLINGS`.
+
+    Raises:
+        InputError: the config names a rule that is not known.
+    """
+    rule = getattr(config, "rankalign_pooling", None) or LAST_NON_PAD
+    if rule not in POOLINGS:
+        raise InputError(
+            f"the reward model pools by {rule!r}, which this version does not know (known: {', '.join(POOLINGS)})"
+        )
+    return str(rule)
 
 
 def pad_of(config: Any) -> int | None:
@@ -142,11 +170,23 @@ def pad_of(config: Any) -> int | None:
     Raises:
         InputError: the config names a rule that is not known.
     """
-    rule, pad = getattr(config, "rankalign_pooling", None), config.get_text_config().pad_token_id
-    if rule not in (None, LAST, LAST_NON_PAD):
-        known = f"{LAST}, {LAST_NON_PAD}"
-        raise InputError(f"the reward model pools by {rule!r}, which this version does not know (known: {known})")
-    return None if rule == LAST else pad
+    return config.get_text_config().pad_token_id if pooling_of(config) == LAST_NON_PAD else None
+
+
+def cut_behind_end(answer: Tokens, config: Any) -> list[int]:
+    """An answer up to and with its first end-of-sequence token; the whole answer where there is none.
+
+    Ends in the prompt do not count: under a chat template every turn has one, the same for all answers.
+
+    Raises:
+        InputError: the config names no end.
+    """
+    ends = config.get_text_config().eos_token_id
+    if ends is None:
+        raise InputError(f"the reward model pools by {FIRST_EOS!r}, and its config names no eos_token_id")
+    known = set(ends) if isinstance(ends, list | tuple) else {ends}
+    first = next((i for i, token in enumerate(answer) if token in known), len(answer) - 1)
+    return list(answer[: first + 1])
 
 
 def _read_length(ids: Tokens, pad: int | None) -> int:
@@ -172,7 +212,7 @@ def choose_layout(model: nn.Module, prompts: Sequence[Tokens], responses: Lists)
     padded = list_rewards(model, prompts, responses, layout="padded")
     tolerance = TOLERANCE[precision(lm)] * (1 + float(padded.abs().max()))
     ids = torch.tensor([[*prompts[0], *responses[0][0]]], device=lm.device)
-    if getattr(lm.config, "rankalign_pooling", None) != LAST and not _close(
+    if pooling_of(lm.config) == LAST_NON_PAD and not _close(
         padded[0, 0], lm(input_ids=ids, use_cache=False).logits[0, 0], tolerance
     ):
         raise InputError(f"{lm.config.model_type} models compute their score in a way that rankalign does not know")

@@ -34,7 +34,8 @@ class RewardModelScorer:
 
     A decoder's reward is read where its config says: ``rankalign_pooling: last`` is the last token of the text.
     ``last_non_pad``, or no such key, is the rule of transformers, the last token that is not the padding id: the token
-    before the end where a model pads with its end-of-sequence token. Encoders pool as their class does.
+    before the end where a model pads with its end-of-sequence token. ``first_eos`` is the first end of the answer, its
+    last token where it has none; ``mean`` the mean over all tokens. Encoders pool as their class does.
 
     Args:
         name: key of the scores.
@@ -49,6 +50,8 @@ class RewardModelScorer:
             is taken off all others: r - r_ref, as summarisation is often scored. It scores 0 itself.
         reference_file: records that hold the references, found by id; empty takes each record's own response.
         allow_special_in_text: control tokens that texts spell are control tokens: a candidate can then forge a turn.
+        pooling: where a decoder's reward is read, for checkpoints of other tools whose config does not say it: one of
+            :data:`rankalign.rows.rewards.POOLINGS`.
 
     Attributes:
         counts: ``prompt_truncated`` and ``response_truncated``: how many texts were cut so far (the first is told on
@@ -67,11 +70,13 @@ class RewardModelScorer:
         reference: str = "",
         reference_file: str = "",
         allow_special_in_text: bool = False,
+        pooling: str = "",
     ) -> None:
         self.name, self.path, self.template, self.system = name, model, templates.check_name(template), system
         self.allow_special_in_text = allow_special_in_text
         self.batch_size, self._max_length, self.dtype = batch_size, max_length, dtype
         self.reference, self.reference_file = reference, reference_file
+        self.pooling = pooling
         self.counts: Counter[str] = Counter()
         self._told = set[str]()
         if reference_file and not reference:
@@ -164,6 +169,7 @@ class RewardModelScorer:
             "reference_file_sha256": sha256_file(self.reference_file) if self.reference_file else "",
             "weights": self._weights(),
             "tokenizer": models.tokenizer_fingerprint(models.load_tokenizer(self.path)),
+            **({"pooling": self.pooling} if self.pooling else {}),
         }
 
     def _weights(self) -> str:
@@ -173,7 +179,13 @@ class RewardModelScorer:
 
     @functools.cached_property
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        return models.load_reward_model(self.path, dtype=self.dtype, new_head=False)
+        model, tokenizer = models.load_reward_model(self.path, dtype=self.dtype, new_head=False)
+        if self.pooling:
+            if not isinstance(getattr(model, "score", None), torch.nn.Module):
+                raise InputError(f"scorer {self.name!r}: {model.config.model_type} models pool in a way of their own")
+            model.config.rankalign_pooling = self.pooling
+            rewards.pooling_of(model.config)  # says which rules there are
+        return model, tokenizer
 
     @property
     def model(self) -> PreTrainedModel:
@@ -195,6 +207,8 @@ class RewardModelScorer:
     def _encode(self, record: CandidateSet, response: Response) -> list[int]:
         """Tokens of one text, cut to ``max_length``."""
         prompt, [answer] = self._encoder.tokens(dataclasses.replace(record, responses=[response]))
+        if answer and rewards.pooling_of(self.model.config) == rewards.FIRST_EOS:
+            answer = rewards.cut_behind_end(answer, self.model.config)
         if len(prompt) + len(answer) <= self.max_length:
             return prompt + answer
         if not self.counts:
@@ -246,11 +260,15 @@ def _values(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
     """(B,) rewards of right-padded (B, T) texts."""
     if isinstance(getattr(model, "score", None), torch.nn.Module):
         hidden = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+        if rewards.pooling_of(model.config) == rewards.MEAN:
+            counted = mask.to(hidden.dtype).unsqueeze(2)
+            means: Tensor = model.score((hidden * counted).sum(1) / counted.sum(1))
+            return means[:, 0]
         rows = torch.arange(len(ids), device=ids.device)
-        rewards: Tensor = model.score(hidden[rows, _last(ids, mask, model.config)])
+        found: Tensor = model.score(hidden[rows, _last(ids, mask, model.config)])
     else:
-        rewards = model(input_ids=ids, attention_mask=mask).logits
-    return rewards[:, 0]
+        found = model(input_ids=ids, attention_mask=mask).logits
+    return found[:, 0]
 
 
 def _last(ids: Tensor, mask: Tensor, config: Any) -> Tensor:

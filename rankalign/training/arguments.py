@@ -125,6 +125,9 @@ class TrainConfig(TrainingArguments):
             raise InputError("--early_stopping needs --load_best_model_at_end True (and --eval_data, --eval_strategy)")
         if not 0 <= self.freeze_layers <= 1 or (self.freeze_layers and not reward):
             raise InputError("--freeze_layers is a share from 0 to 1, for --method reward")
+        if self.pooling and (not reward or self.use_lora):
+            why = "an adapter has no config that could say it" if reward else "nothing else has a head that pools"
+            raise InputError(f"--pooling is for --method reward without --use_lora: {why}")
         if self.two_pass == "always" and not self.can_two_pass:
             raise InputError("--two_pass always needs log-probabilities (not --method reward) and no dropout")
         watched = "--watch" if self.watch else "the best checkpoint by ROUGE" if self.best_by_rouge else ""

@@ -196,7 +196,9 @@ def load_model(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase, rewa
     """
     name = settings.model
     more: dict[str, Any] = {"bits": settings.quantised, "train_adapter": settings.use_lora}
-    model: Any = load_reward(name, tokenizer) if reward else models.load_policy(name, dtype="float32", **more)
+    model: Any = (
+        load_reward(name, tokenizer, settings.pooling) if reward else models.load_policy(name, dtype="float32", **more)
+    )
     if settings.disable_dropout:
         disable_dropout(model)
     if settings.use_lora:

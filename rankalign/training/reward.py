@@ -27,15 +27,16 @@ from rankalign.training.rank import Example, Meter, RankTrainer, pad, to_ranked,
 # --- the model ---------------------------------------------------------------------------------------------------
 
 
-def load(model: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def load(model: str, tokenizer: PreTrainedTokenizerBase, pooling: str = "") -> PreTrainedModel:
     """A float32 decoder with a score head, a new one (see :func:`start_at_zero`) unless the model has one already.
 
     Args:
         model: as in :func:`rankalign.models.load.load_reward_model`.
         tokenizer: its tokenizer, to be saved with it; its padding token may change.
+        pooling: where a new head reads, one of :data:`rankalign.rows.rewards.POOLINGS`; empty is transformers' rule.
 
     Raises:
-        InputError: an adapter, or a model that does not read its score at the last token.
+        InputError: an adapter, a model that reads its score in a way of its own, or one trained by another rule.
     """
     reward, _ = models.load_reward_model(model, dtype="float32")
     if hasattr(reward, "get_base_model"):
@@ -46,10 +47,21 @@ def load(model: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     if not graded_before:
         pad_apart_from_end(tokenizer)
     lm.config.pad_token_id = tokenizer.pad_token_id
-    if rewards.pad_of(lm.config) is not None:
+    if pooling:
+        _pool_by(lm, pooling, model)
+    elif rewards.pad_of(lm.config) is not None:
         lm.config.rankalign_pooling = rewards.LAST_NON_PAD
     lm.get_input_embeddings().padding_idx = None  # the padding token may stand in texts too, and is to learn there
     return reward
+
+
+def _pool_by(lm: Any, pooling: str, model: str) -> None:
+    """Write the rule into the config, with which it is saved."""
+    if not lm.new_head and pooling != rewards.pooling_of(lm.config):
+        held = rewards.pooling_of(lm.config)
+        raise InputError(f"--pooling {pooling}: the head of {model} was trained to be read by {held!r}; leave it out")
+    lm.config.rankalign_pooling = pooling
+    rewards.pooling_of(lm.config)  # says which rules there are
 
 
 @torch.no_grad()
@@ -135,6 +147,8 @@ class RewardTrainer(RankTrainer):
     ) -> None:
         lm = rewards.reward_lm(model)
         self.lm_config, self._states = lm.config, dict[Key, Tensor]()
+        if config.loss == "per_token" and rewards.pooling_of(lm.config) == rewards.MEAN:
+            raise InputError("loss 'per_token' grades token by token and has no use for a head that pools by mean")
         self._fixed_states = config.disable_dropout and not any(p.requires_grad for p in lm.base_model.parameters())
         super().__init__(model, config, self._prepared(train), self._prepared(evaluation), layout, **more)
 

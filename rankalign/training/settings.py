@@ -42,6 +42,7 @@ class ModelSettings:
     lora_target_modules: str = flag(
         "auto", "modules to adapt, comma-separated; auto takes all linear ones but the head"
     )
+    pooling: str = flag("", "reward: where a new head reads: last_non_pad (as transformers), last, first_eos or mean")
     freeze_layers: float = flag(0.0, "reward: share of the lower layers, and the embeddings, that stay as they are")
     keep_float32: bool = flag(False, "save float32 weights also where the start model's are bfloat16 or float16")
     disable_dropout: bool = flag(True, "switch the model's own dropout off, so that log-probabilities are exact")

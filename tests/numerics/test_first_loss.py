@@ -134,8 +134,8 @@ def test_losses_that_only_rank_refuse_data_without_a_pair(tmp_path: Path, loss: 
         path, [CandidateSet(str(i), "say", [Response(w, scores={"j": float(up)})]) for i, (w, up) in enumerate(THUMBS)]
     )
     advice = loss if loss in ("kto", "bco") else "kto"
+    config = settings(tmp_path, loss=loss, data=str(path))
     with pytest.raises(InputError, match=f"nothing to rank; --loss {advice} --loss_options .*threshold"):
-        config = settings(tmp_path, loss=loss, data=str(path))
         load_data(config.data_settings, config.loss_settings, tiny.build_tokenizer())
 
 

@@ -47,6 +47,12 @@ def test_read_part() -> None:
         (EOS, None, [EOS], [EOS], [EOS], []),  # nothing but padding: the first token, as transformers has it
         (EOS, "last", [1, 5], [6, EOS], [1, 5], [6, EOS]),
         (None, None, [1, 5], [6, EOS], [1, 5], [6, EOS]),
+        (PAD, "first_eos", [1, 5], [6, EOS, 7, EOS], [1, 5], [6, EOS]),
+        (EOS, "first_eos", [1, 5], [6, EOS, 7], [1, 5], [6, EOS]),  # padding is the end, and the end is read
+        (PAD, "first_eos", [1, EOS, 5], [6, 7], [1, EOS, 5], [6, 7]),  # no end: the last token, never the first
+        (EOS, "first_eos", [1, EOS, 5], [6, 7, EOS], [1, EOS, 5], [6, 7, EOS]),  # the prompt's end does not count
+        (EOS, "first_eos", [1, 5], [], [1, 5], []),
+        (EOS, "mean", [1, 5, EOS], [6, EOS], [1], [5, EOS, 6, EOS]),
     ]
     for pad, rule, prompt, response, front, back in cases:
         config.pad_token_id, config.rankalign_pooling = pad, rule
@@ -54,6 +60,31 @@ def test_read_part() -> None:
     config.rankalign_pooling = "median"
     with pytest.raises(InputError, match="pools by 'median'"):
         rewards.read_part([1], [[2]], config)
+
+
+@pytest.mark.parametrize("rule", ["first_eos", "mean", "last"])
+@pytest.mark.parametrize("layout", ["tree", "padded"])
+def test_other_poolings_are_their_definition_text_by_text(rule: str, layout: str) -> None:
+    model = tiny.build_tiny_reward_model()
+    model.config.rankalign_pooling, model.config.pad_token_id = rule, EOS
+    torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(0))
+    prompts, lists = [[1, 5, EOS, 8], [1, 9]], [[[6, EOS, 7], [6, 7, 9], [EOS]], [[4, 4, EOS]]]
+    with torch.no_grad():
+        found = rewards.list_rewards(model, prompts, lists, layout=layout)
+        fixed = rewards.rewards_of(
+            model, [rewards.end_states(model, [p], [r], layout=layout)[0] for p, r in zip(prompts, lists, strict=True)]
+        )
+        for p, responses in enumerate(lists):
+            for n, response in enumerate(responses):
+                said = model.score(model.model(torch.tensor([prompts[p] + response])).last_hidden_state)[0, :, 0]
+                if rule == "mean":
+                    wanted = said.mean()
+                elif rule == "first_eos" and EOS in response:
+                    wanted = said[len(prompts[p]) + response.index(EOS)]
+                else:
+                    wanted = said[-1]
+                assert found[p, n].item() == pytest.approx(wanted.item(), abs=1e-5)
+                assert fixed[p, n].item() == pytest.approx(wanted.item(), abs=1e-5)
 
 
 def bare_tokenizer() -> Any:
@@ -289,6 +320,18 @@ def policy_folder(folder: Path, kind: str) -> str:
     return str(folder)
 
 
+@pytest.mark.parametrize("rule", ["mean", "first_eos"])
+def test_a_trained_folder_says_how_it_pools_and_is_scored_so(tmp_path: Path, data: Path, rule: str) -> None:
+    run(data, tmp_path / "run", pooling=rule, num_train_epochs=1)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["rankalign_pooling"] == rule
+    made = RewardModelScorer("rm", str(tmp_path / "run"))
+    record = CandidateSet("a", "q", [Response("one"), Response("two words")])
+    texts = [torch.tensor([made._encode(record, response)]) for response in record.responses]
+    said = [made.model.score(made.model.model(ids).last_hidden_state)[0, :, 0] for ids in texts]
+    expected = [(values.mean() if rule == "mean" else values[-1]).item() for values in said]
+    assert made.score([record])[0] == pytest.approx(expected, abs=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["free token", "no free token"])
 def test_plain_transformers_scores_the_folder_as_we_do(tmp_path: Path, data: Path, kind: str) -> None:
     run(data, tmp_path / "run", model=policy_folder(tmp_path / "policy", kind), num_train_epochs=1)
@@ -415,6 +458,10 @@ def test_the_best_checkpoint_is_kept_and_training_stops(
         ({"loss": "dpo"}, "unknown loss 'dpo'"),
         ({"model": "ADAPTER"}, "is an adapter"),
         ({"loss_options": '{"margn": 1}'}, "has no option 'margn'"),
+        ({"pooling": "median"}, "pools by 'median'"),
+        ({"pooling": "mean", "loss": "per_token"}, "no use for a head that pools by mean"),
+        ({"pooling": "mean", "use_lora": True}, "--pooling is for --method reward without --use_lora"),
+        ({"pooling": "mean", "model": "tiny-rm"}, "was trained to be read by 'last_non_pad'"),
         ({"freeze_layers": 1.5}, "--freeze_layers is a share"),
         ({"freeze_layers": 0.5, "method": "rank"}, "--freeze_layers is a share"),
         ({"early_stopping": 2}, "--early_stopping needs --load_best_model_at_end"),
@@ -422,7 +469,7 @@ def test_the_best_checkpoint_is_kept_and_training_stops(
     ],
 )
 def test_bad_input_is_named(tmp_path: Path, data: Path, change: dict[str, Any], message: str) -> None:
-    if change.get("model"):
+    if change.get("model") == "ADAPTER":
         run(data, tmp_path / "adapter", use_lora=True, max_steps=1)
         change = {"model": str(tmp_path / "adapter")}
     with pytest.raises(InputError, match=message):

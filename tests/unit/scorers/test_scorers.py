@@ -298,6 +298,26 @@ def test_padding_that_is_the_end_reads_the_end_where_the_config_says_so() -> Non
     assert flat(made.score(MANY)) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("rule", ["first_eos", "mean", "last"])
+def test_a_rule_that_a_foreign_checkpoint_does_not_tell_is_an_option(rule: str) -> None:
+    """Against the model's states text by text, with several answers a prompt and with one."""
+    made = RewardModelScorer("rm", "tiny-rm", pooling=rule)
+    assert made.fingerprint()["pooling"] == rule
+    sets = [
+        CandidateSet("a", "q", [Response("one"), Response("two", finished=False)]),
+        CandidateSet("b", "p", [Response("x")]),
+    ]
+    texts = [made._encode(record, response) for record in sets for response in record.responses]
+    expected = []
+    for ids in texts:
+        said = made.model.score(made.model.model(input_ids=torch.tensor([ids])).last_hidden_state)[0, :, 0]
+        expected.append(said.mean().item() if rule == "mean" else said[-1].item())
+    assert flat(made.score(sets)) == pytest.approx(expected, abs=1e-5)
+    assert made._rewards(texts) == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(InputError, match=r"pools by 'median'.*first_eos, mean"):
+        RewardModelScorer("rm", "tiny-rm", pooling="median").score(sets)
+
+
 def test_truncation_is_that_of_training_and_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
     made = rm(max_length=20, template="raw")
     record = CandidateSet("long", "0123456789" * 3)
