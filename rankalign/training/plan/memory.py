@@ -204,6 +204,8 @@ def build(settings: ModelSettings, reward: bool = False) -> Any:
         raise InputError(f"model {settings.model}: plan needs its config.json, and {where} has none")
     kind: Any = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
     shapes = AutoConfig.from_pretrained(where, **({"num_labels": 1} if reward else {}))
+    if settings.pooling:
+        shapes.rankalign_pooling = settings.pooling
     with torch.device("meta"):
         model = kind.from_config(shapes, dtype=torch.float32)
         if settings.disable_dropout:

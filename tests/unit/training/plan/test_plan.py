@@ -117,6 +117,18 @@ def test_large_blocks_are_mapped_until_one_was_freed() -> None:
     assert heap.top == (1 << 19) + 16
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_peak_has_a_range_and_a_reason(tmp_path: Path, checkpointing: bool) -> None:
+    found = plan(parse_settings(settings(tmp_path, gradient_checkpointing=checkpointing)))
+    low, high = found["peak_memory_range_bytes"]
+    alive = found["peak_memory_bytes"] - found["memory"]["allocator"]
+    assert low <= alive <= found["peak_memory_bytes"] <= high
+    assert "holes" in found["peak_memory_range_reason"]
+    if checkpointing:  # what is foreseen of the same run without it lies inside
+        assert high >= plan(parse_settings(settings(tmp_path)))["peak_memory_bytes"] * 0.98
+        assert "checkpointing" in found["peak_memory_range_reason"]
+
+
 def test_command_prints_the_keys_and_launchers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [f"--{key}={value}" for key, value in settings(tmp_path).items()]
     assert cli.main(["plan", "--json", *words, "--devices", "4", "--device_memory", "24GiB"]) == 0
