@@ -5,7 +5,6 @@ L1xx look at one answer, L2xx at the answers of one prompt, L3xx at their scores
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from collections import Counter
