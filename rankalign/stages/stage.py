@@ -267,8 +267,8 @@ class Stage:
 
     def _goes_on(self, journal: Path) -> bool:
         """Whether a finished output lacks what failed, and is to get it: asked for, or because its input changed."""
-        found = manifest.read(self.target) or {}
-        if not found.get(FAILED):
+        found = manifest.read(self.target) if self.target.exists() else None
+        if not found or not found.get(FAILED):
             return False
         changed = {key for key in self.settings if differences(found["settings"].get(key), self._plain[key])}
         going = changed <= {*self.inputs} if changed else self.retry_failed
