@@ -12,11 +12,11 @@ from rankalign.data.shares import clustered_wilson
 from rankalign.errors import InputError
 from rankalign.evaluation import Row
 from rankalign.evaluation.pairwise import sets
-from rankalign.evaluation.pairwise.reviews import CLASSES, Review, parse_class, parse_tolerant
+from rankalign.evaluation.pairwise.reviews import CLASSES, Review, first_line, parse_class, parse_tolerant
 from rankalign.evaluation.pairwise.scores import Comparison, System, summarise
 from rankalign.evaluation.statistics import cluster_means, mean_interval
 from rankalign.registry import did_you_mean
-from rankalign.scorers.verdicts import Scores, parse_strict
+from rankalign.scorers.verdicts import Scores
 
 PARSERS = ("tolerant", "strict", "stored")
 ONE_ORDER = "each pair was judged in one order only, so the judge's preference for a position is part of the result"
@@ -69,7 +69,7 @@ def compare_reviews(
     readable = [pair for pair in pairs if pair.points] or pairs[:1]  # with none at all, the first says so
     systems = [_system(pair, parser, categories or {}, seed) for pair in readable]
     audit = _audit(pairs, seed) | {"duplicates": duplicates}
-    stated = [_stated(r, parser) or (parse_strict(r.text.lstrip()) if r.graded else None) for r in reviews]
+    stated = [_stated(r, parser) or (first_line(r.text.lstrip()) if r.graded else None) for r in reviews]
     beyond = sets.beyond_scale(reviews, stated)
     audit["remarks"] += [*sets.remarks(reviews, duplicates, categories or {}), *([beyond] if beyond else [])]
     audit["remarks"] += [f"{p.a} and {p.b}: none of {p.asked} questions has points" for p in pairs if not p.points]
@@ -86,7 +86,7 @@ def _stated(review: Review, parser: str) -> Scores | None:
     if parser == "stored" or not review.text:
         return review.stored
     if parser == "strict" and review.graded:
-        return parse_strict(review.text)
+        return first_line(review.text)
     text = text_points(review)
     return review.stored if parser == "tolerant" and text and review.stored else text
 

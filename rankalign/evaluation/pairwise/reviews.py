@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 from rankalign.data.records import Checker
 from rankalign.errors import InputError, RecordError
-from rankalign.scorers.verdicts import Scores, parse_strict
+from rankalign.scorers.verdicts import Scores, spoken
 from rankalign.storage.jsonl import OnError, read_rows
 
 SCALE = (0.0, 10.0)
@@ -67,13 +68,27 @@ _NAMED = re.compile(
 _APART = 600  # characters between the two named scores
 
 
+def first_line(text: str) -> Scores | None:
+    """FastChat's published rule: the first line, commas as blanks, must be exactly two numbers, on the scale or not.
+
+    A live judge is asked for 1 to 10 and held to it; published sums count a 0, and what lies beyond is counted by name.
+    """
+    said = spoken(text) or ""
+    fields = (said if said == text else said.lstrip()).split("\n", 1)[0].replace(",", " ").split()
+    try:
+        found = [float(field) for field in fields]
+    except ValueError:
+        return None
+    return (found[0], found[1]) if len(found) == 2 and all(map(math.isfinite, found)) else None
+
+
 def parse_tolerant(text: str) -> Scores | None:
     """Two scores from the first line that is not blank, or else the last ones the text states, each from 0 to 10.
 
     Read are ``(8, 9)``, ``Assistant 1: 8 ... Assistant 2: 9`` and ``both ... a score of 9``. The last statement counts,
     because what stands before it may quote the question or the answers.
     """
-    if (found := parse_strict(text.lstrip())) and _on_scale(found):
+    if (found := first_line(text.lstrip())) and _on_scale(found):
         return found
     stated = [(m.end(), (float(m[1]), float(m[2]))) for m in _TUPLE.finditer(text)]
     stated += [(m.end(), (float(m[1]), float(m[1]))) for m in _BOTH.finditer(text)]

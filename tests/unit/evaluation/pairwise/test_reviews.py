@@ -16,10 +16,9 @@ from rankalign.errors import InputError, RecordError
 from rankalign.evaluation.pairwise import alpaca_eval as ae
 from rankalign.evaluation.pairwise import equal_length as el
 from rankalign.evaluation.pairwise.orders import compare_reviews
-from rankalign.evaluation.pairwise.reviews import Review, parse_class, parse_tolerant, read_reviews
+from rankalign.evaluation.pairwise.reviews import Review, first_line, parse_class, parse_tolerant, read_reviews
 from rankalign.evaluation.pairwise.scores import Comparison
 from rankalign.evaluation.pairwise.stored import recompute
-from rankalign.scorers.verdicts import parse_strict
 
 
 @pytest.mark.parametrize(
@@ -48,7 +47,7 @@ from rankalign.scorers.verdicts import parse_strict
     ],
 )
 def test_two_score_parsers(text: str, strict: tuple | None, tolerant: tuple | None) -> None:
-    assert parse_strict(text) == strict
+    assert first_line(text) == strict
     assert parse_tolerant(text) == tolerant
 
 
