@@ -22,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--extra", action="append", default=[], help="one more source, for formats in several files")
     parser.add_argument("--judge", default="", help="whose scores rank, where several judges scored")
     parser.add_argument("--pairs", choices=("all", "best-worst"), default="all", help="pairs made of a ranked list")
+    parser.add_argument("--ignore_columns", "--ignore-columns", default="", metavar="A,B", help="columns that may stay "
+                        "unread, or `all`; they wait in meta and are counted")  # fmt: skip
     mix = parser.add_argument_group("mixing")
     mix.add_argument("--weights", type=float, nargs="+", default=[], help="share of each source in the mixture")
     mix.add_argument("--limits", type=int, nargs="+", default=[], help="records of each source at the most")
@@ -32,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Convert; see :func:`rankalign.data.convert.convert`."""
     mixture = Mixture(tuple(args.weights), tuple(args.limits), args.test_size, args.seed)
-    formats = (args.from_format, args.to_format)
-    return convert(args.source, args.target, *formats, args.skip_invalid, args.judge, args.pairs, args.extra, mixture)
+    how = (args.skip_invalid, args.judge, args.pairs, args.extra, mixture, args.ignore_columns)
+    return convert(args.source, args.target, args.from_format, args.to_format, *how)
 
 
 def show(result: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rankalign.data.formats.arrow import parts, rows_of, write_folder, write_par
 from rankalign.data.formats.common import Dropped, RowFormat
 from rankalign.data.formats.detect import detect
 from rankalign.data.formats.named import DATASETS
+from rankalign.data.formats.unread import NOTHING, Ignored
 from rankalign.data.mixing import Mixture, with_own_ids
 from rankalign.data.records import CandidateSet
 from rankalign.errors import InputError, RecordError
@@ -26,11 +28,23 @@ EVERYTHING = Mixture()
 
 
 class Intake:
-    """Takes the errors of a reader: rows dropped by rule are counted, bad ones raise or, if so wished, are skipped."""
+    """Takes the errors of a reader: rows dropped by rule are counted, bad ones raise or, if so wished, are skipped.
 
-    def __init__(self, skip_invalid: bool) -> None:
-        self.skip_invalid = skip_invalid
-        self.read, self.errors, self.losses = 0, list[RecordError](), Losses()
+    Args:
+        skip_invalid: leave bad rows out and keep their errors, instead of raising the first.
+        ignore_columns: names with commas between them, or ``all``: columns that may stay unread, see
+            :mod:`rankalign.data.formats.unread`.
+
+    Attributes:
+        read: how many rows there were.
+        errors: the bad rows' errors.
+        losses: rows dropped by rule, by reason.
+        unread: rows with a column that nothing was made of, by column; it waits in ``meta``.
+    """
+
+    def __init__(self, skip_invalid: bool, ignore_columns: str | Iterable[str] = "") -> None:
+        self.skip_invalid, self.ignored = skip_invalid, Ignored.of(ignore_columns)
+        self.read, self.errors, self.losses, self.unread = 0, list[RecordError](), Losses(), Losses()
 
     def __call__(self, error: RecordError) -> None:
         """Take one error."""
@@ -46,6 +60,19 @@ class Intake:
         self.read += 1
         self(error)
 
+    def watch(self, form: Format, records: Iterable[CandidateSet], file: str) -> Iterator[CandidateSet]:
+        """``records`` as they pass, their unread columns counted, and said at the end."""
+        found = Losses()
+        for record in records:
+            if isinstance(form, RowFormat | AnswerFormat):
+                for column in form.unread(record):
+                    found.add(column)
+                    self.unread.add(column)
+            yield record
+        if found.counts:
+            named = ", ".join(f"{column} ({count})" for column, count in found.counts.items())
+            print(f"{file}: columns that are not read, with their rows (they stay in meta): {named}", file=sys.stderr)
+
     def count(self, rows: Iterable[Row]) -> Iterator[Row]:
         """``rows``, counted as they pass."""
         for row in rows:
@@ -59,17 +86,16 @@ def find_format(name: str, judge: str = "", pairs: str = "all") -> Format:
     return dataclasses.replace(found, judge=judge, pairs=pairs) if isinstance(found, RowFormat) else found
 
 
-def find_reader(name: str) -> Format:
-    """The format ``name``, or what reads the published data set of that name.
+def find_reader(name: str, ignored: Ignored = NOTHING) -> Format:
+    """The format ``name``, or what reads the published data set of that name; ``ignored`` columns stay unread.
 
     Raises:
         InputError: neither is known.
     """
-    if name in DATASETS:
-        return DATASETS[name].open()
-    if name not in FORMATS:
+    if name not in FORMATS and name not in DATASETS:
         raise InputError(f"unknown format {name!r}{did_you_mean(name, [*FORMATS, *DATASETS])}")
-    return find_format(name)
+    found = DATASETS[name].open() if name in DATASETS else find_format(name)
+    return dataclasses.replace(found, ignored=ignored) if isinstance(found, RowFormat) else found
 
 
 def load(sources: Sequence[Source], from_format: str, intake: Intake) -> Iterator[CandidateSet]:
@@ -78,13 +104,13 @@ def load(sources: Sequence[Source], from_format: str, intake: Intake) -> Iterato
     Raises:
         InputError: the format reads one file at a time.
     """
-    form = find_reader(from_format)
+    form = find_reader(from_format, intake.ignored)
     files = [(str(path), intake.count(rows_of(path, intake.unreadable))) for path in sources]
     if len(files) == 1:
-        return form.read(files[0][1], files[0][0], intake)
+        return intake.watch(form, form.read(files[0][1], files[0][0], intake), files[0][0])
     if not isinstance(form, AnswerFormat):
         raise InputError(f"format {from_format!r} reads one file at a time, got {len(files)}")
-    return form.read_files(files, intake)
+    return intake.watch(form, form.read_files(files, intake), files[0][0])
 
 
 def load_each(
@@ -117,6 +143,7 @@ def convert(
     pairs: str = "all",
     extra: Sequence[Source] = (),
     mixture: Mixture = EVERYTHING,
+    ignore_columns: str | Sequence[str] = "",
 ) -> dict[str, Any]:
     """Rewrite one source or several as ``target``; nothing is written where it fails.
 
@@ -133,17 +160,19 @@ def convert(
             to AlpacaEval's outputs.
         mixture: what to take of each source, and what to hold out: into ``NAME.test.ENDING`` beside the target, or as
             the split ``test`` of a folder.
+        ignore_columns: columns that may stay unread, or ``all``; without it a row without any score that has a column
+            nobody reads is a bad row.
 
     Returns:
         ``read`` and ``written`` (rows; with a test part its rows are counted as ``written_test``), ``skipped`` (bad
-        rows), ``errors`` (one entry a bad row), and ``lost``: what sound rows held and the target does not, by field
-        or reason.
+        rows), ``errors`` (one entry a bad row), ``lost``: what sound rows held and the target does not, by field
+        or reason; and ``unread``: rows by column that nothing was made of, where there are any.
 
     Raises:
         RecordError: a bad row, unless ``skip_invalid``.
         InputError: unknown format or judge, unreadable file.
     """
-    intake, writer = Intake(skip_invalid), find_format(to_format, judge, pairs)
+    intake, writer = Intake(skip_invalid, ignore_columns), find_format(to_format, judge, pairs)
     sources = [source] if isinstance(source, str | os.PathLike) else source
     records = mixture.take(load_each(sources, from_format, intake, extra), intake.losses)
     sides = [records] if not mixture.test_size else list(mixture.split(records))
@@ -155,6 +184,7 @@ def convert(
         "skipped": len(intake.errors),
         "errors": [error.as_dict() for error in intake.errors],
         "lost": intake.losses.counts,
+        **({"unread": intake.unread.counts} if intake.unread.counts else {}),
     }
 
 

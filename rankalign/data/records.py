@@ -90,10 +90,13 @@ class Checker:
     Args:
         file: path for messages.
         line: 1-based line of the row.
+
+    Attributes:
+        nulls: columns of the row whose cell is null, where the row was handed on without them.
     """
 
     def __init__(self, file: str | os.PathLike[str], line: int) -> None:
-        self.file, self.line = str(file), line
+        self.file, self.line, self.nulls = str(file), line, frozenset[str]()
 
     def fail(self, path: str, reason: str) -> RecordError:
         """The error for field ``path``, to be raised by the caller."""
@@ -137,6 +140,8 @@ class Checker:
 
     def need(self, row: dict[str, Any], key: str, path: str = "") -> Any:
         """``row[key]`` of the object at ``path``; a missing key is an error that lists what is there."""
+        if key not in row and not path and key in self.nulls:
+            return None
         if key not in row:
             found = f"found: {', '.join(map(str, row)) or 'nothing'}"
             raise self.fail(f"{path}.{key}" if path else key, f"is missing ({found})")

@@ -30,6 +30,7 @@ class AlpacaEval(AnswerFormat):
     """Prompts are told apart by ``prompt_id``, or by the instruction where there is none."""
 
     name = "alpaca-eval"
+    reads = frozenset({"instruction", "input", "annotated"})
 
     def stage(self, row: dict[str, Any], check: Checker) -> int:
         """Outputs first, then what was said of them."""

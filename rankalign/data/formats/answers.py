@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from rankalign.data.formats import FORMATS, Losses
 from rankalign.data.formats.common import Dropped, lost_details
+from rankalign.data.formats.unread import says_something, unread
 from rankalign.data.records import CandidateSet, Checker, Response
 from rankalign.errors import RecordError
 from rankalign.storage.jsonl import OnError, Row
@@ -40,6 +41,16 @@ class AnswerFormat(ABC):
     """Reads rows in stages (questions, answers, verdicts), from several files where they are apart."""
 
     name: ClassVar[str]
+    # Columns that were made something of although they are kept with the answer.
+    reads: ClassVar[frozenset[str]] = frozenset()
+
+    def unread(self, record: CandidateSet) -> list[str]:
+        """The columns of the record's rows that nothing was made of and that do not just describe it."""
+        kept = [response.meta.get(self.name) for response in record.responses]
+        columns = {key: value for key, value in record.meta.items() if key not in FORMATS}
+        for row in kept:
+            columns |= {key: value for key, value in (row or {}).items() if says_something(value)}
+        return unread(columns, self.reads)
 
     def read(self, rows: Iterable[Row], file: str, on_error: OnError) -> Iterator[CandidateSet]:
         """Records from one file."""

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from rankalign.data.formats import FORMATS, Losses
-from rankalign.data.records import CandidateSet, Checker, Prompt, Response
+from rankalign.data.formats.system import put_system, take_system, without_system
+from rankalign.data.formats.unread import NOTHING, Ignored, refusal, unread
+from rankalign.data.records import CandidateSet, Checker, Prompt, Response, judges
 from rankalign.data.templates import render
 from rankalign.errors import InputError, RecordError
 from rankalign.storage.jsonl import OnError, Row, kind
@@ -40,12 +42,20 @@ class RowFormat(ABC):
     Attributes:
         judge: scores of this judge rank when writing; empty picks the only one, or the first of ``DEFAULT_JUDGES``.
         pairs: ``all`` writes every strict pair of a ranked list, ``best-worst`` one pair a list.
+        ignored: columns that are left unread by wish.
     """
 
     judge: str = ""
     pairs: str = "all"
+    ignored: Ignored = NOTHING
     name: ClassVar[str]
     id_columns: ClassVar[tuple[str, ...]] = ("id", "prompt_id")
+    # Columns that were made something of although they stay in `meta` as they came, and those known to say nothing new.
+    reads: ClassVar[frozenset[str]] = frozenset()
+    # Whether a row without a score is refused where it has columns that nobody reads.
+    strict: ClassVar[bool] = True
+    # Columns with a system message for which the format has a place of its own.
+    own_system: ClassVar[tuple[str, ...]] = ()
 
     def read(self, rows: Iterable[Row], file: str, on_error: OnError) -> Iterator[CandidateSet]:
         """Records from foreign rows, in order; a bad row goes to ``on_error`` and is left out."""
@@ -53,7 +63,7 @@ class RowFormat(ABC):
         for line, row in rows:
             check = Checker(file, line)
             try:
-                record = self.record(row, check)
+                record = self.take(row, check)
                 _drop_equal_pair(record, check)
             except RecordError as error:
                 on_error(error)
@@ -61,10 +71,35 @@ class RowFormat(ABC):
                 record.id = ids.take(row, line)
                 yield record
 
+    def take(self, row: dict[str, Any], check: Checker) -> CandidateSet:
+        """One row as a record without an id: null cells are absent, a column ``system`` is the system message."""
+        present, hidden = self.ignored.hide(row)
+        check.nulls = frozenset(hidden.keys() - self.ignored.names)
+        system, present = take_system(present, check, self.own_system)
+        record = self.record(present, check)
+        if system is not None:
+            put_system(record, self.name, *system, check)
+        _put_back(record, self.name, hidden)
+        if (left := self._suspicious(record)) and not judges([record]):
+            raise check.fail(", ".join(left), refusal(left, self.name))
+        return record
+
+    def _suspicious(self, record: CandidateSet) -> list[str]:
+        allowed = not self.strict or self.ignored.everything
+        return [] if allowed else [name for name in self.unread(record) if name not in self.ignored.names]
+
+    def unread(self, record: CandidateSet) -> list[str]:
+        """The columns of the record's row that nothing was made of and that do not just describe it."""
+        note = note_of(record, self.name) or {}
+        columns = {key: value for key, value in record.meta.items() if key not in FORMATS}
+        return unread({**columns, **note.get("columns", {})}, self.reads)
+
     def write(self, records: Iterable[CandidateSet], losses: Losses) -> Iterator[dict[str, Any]]:
         """Foreign rows from records, in order; what does not fit is counted in ``losses``."""
         for record in records:
-            yield from self.rows(record, losses)
+            bare, system = without_system(record, self.name)
+            for row in self.rows(bare, losses):
+                yield {**row, **system}
 
     @abstractmethod
     def record(self, row: dict[str, Any], check: Checker) -> CandidateSet:
@@ -122,6 +157,13 @@ class PairFormat(RowFormat):
     @abstractmethod
     def single_row(self, record: CandidateSet) -> dict[str, Any]:
         """The row of the prompt with its only answer, if it has one."""
+
+
+def _put_back(record: CandidateSet, name: str, hidden: dict[str, Any]) -> None:
+    """Let what was hidden from a reader wait in ``meta`` with the columns that were not read."""
+    for key, value in hidden.items():
+        place = record.meta.setdefault(name, {}).setdefault("columns", {}) if key in FORMATS else record.meta
+        place.setdefault(key, value)
 
 
 def _same(one: Response, other: Response) -> bool:

@@ -26,6 +26,7 @@ class FastChat(LoneAnswers):
     """Policies are ``answers_of``, ``model_id`` or, in a listwise review, its ``model_ids``."""
 
     name = "fastchat"
+    reads = frozenset({"text", "prompt", "turns", "choice", "answers_of", "review_id"})
 
     def stage(self, row: dict[str, Any], check: Checker) -> int:
         """Questions, answers, reviews."""

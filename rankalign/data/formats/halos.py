@@ -36,6 +36,7 @@ class Halos(RowFormat):
 
     name = "halos"
     id_columns = ("prompt_id",)
+    reads = frozenset({"label", "reward_A", "reward_B", "reward_difference", "sample_id", "type", "text"})
 
     def read(self, rows: Iterable[Row], file: str, on_error: OnError) -> Iterator[CandidateSet]:
         """A record for each feedback row and for each run of samples with one prompt."""

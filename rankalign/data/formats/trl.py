@@ -72,7 +72,7 @@ def _shared_prompt(check: Checker, chosen: Any, rejected: Any) -> tuple[Prompt, 
 
 def _is_implicit(row: dict[str, Any]) -> bool:
     """Some data sets add the prompt as a string although the messages repeat it."""
-    prompt, chosen = row.get("prompt"), row["chosen"]
+    prompt, chosen = row.get("prompt"), row.get("chosen")
     return prompt is None or (isinstance(prompt, str) and isinstance(chosen, list) and len(chosen) > 1)
 
 
