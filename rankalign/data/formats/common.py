@@ -14,7 +14,8 @@ from rankalign.data.formats.system import put_system, take_system, without_syste
 from rankalign.data.formats.unread import NOTHING, Ignored, refusal, unread
 from rankalign.data.records import CandidateSet, Checker, Prompt, Response, judges
 from rankalign.data.templates import render
-from rankalign.errors import InputError, RecordError
+from rankalign.data.ids import FreshIds
+from rankalign.errors import InputError, RecordError, number_of
 from rankalign.storage.jsonl import OnError, Row, kind
 
 # Where records carry several judges and none is named, the first of these that is there ranks.
@@ -178,21 +179,26 @@ def _drop_equal_pair(record: CandidateSet, check: Checker) -> None:
 
 
 class Ids:
-    """Gives each record of a file an id: the row's own where it has a fresh one, else ``<file stem>-<line>``."""
+    """Gives each record of a file an id: the row's own where it has a fresh one, else ``<file stem>-<line>``.
+
+    In a JSON list the element's number takes the place of the line's.
+    """
 
     def __init__(self, file: str, columns: tuple[str, ...]) -> None:
         self.stem = Path(file).name.split(".")[0] or "row"
-        self.columns, self.seen = columns, set[str]()
+        self.columns, self.fresh = columns, FreshIds()
 
     def take(self, row: dict[str, Any], line: int) -> str:
         """The id of the row on ``line``."""
-        own = (row.get(column) for column in self.columns)
-        named = next((str(value) for value in own if type(value) in (str, int) and str(value).strip()), None)
-        ident = named if named is not None and named not in self.seen else f"{self.stem}-{line:06d}"
-        while ident in self.seen:
-            ident += "+"
-        self.seen.add(ident)
-        return ident
+        named = own_id(row, self.columns)
+        taken = named is None or named in self.fresh.seen
+        return self.fresh.take(f"{self.stem}-{number_of(line):06d}" if taken else str(named))
+
+
+def own_id(columns: dict[str, Any], names: Iterable[str]) -> str | None:
+    """The id that a row brings along: the first of the columns ``names`` that holds a text or a whole number."""
+    values = (columns.get(name) for name in names)
+    return next((str(value) for value in values if type(value) in (str, int) and str(value).strip()), None)
 
 
 # --- columns -----------------------------------------------------------------------------------------------------

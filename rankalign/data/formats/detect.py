@@ -6,7 +6,7 @@ import os
 
 from rankalign.data.formats import FORMATS
 from rankalign.data.formats.arrow import rows_of
-from rankalign.errors import InputError
+from rankalign.errors import InputError, RecordError
 
 # A record of ours has no other keys than these; `id` and `prompt` alone also stand in many foreign rows.
 NATIVE = {"id", "prompt", "responses", "meta"}
@@ -55,8 +55,11 @@ def detect(path: str | os.PathLike[str]) -> str:
     Raises:
         InputError: no format has such keys.
     """
-    row = next((row for _, row in rows_of(path, lambda error: None)), {})
-    keys = set(row)
+    errors: list[RecordError] = []
+    row = next((row for _, row in rows_of(path, errors.append)), {})
+    if errors and not row:
+        raise errors[0]
+    keys = {key for key, value in row.items() if value is not None} or set(row)
     if {"id", "prompt"} <= keys <= NATIVE:
         return "rankalign"
     found = next((name for name, shape in SHAPES if shape <= keys), None)
