@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from rankalign.data.convert import Intake, load_each
 from rankalign.data.formats.arrow import parts
-from rankalign.data.records import CandidateSet
+from rankalign.data.records import UNUSED, CandidateSet, refusal, unused
 from rankalign.errors import InputError
+from rankalign.storage.jsonl import OnError
 
 
 def load(
@@ -30,4 +31,18 @@ def load(
     """
     if len(splits := parts(path)) > 1:
         raise InputError(f"{path}: holds several splits; name one: {', '.join(splits)}")
-    return chain.from_iterable(load_each([path, *more], format_name, intake or Intake(skip_invalid=False)))
+    intake = intake or Intake(skip_invalid=False)
+    return used_whole(chain.from_iterable(load_each([path, *more], format_name, intake)), intake)
+
+
+def used_whole(sets: Iterable[CandidateSet], on_error: OnError) -> Iterator[CandidateSet]:
+    """The records that say nothing to a model but by roles and contents; the others go to ``on_error``.
+
+    ``convert`` carries calls of tools, thoughts, images and the like from file to file; every other stage would drop
+    them (see :func:`rankalign.data.records.unused`).
+    """
+    for record in sets:
+        if fields := unused(record):
+            on_error(refusal(record, fields[0], UNUSED))
+        else:
+            yield record

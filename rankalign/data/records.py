@@ -15,6 +15,30 @@ Message = dict[str, Any]
 Prompt = str | list[Message]
 
 ROLES = ("system", "user", "assistant", "tool")
+# What tells a model something beside a message's content, by the names that data sets and servers give it.
+MESSAGE_FIELDS = (
+    "tool_calls",
+    "function_call",
+    "tool_call_id",
+    "tool_plan",
+    "name",
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "refusal",
+    "documents",
+    "citations",
+    "image",
+    "images",
+    "audio",
+    "audios",
+    "video",
+    "videos",
+)
+# The same of a whole row: columns that change what a model reads, wherever a template has a place for them.
+ROW_FIELDS = ("tools", "functions", "chat_template_kwargs", "documents", "image", "images", "audios", "videos")
+NOTHING: tuple[Any, ...] = (None, "", "[]", "{}", "null", [], {})
+UNUSED = "has a meaning that is not used yet; take it out of the row, or leave such rows out with --skip_invalid"
 
 
 @dataclass(slots=True)
@@ -44,12 +68,16 @@ class Response:
 
 @dataclass(slots=True)
 class CandidateSet:
-    """One prompt and its N candidates; ``id`` is unique in a file."""
+    """One prompt and its N candidates; ``id`` is unique in a file.
+
+    ``origin`` is file and line where it was read from one: what refuses it later can still name its place.
+    """
 
     id: str
     prompt: Prompt
     responses: list[Response] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
+    origin: tuple[str, int] | None = field(default=None, compare=False, repr=False)
 
     def scores(self, judge: str) -> list[float | None]:
         """Scores by ``judge`` in the order of the responses; None where missing."""
@@ -61,7 +89,31 @@ def judges(sets: Iterable[CandidateSet]) -> list[str]:
     return list(dict.fromkeys(name for s in sets for r in s.responses for name, v in r.scores.items() if v is not None))
 
 
-# Strict UTF-8 lets no surrogate in but by such an escape.
+def refusal(record: CandidateSet, path: str, reason: str) -> RecordError:
+    """The error for field ``path`` of a record that is read already; names its file and line where they are known."""
+    file, line = record.origin or ("<memory>", 0)
+    return RecordError(file, line, path, f"record {record.id!r}: {reason}")
+
+
+def unused(record: CandidateSet) -> list[str]:
+    """Paths of all that the record says to a model beside roles and contents, which no stage passes on yet.
+
+    ``tool_calls``, ``reasoning_content``, ``tools``, ``images`` and the like (:data:`MESSAGE_FIELDS`,
+    :data:`ROW_FIELDS`); null and empty values say nothing.
+    """
+    found = [f"meta.{key}" for key in _said(record.meta, ROW_FIELDS)]
+    if not isinstance(record.prompt, str):
+        for index, message in enumerate(record.prompt):
+            found += [f"prompt[{index}].{key}" for key in _said(message, MESSAGE_FIELDS)]
+    for index, response in enumerate(record.responses):
+        further = response.meta.get("message")
+        found += [f"responses[{index}].{key}" for key in _said(further, MESSAGE_FIELDS)]
+    return found
+
+
+def _said(holder: Any, names: Iterable[str]) -> list[str]:
+    """Those of ``names`` under which a mapping holds something."""
+    return [name for name in names if holder.get(name) not in NOTHING] if isinstance(holder, dict) else []
 
 
 def choose_judge(sets: Iterable[CandidateSet], judge: str = "") -> str:
@@ -155,16 +207,39 @@ class Checker:
             raise self.fail(path, f"expected a string or a list of messages, found {kind(value)}")
         if not value:
             raise self.fail(path, "is empty")
-        for index, message in enumerate(value):
-            at = f"{path}[{index}]"
-            self.mapping(message, at)
-            role = self.text(self.need(message, "role", at), f"{at}.role")
-            if role not in ROLES:
-                raise self.fail(f"{at}.role", f"unknown role {role!r} (one of {', '.join(ROLES)})")
-            self.text(self.need(message, "content", at), f"{at}.content")
-        if not any(message["content"].strip() for message in value):
+        messages = [self.message(message, f"{path}[{index}]") for index, message in enumerate(value)]
+        if not any(message["content"].strip() for message in messages):
             raise self.fail(path, "is empty")
-        return value
+        return messages
+
+    def message(self, value: Any, path: str) -> Message:
+        """A message: a known role, and a content that is a string or a list of text parts, which are joined.
+
+        Further keys stay as they came: :func:`unused` names those that would vanish on the way to a model.
+        """
+        role = self.text(self.need(self.mapping(value, path), "role", path), f"{path}.role")
+        if role not in ROLES:
+            raise self.fail(f"{path}.role", f"unknown role {role!r} (one of {', '.join(ROLES)})")
+        content = self.content(value, path)
+        return value if content is value["content"] else {**value, "content": content}
+
+    def content(self, message: dict[str, Any], path: str) -> str:
+        """The text of a message; parts of another kind than ``{"type": "text", "text": ...}`` are refused by name."""
+        value = message.get("content")
+        if value is None and (calls := _said(message, MESSAGE_FIELDS)):
+            raise self.fail(f"{path}.{calls[0]}", UNUSED)
+        if not isinstance(value, list):
+            return self.text(self.need(message, "content", path), f"{path}.content")
+        return "".join(self._part(part, f"{path}.content[{index}]") for index, part in enumerate(value))
+
+    def _part(self, part: Any, path: str) -> str:
+        sort = self.mapping(part, path).get("type", "text")
+        if sort != "text":
+            raise self.fail(path, f"a part of type {sort!r}: only parts of text can be used")
+        # Tables give every part all columns, null where it has none.
+        if others := [key for key, held in part.items() if key not in ("type", "text") and held not in NOTHING]:
+            raise self.fail(f"{path}.{others[0]}", UNUSED)
+        return self.text(self.need(part, "text", path), f"{path}.text")
 
 
 _SET_KEYS = {"id", "prompt", "responses", "meta"}
@@ -183,7 +258,7 @@ def parse(row: dict[str, Any], file: str | os.PathLike[str] = "<memory>", line: 
     prompt = check.prompt(check.need(row, "prompt"))
     entries = check.array(row.get("responses", []), "responses")
     responses = [parse_response(check, entry, f"responses[{index}]") for index, entry in enumerate(entries)]
-    return CandidateSet(ident, prompt, responses, check.mapping(row.get("meta", {}), "meta"))
+    return CandidateSet(ident, prompt, responses, check.mapping(row.get("meta", {}), "meta"), (str(file), line))
 
 
 def _known(check: Checker, row: dict[str, Any], keys: set[str], path: str) -> None:
@@ -236,7 +311,7 @@ def read(path: str | os.PathLike[str], on_error: OnError | None = None) -> Itera
         on_error: takes each bad record, which is then left out; without it the first one raises.
 
     Raises:
-        RecordError: a record is wrong, or an id stands twice.
+        RecordError: a record is wrong, an id stands twice, or something would go unused (see :func:`unused`).
     """
     report, seen = on_error or give_up, dict[str, int]()
     for number, row in read_rows(path, on_error):
@@ -244,6 +319,8 @@ def read(path: str | os.PathLike[str], on_error: OnError | None = None) -> Itera
             record = parse(row, path, number)
             if record.id in seen:
                 raise RecordError(str(path), number, "id", f"{record.id!r} stands already on line {seen[record.id]}")
+            if fields := unused(record):
+                raise refusal(record, fields[0], UNUSED)
         except RecordError as error:
             report(error)
         else:

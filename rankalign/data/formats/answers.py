@@ -74,6 +74,7 @@ class AnswerFormat(ABC):
                 on_error(error)
         for key, record in table.sets.items():
             first = table.first[key]
+            record.origin = (first.file, first.line)
             if record.prompt and record.responses:
                 yield record
             elif record.prompt:

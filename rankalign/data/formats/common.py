@@ -69,7 +69,7 @@ class RowFormat(ABC):
             except RecordError as error:
                 on_error(error)
             else:
-                record.id = ids.take(row, line)
+                record.id, record.origin = ids.take(row, line), (file, line)
                 yield record
 
     def take(self, row: dict[str, Any], check: Checker) -> CandidateSet:
@@ -280,7 +280,7 @@ def assistant(check: Checker, message: Any, path: str) -> tuple[str, dict[str, A
     check.mapping(message, path)
     if (role := check.need(message, "role", path)) != "assistant":
         raise check.fail(f"{path}.role", f"expected 'assistant', found {role!r}")
-    text = check.text(check.need(message, "content", path), f"{path}.content")
+    text = check.content(message, path)
     return text, {key: value for key, value in message.items() if key not in ("role", "content")}
 
 

@@ -44,6 +44,7 @@ class Halos(RowFormat):
         for line, row in rows:
             try:
                 record = self.record(row, Checker(file, line))
+                record.origin = (file, line)
             except RecordError as error:
                 on_error(error)
                 continue

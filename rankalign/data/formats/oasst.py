@@ -54,7 +54,9 @@ class Oasst:
         for ident, node in nodes.items():
             if node.row["role"] == "prompter":
                 try:
-                    yield _record(ident, node, nodes)
+                    record = _record(ident, node, nodes)
+                    record.origin = (file, node.check.line)
+                    yield record
                 except RecordError as error:
                     on_error(error)
 

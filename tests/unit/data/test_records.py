@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rankalign.data import records
+from rankalign.data.convert import convert
+from rankalign.data.load import load
 from rankalign.data.records import CandidateSet, Response, judges, parse, read, to_dict, write
 from rankalign.errors import InputError, RecordError
 from rankalign.storage.files import atomic_writer, read_lines, read_text, sha256_file, write_text
@@ -340,3 +342,52 @@ def test_lines_and_text(tmp_path: Path) -> None:
     assert read_text(path) == "one\ntwo\u2028still\n\nfour"
     write_text(path, "é\n")
     assert path.read_bytes() == b"\xc3\xa9\n"
+
+
+# --- what a message holds beside its content ---------------------------------------------------------------------
+
+USER = {"role": "user", "content": "Hi"}
+CALL = {"function": {"name": "weather", "arguments": {}}}
+ANSWER = {"id": "a", "prompt": [USER], "responses": [{"text": "x"}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"prompt": [USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}]}, "prompt[1].tool_calls"),
+        ({"prompt": [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}]}, "prompt[1].tool_calls"),
+        ({"prompt": [USER | {"name": "Ann"}]}, "prompt[0].name"),
+        ({"prompt": [{"role": "assistant", "content": "5", "reasoning_content": "2+3"}, USER]}, "prompt[0].reasoning"),
+        ({"prompt": [USER | {"content": [{"type": "image", "url": "x.png"}]}]}, "prompt[0].content[0]"),
+        ({"prompt": [USER | {"content": [{"text": "x", "image": "x.png"}]}]}, "prompt[0].content[0].image"),
+        ({"responses": [{"text": "x", "meta": {"message": {"tool_calls": [CALL]}}}]}, "responses[0].tool_calls"),
+        ({"meta": {"tools": [CALL]}}, "meta.tools"),
+        ({"meta": {"chat_template_kwargs": {"enable_thinking": False}}}, "meta.chat_template_kwargs"),
+        ({"meta": {"images": ["sky.png"]}}, "meta.images"),
+    ],
+)
+def test_what_would_go_unused_is_refused_by_name(tmp_path: Path, change: dict[str, Any], field: str) -> None:
+    path = put(tmp_path, json.dumps(ANSWER) + "\n" + json.dumps(ANSWER | {"id": "b"} | change))
+    error = error_of(path)
+    assert (error.line, error.field[: len(field)]) == (2, field)
+    skipped: list[RecordError] = []
+    assert [record.id for record in read(path, skipped.append)] == ["a"]
+    assert len(skipped) == 1
+
+
+def test_empty_fields_say_nothing_and_parts_of_text_are_one_text(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "Hi, ", "image_url": None}, {"type": "text", "text": "you"}]
+    message = {"role": "user", "content": parts, "tool_calls": None, "name": "", "images": []}
+    [record] = read(put(tmp_path, json.dumps(ANSWER | {"prompt": [message], "meta": {"tools": "[]", "images": None}})))
+    assert record.prompt[0]["content"] == "Hi, you"
+
+
+@pytest.mark.parametrize("row", [{"prompt": "Why?", "chosen": "a", "rejected": "b", "tools": [CALL]}])
+def test_foreign_rows_are_refused_where_they_are_used_and_carried_where_they_are_converted(
+    tmp_path: Path, row: dict[str, Any]
+) -> None:
+    path = put(tmp_path, json.dumps(row))
+    with pytest.raises(RecordError, match=r"in\.jsonl:1: meta\.tools: record 'in-000001'"):
+        list(load(path))
+    convert(path, tmp_path / "out.jsonl", to_format="trl")
+    assert json.loads((tmp_path / "out.jsonl").read_text())["tools"] == [CALL]
