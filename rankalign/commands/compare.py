@@ -28,6 +28,7 @@ from rankalign.evaluation.report.hack import find_hacks
 from rankalign.evaluation.tables import from_dict, render
 from rankalign.stages.generation import build_scorer
 from rankalign.storage.jsonl import dumps
+from rankalign.storage.sources import is_there
 
 FALLBACK = "rankalign.scorers.builtin:vader"
 EXAMPLE = "rankalign compare runs/demo/before.jsonl runs/demo/after.jsonl --judge vader"
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _load(spec: str, form: str) -> list[CandidateSet]:
     """Records of a file, or with ``FILE:POLICY`` one policy's answers in it."""
     path, colon, policy = spec.rpartition(":")
-    if not colon or Path(spec).exists():
+    if not colon or is_there(spec):
         return list(load(spec, form))
     found = by_policy(load(path, form))
     if policy not in found:
@@ -88,7 +89,7 @@ def _load(spec: str, form: str) -> list[CandidateSet]:
 
 def _name(spec: str) -> str:
     """What to call a system: its policy, or its file without the ending."""
-    return Path(spec).stem if Path(spec).exists() else spec.rpartition(":")[2]
+    return Path(spec).stem if is_there(spec) else spec.rpartition(":")[2]
 
 
 def _live(

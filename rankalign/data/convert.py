@@ -11,7 +11,6 @@ from typing import Any
 
 from rankalign.data.formats import FORMATS, Format, Losses
 from rankalign.data.formats.answers import AnswerFormat
-from rankalign.data.formats.arrow import parts, rows_of, write_folder, write_parquet
 from rankalign.data.formats.common import Dropped, RowFormat
 from rankalign.data.formats.detect import detect
 from rankalign.data.formats.named import DATASETS
@@ -22,8 +21,9 @@ from rankalign.errors import InputError, RecordError
 from rankalign.registry import did_you_mean
 from rankalign.storage.files import atomic_writer
 from rankalign.storage.jsonl import Row, dumps, write_rows
+from rankalign.storage.sources import Source, parts, rows_of
+from rankalign.storage.tables import write_folder, write_parquet
 
-Source = str | os.PathLike[str]
 EVERYTHING = Mixture()
 
 

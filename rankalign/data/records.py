@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from rankalign.errors import InputError, RecordError
-from rankalign.storage.jsonl import HALF_A_PAIR, OnError, give_up, kind, read_rows, write_rows
+from rankalign.errors import InputError, RecordError, on_line
+from rankalign.storage.jsonl import HALF_A_PAIR, OnError, give_up, kind, write_rows
+from rankalign.storage.sources import rows_of
 
 Message = dict[str, Any]
 Prompt = str | list[Message]
@@ -307,18 +308,19 @@ def read(path: str | os.PathLike[str], on_error: OnError | None = None) -> Itera
     """Yield the records of a file, checked at the door.
 
     Args:
-        path: JSON Lines or one JSON list; gzip, BOM and CRLF are fine.
+        path: JSON Lines or one JSON list (gzip, BOM and CRLF are fine), Parquet, a folder: see
+            :mod:`rankalign.storage.sources`.
         on_error: takes each bad record, which is then left out; without it the first one raises.
 
     Raises:
         RecordError: a record is wrong, an id stands twice, or something would go unused (see :func:`unused`).
     """
     report, seen = on_error or give_up, dict[str, int]()
-    for number, row in read_rows(path, on_error):
+    for number, row in rows_of(path, on_error):
         try:
             record = parse(row, path, number)
             if record.id in seen:
-                raise RecordError(str(path), number, "id", f"{record.id!r} stands already on line {seen[record.id]}")
+                raise RecordError(str(path), number, "id", f"{record.id!r} stands already {on_line(seen[record.id])}")
             if fields := unused(record):
                 raise refusal(record, fields[0], UNUSED)
         except RecordError as error:

@@ -129,7 +129,7 @@ def _rouge_watch(config: TrainConfig) -> Measure:
 
 
 def _held_out(config: TrainConfig) -> list[CandidateSet]:
-    return list(data.load(config.eval_data, config.format, Intake(config.skip_invalid)))
+    return list(data.load(config.eval_data, config.format, Intake(config.skip_invalid, config.ignore_columns)))
 
 
 def greedy(config: TrainConfig, max_new_tokens: int) -> Callable[[Any, Sequence[CandidateSet]], list[str]]:

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from rankalign.config import SampleConfig, ScoreConfig, ScorerConfig
-from rankalign.data.records import CandidateSet, Checker, Response, parse_response, read, response_to_dict
+from rankalign.data.load import load
+from rankalign.data.records import CandidateSet, Checker, Response, parse_response, response_to_dict
 from rankalign.engines import ENGINES, Engine, Policy
 from rankalign.engines.settings import policy_settings
 from rankalign.errors import InputError
 from rankalign.scorers import SCORERS, Scorer, attach, grade
 from rankalign.stages.shards import Collected, collect
 from rankalign.stages.stage import Batch, Items, Scale, Stage, run_plans
-from rankalign.storage.files import sha256_file
 from rankalign.storage.journal import Journal
+from rankalign.storage.sources import sha256_of
 
 SCORE_BATCH = 32  # records handed to a scorer at once, and lost at most when a run is killed
 
@@ -53,7 +54,7 @@ def sample(
     prompts = _prompts(config.prompts, config.max_prompts)
     policies = [_seeded(policy, config.seed) for policy in config.policies]
     settings = {
-        "prompts": sha256_file(config.prompts),
+        "prompts": sha256_of(config.prompts),
         "max_prompts": config.max_prompts,
         "policies": [describe(policy) for policy in policies],
     }
@@ -67,7 +68,7 @@ def sample(
 
 
 def _prompts(path: str | Path, most: int) -> list[CandidateSet]:
-    prompts = list(read(path))
+    prompts = list(load(path))
     return prompts[:most] if most else prompts
 
 
@@ -158,10 +159,10 @@ def score(config: ScoreConfig, grader: Callable[[ScorerConfig], Grader] | None =
         raise InputError("scorers: name at least one")
     if Path(config.input).resolve() == Path(config.output).resolve():
         raise InputError(f"input and output are the same file, {config.input}; name another output")
-    sets = list(read(config.input))
+    sets = list(load(config.input))
     graders = [(grader or Grader)(scorer) for scorer in config.scorers]
     settings = {
-        "input": sha256_file(config.input),
+        "input": sha256_of(config.input),
         "scorers": [{"name": each.name, **each.scorer.fingerprint()} for each in graders],
     }
     stage = Stage("score", Path(config.input), Path(config.output), settings, config.shard, config.overwrite)

@@ -60,7 +60,8 @@ def loads(text: str) -> Any:
 def read_rows(path: str | os.PathLike[str], on_error: OnError | None = None) -> Iterator[Row]:
     """Yield ``(line, object)`` of a JSON Lines file, or of a file that is one JSON list of objects.
 
-    The line of a list's element is a :class:`Line`, which knows the element's number, too. Blank lines are passed over. A bad line goes to ``on_error`` and is left out; without ``on_error`` it raises.
+    The line of a list's element is a :class:`Line`, which knows the element's number, too. Blank lines are passed over.
+    A bad line goes to ``on_error`` and is left out; without ``on_error`` it raises.
 
     Raises:
         RecordError: a line is not UTF-8, not JSON or not an object.

@@ -52,6 +52,7 @@ class TrainConfig(TrainingArguments):
     only_use_sample: bool = _flag(False, "all but the last two responses (RRHF's settings D and B)")
     stop_response: bool = _flag(False, "cut responses at the marks of HH dialogues")
     skip_invalid: bool = _flag(False, "leave bad lines of the data out, with their count, instead of stopping")
+    ignore_columns: str = _flag("", "columns of the data that may stay unread, comma-separated, or `all`")
     add_tokens: str = _flag("", "special tokens to add, comma-separated; new rows start at the mean of the old ones")
     layout: str = _flag("auto", "tree (prompts shared, nothing padded), padded, or auto")
     token_budget: int = _flag(4096, "most tokens run at once; longer micro-batches run in parts, with the same result")

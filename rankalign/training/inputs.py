@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from rankalign.errors import InputError
 from rankalign.models import adapters
 from rankalign.models import load as models
 from rankalign.rows import logps, rewards
-from rankalign.storage.files import sha256_file
+from rankalign.storage.sources import is_there, sha256_of
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.reference import ReferenceCache
 from rankalign.training.reward import freeze_lower
@@ -46,9 +45,9 @@ def data_hashes(config: TrainConfig) -> list[str]:
     if not config.data:
         raise InputError("--data is missing: a file of scored candidates (run `rankalign score` to make one)")
     for path in data_paths(config):
-        if not Path(path).is_file():
+        if not is_there(path):
             raise InputError(f"{path}: no such file")
-    return [sha256_file(path) for path in data_paths(config)]
+    return [sha256_of(path) for path in data_paths(config)]
 
 
 def start_hash(config: TrainConfig) -> str:
@@ -86,7 +85,7 @@ def encode(
     config: TrainConfig, tokenizer: PreTrainedTokenizerBase, path: str
 ) -> tuple[list[TokenList], dict[str, int]]:
     """The lists of one file, and counts of all that was kept, cut and left out."""
-    intake = Intake(config.skip_invalid)
+    intake = Intake(config.skip_invalid, config.ignore_columns)
     sets = list(data.load(path, config.format, intake))
     options = EncodeOptions(
         judge=_judge(config, sets),

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 from rankalign.data.formats import FORMATS, Losses
 from rankalign.data.formats.system import put_system, take_system, without_system
 from rankalign.data.formats.unread import NOTHING, Ignored, refusal, unread
+from rankalign.data.ids import FreshIds
 from rankalign.data.records import CandidateSet, Checker, Prompt, Response, judges
 from rankalign.data.templates import render
-from rankalign.data.ids import FreshIds
 from rankalign.errors import InputError, RecordError, number_of
 from rankalign.storage.jsonl import OnError, Row, kind
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from rankalign.data.formats import FORMATS
-from rankalign.data.formats.arrow import rows_of
 from rankalign.errors import InputError, RecordError
+from rankalign.storage.sources import rows_of
 
 # A record of ours has no other keys than these; `id` and `prompt` alone also stand in many foreign rows.
 NATIVE = {"id", "prompt", "responses", "meta"}
