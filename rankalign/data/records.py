@@ -15,6 +15,8 @@ from rankalign.storage.sources import rows_of
 Message = dict[str, Any]
 Prompt = str | list[Message]
 
+# The judge of a verdict between two answers that came with the data: 1 for the better, 0 for the worse, a half each.
+PREFERENCE = "preference"
 ROLES = ("system", "user", "assistant", "tool")
 # What tells a model something beside a message's content, by the names that data sets and servers give it.
 MESSAGE_FIELDS = (
@@ -118,7 +120,7 @@ def _said(holder: Any, names: Iterable[str]) -> list[str]:
 
 
 def choose_judge(sets: Iterable[CandidateSet], judge: str = "") -> str:
-    """The judge to rank by.
+    """The judge to rank by: the one that is named, else the verdict that the data came with, else the only one.
 
     Raises:
         InputError: nobody scored, several did and none is named, or the named one did not.
@@ -128,6 +130,8 @@ def choose_judge(sets: Iterable[CandidateSet], judge: str = "") -> str:
         raise InputError(
             f"no response has a score by judge {judge!r} (judges in the data: {', '.join(names) or 'none'})"
         )
+    if not judge and PREFERENCE in names:
+        return PREFERENCE
     if not judge and len(names) != 1:
         what = f"several judges scored: {', '.join(names)}" if names else "no response has a score"
         raise InputError(f"{what}; name one with --judge" if names else f"{what}; run `rankalign score` first")

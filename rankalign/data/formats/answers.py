@@ -48,7 +48,9 @@ class AnswerFormat(ABC):
         """The columns of the record's rows that nothing was made of and that do not just describe it."""
         kept = [response.meta.get(self.name) for response in record.responses]
         columns = {key: value for key, value in record.meta.items() if key not in FORMATS}
-        for row in kept:
+        note = record.meta.get(self.name)
+        own = dict(note) if isinstance(note, dict) else {}
+        for row in [*kept, *own.pop("annotations", []), own]:
             columns |= {key: value for key, value in (row or {}).items() if says_something(value)}
         return unread(columns, self.reads)
 

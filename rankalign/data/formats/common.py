@@ -13,14 +13,14 @@ from rankalign.data.formats import FORMATS, Losses
 from rankalign.data.formats.system import put_system, take_system, without_system
 from rankalign.data.formats.unread import NOTHING, Ignored, refusal, unread
 from rankalign.data.ids import FreshIds
+from rankalign.data.records import PREFERENCE as PREFERENCE
 from rankalign.data.records import CandidateSet, Checker, Prompt, Response, judges
 from rankalign.data.templates import render
 from rankalign.errors import InputError, RecordError, number_of
 from rankalign.storage.jsonl import OnError, Row, kind
 
 # Where records carry several judges and none is named, the first of these that is there ranks.
-PREFERENCE = "preference"
-DEFAULT_JUDGES = (PREFERENCE, "score", "overall_score")
+DEFAULT_JUDGES = (PREFERENCE, "score", "overall_score", "helpfulness")
 EQUAL_PAIRS = "pairs of equal answers"
 # A row from the better response, the worse one and the judge who says so.
 Build = Callable[[Response, Response, str], dict[str, Any]]
@@ -60,7 +60,7 @@ class RowFormat(ABC):
 
     def read(self, rows: Iterable[Row], file: str, on_error: OnError) -> Iterator[CandidateSet]:
         """Records from foreign rows, in order; a bad row goes to ``on_error`` and is left out."""
-        ids = Ids(file, self.id_columns)
+        ids, pending = Ids(file, self.id_columns), None
         for line, row in rows:
             check = Checker(file, line)
             try:
@@ -68,9 +68,20 @@ class RowFormat(ABC):
                 _drop_equal_pair(record, check)
             except RecordError as error:
                 on_error(error)
-            else:
-                record.id, record.origin = ids.take(row, line), (file, line)
-                yield record
+                continue
+            if pending is not None and self.joins(pending, record):
+                pending.responses += record.responses
+                continue
+            if pending is not None:
+                yield pending
+            record.id, record.origin = ids.take(row, line), (file, line)
+            pending = record
+        if pending is not None:
+            yield pending
+
+    def joins(self, pending: CandidateSet, record: CandidateSet) -> bool:
+        """Whether a row's record goes on with that of the row before: more answers to the same prompt."""
+        return False
 
     def take(self, row: dict[str, Any], check: Checker) -> CandidateSet:
         """One row as a record without an id: null cells are absent, a column ``system`` is the system message."""

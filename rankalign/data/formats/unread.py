@@ -13,6 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from rankalign.data.formats import FORMATS
+from rankalign.data.records import CandidateSet
+
 ALL = "all"
 # Where a row is from, what it is about, who made it and when.
 _NAMES = re.compile(
@@ -55,6 +58,15 @@ def unread(columns: dict[str, Any], read: Iterable[str]) -> list[str]:
     return [
         name for name, value in columns.items() if name not in known and says_something(value) and not describes(name)
     ]
+
+
+def left_unread(record: CandidateSet) -> list[str]:
+    """Columns that wait unread in the ``meta`` of a record, whichever format it was read from."""
+    names = [name for name in record.meta if name in FORMATS]
+    forms = [form for name in names if hasattr(form := FORMATS.load(name), "unread")]
+    found = [column for form in forms for column in form.unread(record)]
+    rest = {key: value for key, value in record.meta.items() if key not in FORMATS}
+    return list(dict.fromkeys(found)) if forms else unread(rest, ())
 
 
 @dataclass(frozen=True)

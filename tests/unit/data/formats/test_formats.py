@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from published_rows import PUBLISHED
 
 from rankalign.data.convert import find_format, find_reader
 from rankalign.data.formats import FORMATS, Losses
@@ -91,6 +92,7 @@ def ranked(rank: int, message: dict[str, Any]) -> dict[str, Any]:
 
 
 ROWS: dict[str, list[dict[str, Any]]] = {
+    **PUBLISHED,
     "rankalign": [
         {"id": "1", "prompt": "p", "responses": [{"text": "t", "policy": "q", "finished": False, "scores": {"rm": 1}}]},
         {"id": "2", "prompt": [USER], "responses": [], "meta": {"source": {"deep": [None, 1.5]}}},
