@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     report = lint(sets, list(load(args.held_out)) if args.held_out else ())
     result = {"records": report.records, "skipped": len(intake.errors), "findings": report.counts()}
     result["left_out"] = intake.losses.counts
+    result |= {"unread": intake.unread.counts, "renamed_ids": intake.renamed}
     if args.fix:
         mended, counts = fix(sets)
         result |= {"fixed": counts, "written": write(args.fix, mended)}

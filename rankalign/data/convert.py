@@ -40,11 +40,13 @@ class Intake:
         errors: the bad rows' errors.
         losses: rows dropped by rule, by reason.
         unread: rows with a column that nothing was made of, by column; it waits in ``meta``.
+        renamed: records that were given another id, because theirs was taken.
     """
 
     def __init__(self, skip_invalid: bool, ignore_columns: str | Iterable[str] = "") -> None:
         self.skip_invalid, self.ignored = skip_invalid, Ignored.of(ignore_columns)
         self.read, self.errors, self.losses, self.unread = 0, list[RecordError](), Losses(), Losses()
+        self.renamed = 0
 
     def __call__(self, error: RecordError) -> None:
         """Take one error."""
@@ -62,16 +64,24 @@ class Intake:
 
     def watch(self, form: Format, records: Iterable[CandidateSet], file: str) -> Iterator[CandidateSet]:
         """``records`` as they pass, their unread columns counted, and said at the end."""
-        found = Losses()
+        found, before = Losses(), self.renamed
         for record in records:
             if isinstance(form, RowFormat | AnswerFormat):
                 for column in form.unread(record):
                     found.add(column)
                     self.unread.add(column)
+            if isinstance(form, RowFormat):
+                self.renamed += form.own_id(record) not in (None, record.id)
             yield record
+        if renamed := self.renamed - before:
+            print(f"{file}: {renamed} ids stood there already; these records were named by their line", file=sys.stderr)
         if found.counts:
             named = ", ".join(f"{column} ({count})" for column, count in found.counts.items())
             print(f"{file}: columns that are not read, with their rows (they stay in meta): {named}", file=sys.stderr)
+
+    def rename(self) -> None:
+        """Count a record whose id another source had taken."""
+        self.renamed += 1
 
     def count(self, rows: Iterable[Row]) -> Iterator[Row]:
         """``rows``, counted as they pass."""
@@ -130,7 +140,9 @@ def load_each(
     names = [detect(path) if from_format == "auto" else from_format for path in paths]
     if extra or (len(set(names)) == 1 and isinstance(find_reader(names[0]), AnswerFormat)):
         return [load([*paths, *extra], names[0], intake)]
-    return with_own_ids([(path, load([path], name, intake)) for path, name in zip(paths, names, strict=True)])
+    return with_own_ids(
+        [(path, load([path], name, intake)) for path, name in zip(paths, names, strict=True)], intake.rename
+    )
 
 
 def convert(
@@ -166,7 +178,8 @@ def convert(
     Returns:
         ``read`` and ``written`` (rows; with a test part its rows are counted as ``written_test``), ``skipped`` (bad
         rows), ``errors`` (one entry a bad row), ``lost``: what sound rows held and the target does not, by field
-        or reason; and ``unread``: rows by column that nothing was made of, where there are any.
+        or reason; and where there are any, ``unread``: rows by column that nothing was made of, and ``renamed_ids``:
+        how many ids stood twice and were replaced.
 
     Raises:
         RecordError: a bad row, unless ``skip_invalid``.
@@ -185,6 +198,7 @@ def convert(
         "errors": [error.as_dict() for error in intake.errors],
         "lost": intake.losses.counts,
         **({"unread": intake.unread.counts} if intake.unread.counts else {}),
+        **({"renamed_ids": intake.renamed} if intake.renamed else {}),
     }
 
 

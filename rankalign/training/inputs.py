@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from rankalign.data import load as data
 from rankalign.data.convert import Intake
 from rankalign.data.encode import EncodeOptions, TokenList, encode_all
+from rankalign.data.formats import Losses
 from rankalign.data.records import CandidateSet, choose_judge, judges
 from rankalign.errors import InputError
 from rankalign.models import adapters
@@ -26,6 +27,7 @@ from rankalign.training.reference import ReferenceCache
 from rankalign.training.reward import freeze_lower
 from rankalign.training.reward import load as load_reward
 
+UNWANTED = "label"  # judge that says whether people wanted an answer
 UNSCORED = "only"  # judge of single responses that nobody scored, which SFT may still learn from
 
 # --- data --------------------------------------------------------------------------------------------------------
@@ -87,6 +89,8 @@ def encode(
     """The lists of one file, and counts of all that was kept, cut and left out."""
     intake = Intake(config.skip_invalid, config.ignore_columns)
     sets = list(data.load(path, config.format, intake))
+    if config.loss == "sft" and config.judge in ("", UNWANTED):
+        without_unwanted(sets, intake.losses)
     options = EncodeOptions(
         judge=_judge(config, sets),
         template=config.template,
@@ -98,7 +102,19 @@ def encode(
         stop_response=config.stop_response,
     )
     lists, counts = encode_all(sets, tokenizer, options)
-    return lists, {**counts, **intake.losses.counts, "skipped_invalid": len(intake.errors)}
+    unread = {f"rows with the unread column {column}": count for column, count in intake.unread.counts.items()}
+    renamed = {"renamed ids": intake.renamed} if intake.renamed else {}
+    return lists, {**counts, **intake.losses.counts, **unread, **renamed, "skipped_invalid": len(intake.errors)}
+
+
+def without_unwanted(sets: list[CandidateSet], losses: Losses) -> None:
+    """Take out of lists for supervised training every answer that people labelled as unwanted, and count them."""
+    for record in sets:
+        wanted = [response for response in record.responses if response.scores.get(UNWANTED) != 0]
+        if left := len(record.responses) - len(wanted):
+            losses.add("answers labelled as unwanted, which are not imitated", left)
+            record.responses = wanted
+    sets[:] = [record for record in sets if record.responses]
 
 
 def _judge(config: TrainConfig, sets: Sequence[CandidateSet]) -> str:

@@ -106,6 +106,12 @@ class RowFormat(ABC):
         columns = {key: value for key, value in record.meta.items() if key not in FORMATS}
         return unread({**columns, **note.get("columns", {})}, self.reads)
 
+    def own_id(self, record: CandidateSet) -> str | None:
+        """The id that the record's row brought along."""
+        kept = [response.meta.get(self.name) for response in record.responses[:1]]
+        rows = [record.meta, *(row for row in kept if isinstance(row, dict))]
+        return next((found for row in rows if (found := own_id(row, self.id_columns)) is not None), None)
+
     def write(self, records: Iterable[CandidateSet], losses: Losses) -> Iterator[dict[str, Any]]:
         """Foreign rows from records, in order; what does not fit is counted in ``losses``."""
         for record in records:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rankalign.data.formats import FORMATS
 from rankalign.data.formats.aliases import ANSWERS, LISTS, PROMPTS, first
+from rankalign.data.formats.hh import MARK
 from rankalign.data.formats.pairs import PAIRS
 from rankalign.errors import InputError, RecordError
 from rankalign.storage.sources import rows_of
@@ -93,12 +94,19 @@ def detect_row(row: dict[str, Any], file: str = "<memory>") -> str:
     found = _named(held, SHAPES) or _listed(held) or _named(held, LAST) or _guessed(held) or _named(held, BARE)
     if found == "alpaca" and isinstance(row.get("output"), list):
         return "gpt4-compare"
+    if found == "trl" and "prompt" not in held and _are_dialogues(held.get("chosen"), held.get("rejected")):
+        return "hh"
     if not found:
         raise InputError(
             f"{file}: cannot tell the format from the keys {', '.join(sorted(held)) or '(none)'}; "
             f"name it with --format or --from (one of: {', '.join(FORMATS)})"
         )
     return found
+
+
+def _are_dialogues(*sides: Any) -> bool:
+    """Whether a pair holds whole dialogues in HH form: read as TRL's, their prompt would end where their texts part."""
+    return all(isinstance(side, str) and side.lstrip().startswith("Human:") and MARK in side for side in sides)
 
 
 def _named(row: dict[str, Any], shapes: tuple[tuple[str, set[str]], ...]) -> str:

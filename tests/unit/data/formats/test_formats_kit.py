@@ -65,7 +65,7 @@ BESIDE = {
 # Files with a test of their own below.
 APART = {
     "alpaca_eval/candidates.jsonl.gz": "alpaca-eval",
-    "hh/harmless_raw_irregular.jsonl": "trl",
+    "hh/harmless_raw_irregular.jsonl": "hh",
     "judge_agreement/pandalm_human.jsonl": "columns",
     "sentiment/movie_snippets.jsonl": "text-score",
 }
