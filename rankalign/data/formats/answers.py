@@ -74,10 +74,12 @@ class AnswerFormat(ABC):
                 self.take(row, check, table)
             except RecordError as error:
                 on_error(error)
+        # Questions alone are prompts to be answered; beside answers, one that nobody answered is left out.
+        alone = not any(record.responses for record in table.sets.values())
         for key, record in table.sets.items():
             first = table.first[key]
             record.origin = (first.file, first.line)
-            if record.prompt and record.responses:
+            if record.prompt and (record.responses or alone):
                 yield record
             elif record.prompt:
                 on_error(Dropped(first.file, first.line, "", "questions without an answer"))

@@ -40,6 +40,7 @@ SHAPES: tuple[tuple[str, set[str]], ...] = (
     ("gpt4-compare", {"user_input", "completion_a"}),
     ("gpt4-compare", {"user_input", "responses_and_scores"}),
     ("pro", {"prefix", "suffix", "reward"}),
+    *(("fastchat", {"question_id", column}) for column in ("text", "turns", "choices", "generation", "review_id")),
     ("text-score", {"text", "score"}),
     ("summarize", {"info", "summaries"}),
     ("summarize", {"subreddit", "post", "summary"}),
@@ -54,7 +55,6 @@ SHAPES: tuple[tuple[str, set[str]], ...] = (
     ("ms-swift", {"messages", "rejected_messages"}),
     ("alpaca-eval", {"instruction", "output", "generator"}),
     ("alpaca-eval", {"generator_2", "preference"}),
-    *(("fastchat", {"question_id", column}) for column in ("text", "turns", "choices", "generation", "review_id")),
     ("arena-hard", {"uid", "messages"}),
     ("arena-hard", {"uid", "prompt"}),
 )

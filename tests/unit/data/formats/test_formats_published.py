@@ -340,3 +340,13 @@ def test_a_format_that_cannot_be_told_says_which_there_are(tmp_path: Path) -> No
     write_rows(tmp_path / "in.jsonl", [{"foo": 1}])
     with pytest.raises(InputError, match="cannot tell the format from the keys foo"):
         convert(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+
+
+def test_questions_in_two_turns_are_prompts_and_the_later_turns_are_counted(tmp_path: Path) -> None:
+    questions = [{"question_id": 81 + n, "category": "writing", "turns": [f"Write {n}.", "Shorter."]} for n in range(3)]
+    write_rows(tmp_path / "question.jsonl", questions)
+    report = convert(tmp_path / "question.jsonl", tmp_path / "out.jsonl")
+    assert (report["written"], list(report["lost"].values())) == (3, [3])
+    first = next(iter(read(tmp_path / "out.jsonl")))
+    assert (first.id, first.prompt) == ("81", [{"role": "user", "content": "Write 0."}])
+    assert first.meta == {"category": "writing", "turns": ["Write 0.", "Shorter."]}
