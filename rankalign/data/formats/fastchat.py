@@ -1,11 +1,11 @@
 """FastChat's judge files: questions, answers of either generation, two-score reviews, and listwise orders.
 
 Questions and answers are files apart, joined by ``question_id``; of an answer in several turns the first is the
-response and the others are kept, and so it is with questions in several turns (MT-bench): the first is the prompt, all of
-them wait in ``meta["turns"]``, and the later ones are counted. Questions without any answers are prompts. Reviews add scores to the answers they name: the two numbers of a review, or 1, 0.5,
-0 where one number names the winner; -1 (nothing parsed) is missing. Their judge is the review's ``file``, else
-``<reviewer>: <first> | <second>``. A listwise review that brings its question and answers is a record of its own with
-scores by judge ``order``.
+response and the others are kept, and so it is with questions in several turns (MT-bench): the first is the prompt,
+all of them wait in ``meta["turns"]``, and the later ones are counted. Questions without any answers are prompts.
+Reviews add scores to the answers they name: the two numbers of a review, or 1, 0.5, 0 where one number names the
+winner; -1 (nothing parsed) is missing. Their judge is the review's ``file``, else ``<reviewer>: <first> | <second>``.
+A listwise review that brings its question and answers is a record of its own with scores by judge ``order``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from rankalign.data.formats.answers import LoneAnswers, Table, key_of
 from rankalign.data.formats.common import Dropped
 from rankalign.data.records import CandidateSet, Checker, Response
 
-LATER_TURNS = "later turns of a question, which follow the model's own answer: they wait in meta.turns"
 # What a single number says of the first and the second answer.
 THREE_CLASSES = {1: (1.0, 0.0), 2: (0.0, 1.0), 3: (0.5, 0.5), -1: (None, None)}
 
@@ -29,6 +28,12 @@ class FastChat(LoneAnswers):
 
     name = "fastchat"
     reads = frozenset({"text", "prompt", "turns", "choice", "answers_of", "review_id"})
+
+    def unread(self, record: CandidateSet) -> list[str]:
+        """As everywhere, and the later turns, which follow the model's own first answer."""
+        asked = record.meta.get("turns", [])[1:]
+        later = asked or any(response.meta.get(self.name, {}).get("turns") for response in record.responses)
+        return [*super().unread(record), *(["turns[1:]"] if later else [])]
 
     def stage(self, row: dict[str, Any], check: Checker) -> int:
         """Questions, answers, reviews."""
@@ -52,8 +57,6 @@ class FastChat(LoneAnswers):
             first = check.array(turns, "turns", at_least=1)[0]
             record.prompt = check.prompt([{"role": "user", "content": first}], "turns" if "turns" in row else "text")
             record.meta.update(_without(row, "text", "question_id"))
-            if len(turns) > 1:
-                raise Dropped(check.file, check.line, "", LATER_TURNS)
 
     def _take_answer(self, row: dict[str, Any], check: Checker, record: CandidateSet) -> None:
         policy = row.get("answers_of") or row.get("model_id")

@@ -346,7 +346,7 @@ def test_questions_in_two_turns_are_prompts_and_the_later_turns_are_counted(tmp_
     questions = [{"question_id": 81 + n, "category": "writing", "turns": [f"Write {n}.", "Shorter."]} for n in range(3)]
     write_rows(tmp_path / "question.jsonl", questions)
     report = convert(tmp_path / "question.jsonl", tmp_path / "out.jsonl")
-    assert (report["written"], list(report["lost"].values())) == (3, [3])
+    assert (report["written"], report["lost"], report["unread"]) == (3, {}, {"turns[1:]": 3})
     first = next(iter(read(tmp_path / "out.jsonl")))
     assert (first.id, first.prompt) == ("81", [{"role": "user", "content": "Write 0."}])
     assert first.meta == {"category": "writing", "turns": ["Write 0.", "Shorter."]}
