@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments
+
 from rankalign.config import SampleConfig, ScoreConfig, ScorerConfig
 from rankalign.engines import Policy, SamplingParams
 from rankalign.recipes.experiment import ExperimentConfig
@@ -17,10 +19,22 @@ from rankalign.recipes.iterate import IterateConfig
 from rankalign.scorers.function import FunctionScorer
 from rankalign.scorers.judge import JudgeScorer
 from rankalign.scorers.reward_model import RewardModelScorer
-from rankalign.training.arguments import _BASE, TrainConfig
+from rankalign.training.arguments import TrainConfig
 from rankalign.training.ppo_settings import PPOSettings
+from rankalign.training.settings import GROUPS
+from rankalign.training.trainer_flags import LIMITED, REFUSED
 
 PAGE = Path(__file__).with_name("settings.md")
+FLAGS_PAGE = Path(__file__).with_name("training-flags.md")
+FLAGS_HEAD = """# Every flag of transformers' trainer
+
+`rankalign train` knows every field of transformers' `TrainingArguments`, as a flag or in YAML. Each has its effect, or
+is refused at the start by its name and with the reason; none is accepted and ignored. This page is written by
+`python -m docs.reference` for the installed transformers, and a test tries them all.
+
+| flag | here | why |
+|---|---|---|
+"""
 HEAD = """# Every setting
 
 Settings stand in a YAML file (`--config FILE`) and behind flags; a flag wins over the file, the file over the default.
@@ -38,7 +52,7 @@ SECTIONS: list[tuple[str, str, type[Any]]] = [
     ("Scorer `judge`", "", JudgeScorer),
     (
         "rankalign train",
-        "Beside these, every argument of transformers' `TrainingArguments` under its own name.",
+        "Beside these, the arguments of transformers' trainer, see [training-flags.md](training-flags.md).",
         TrainConfig,
     ),
     ("rankalign train --method ppo", "", PPOSettings),
@@ -52,6 +66,15 @@ def page() -> str:
     return "\n".join([HEAD, *(_section(*section) for section in SECTIONS)])
 
 
+def flags_page() -> str:
+    """The page on transformers' flags."""
+    rows = []
+    for item in dataclasses.fields(TrainingArguments):
+        status = "refused" if item.name in REFUSED else "works, within limits" if item.name in LIMITED else "works"
+        rows.append(f"| `{item.name}` | {status} | {REFUSED.get(item.name) or LIMITED.get(item.name, '')} |\n")
+    return FLAGS_HEAD + "".join(rows)
+
+
 def _section(title: str, note: str, kind: type[Any]) -> str:
     rows = _flags(kind) if kind in (TrainConfig, PPOSettings) else _described(kind)
     lines = [f"## {title}", "", *([note, ""] if note else []), "| key | default | what |", "|---|---|---|"]
@@ -60,12 +83,8 @@ def _section(title: str, note: str, kind: type[Any]) -> str:
 
 def _flags(kind: type[Any]) -> list[tuple[str, str, str]]:
     """Fields that carry a help text."""
-    own = [f for f in dataclasses.fields(kind) if "help" in f.metadata and (kind is PPOSettings or _ours(f))]
+    own = [f for group in (GROUPS if kind is TrainConfig else (kind,)) for f in dataclasses.fields(group)]
     return [(f.name, _default(f.default), str(f.metadata["help"])) for f in own]
-
-
-def _ours(field: dataclasses.Field[Any]) -> bool:
-    return field.name not in _BASE or field.name in TrainConfig.__annotations__
 
 
 def _described(kind: type[Any]) -> list[tuple[str, str, str]]:
@@ -103,3 +122,4 @@ def _cell(text: str) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    FLAGS_PAGE.write_text(flags_page(), encoding="utf-8")

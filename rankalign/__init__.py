@@ -8,22 +8,39 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rankalign.api import compare as compare
+    from rankalign.api import sample as sample
+    from rankalign.api import score as score
     from rankalign.api import train as train
+    from rankalign.data.frame import frame as frame
+    from rankalign.data.records import CandidateSet as CandidateSet
+    from rankalign.data.records import Response as Response
+    from rankalign.data.records import read as read
+    from rankalign.data.records import write as write
+    from rankalign.losses import LOSSES as LOSSES
+    from rankalign.losses.ranked import Ranked as Ranked
+    from rankalign.models.load import load_policy as load_policy
+    from rankalign.rows.logps import list_logps as list_logps
 
 __version__ = "0.1.0"
 
 # The front door: what most people need, and where it lives.
 _NAMES = {
     "train": "rankalign.api",
+    "sample": "rankalign.api",
+    "score": "rankalign.api",
+    "compare": "rankalign.api",
     "read": "rankalign.data.records",
     "write": "rankalign.data.records",
     "CandidateSet": "rankalign.data.records",
     "Response": "rankalign.data.records",
+    "frame": "rankalign.data.frame",
+    "load_policy": "rankalign.models.load",
     "Ranked": "rankalign.losses.ranked",
     "LOSSES": "rankalign.losses",
     "list_logps": "rankalign.rows.logps",
@@ -139,6 +156,8 @@ def moved(room: str) -> Any:
         if is_file or not hasattr(module := importlib.import_module(new), name):
             raise AttributeError(f"module {room!r} has no attribute {name!r}")
         _warn(f"{room}.{name}", f"{new}.{name}")
+        # `from room import name` asks twice; kept in the room, the name is warned of once.
+        vars(sys.modules[room])[name] = getattr(module, name)
         return getattr(module, name)
 
     return find
@@ -149,11 +168,18 @@ def _warn(old: str, new: str) -> None:
 
 
 class _Moved(MetaPathFinder, Loader):
-    """Finds what the table names under its old path; asked last, so a file that exists always wins."""
+    """Finds what the table names under its old path, unless a room has that name now (see :func:`moved`).
+
+    Asked first: the files of a folder that moved lie in the folder that its old name stands for, where Python would
+    find them a second time, as other modules with other classes.
+    """
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         """A spec for an old path, or None."""
-        return ModuleSpec(name, self) if name.startswith("rankalign.") and _new_path(name) else None
+        if not name.startswith("rankalign.") or not _new_path(name):
+            return None
+        is_room = name.removeprefix("rankalign.") in _MOVED and PathFinder.find_spec(name, path) is not None
+        return None if is_room else ModuleSpec(name, self)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """The module that stands under the new path: one object under two names."""
@@ -177,4 +203,4 @@ def _new_path(name: str) -> str:
     return f"rankalign.{_MOVED[folder]}.{file}" if folder in ("formats", "paper", "pages") else ""
 
 
-sys.meta_path.append(_Moved())
+sys.meta_path.insert(0, _Moved())

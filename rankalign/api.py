@@ -1,20 +1,31 @@
-"""``rankalign.train``: one call that trains a model on a reward function, on scored texts, or on ranked candidates."""
+"""The front door for Python: ``train``, ``sample``, ``score`` and ``compare``, each one call over files or records.
+
+They are the commands of the same names: what those do, resume and refuse, these do.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from rankalign.data.records import CandidateSet, Prompt, Response, write
+from rankalign.config import SampleConfig, ScoreConfig, ScorerConfig, build
+from rankalign.data.load import load
+from rankalign.data.records import CandidateSet, Prompt, Response, choose_judge, read, write
+from rankalign.engines import Policy
 from rankalign.errors import InputError
+from rankalign.evaluation.pairwise.scores import Comparison, align, compare_by_score
+from rankalign.evaluation.raters.reward import grade
 from rankalign.models import load as models
 from rankalign.recipes.rollouts import SCORE, ScorerReward, greedy, reward_of, sampler_of, watch_of
 from rankalign.scorers.function import FunctionScorer
+from rankalign.stages import generation
 from rankalign.storage.jsonl import write_rows
 from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import PPOConfig, TrainConfig, parse_settings
@@ -24,7 +35,10 @@ from rankalign.training.ppo.run import train_ppo
 from rankalign.training.run import train as train_rank
 
 Source = str | os.PathLike[str]
+Records = Source | Iterable[CandidateSet]
 RewardFunction = Callable[..., Any]
+Models = str | Policy | Sequence[str | Policy] | Mapping[str, str]
+Graders = RewardFunction | str | ScorerConfig | Mapping[str, Any] | Sequence[Any]
 
 
 def train(
@@ -187,7 +201,148 @@ def prompt_records(prompts: Sequence[Any]) -> list[CandidateSet]:
 
 def _mean_reward(config: PPOConfig, model: str, reward: ScorerReward, sets: Sequence[CandidateSet]) -> float | None:
     """Mean reward of one greedy answer to each prompt that was scored; None where none was."""
-    texts = greedy(config, config.max_new_tokens)(models.load_policy(model, dtype="float32"), sets)
+    texts = greedy(config.model, config.data_settings, config.max_new_tokens)(
+        models.load_policy(model, dtype="float32"), sets
+    )
     graded = [replace(s, responses=[Response(text)]) for s, text in zip(sets, texts, strict=True)]
     scores = [sum(s) if isinstance(s, Sequence) else s for s in reward(graded) if s is not None]
     return sum(scores) / len(scores) if scores else None
+
+
+# --- sampling, scoring, comparing --------------------------------------------------------------------------------
+
+
+def sample(
+    model: Models, prompts: Source | Sequence[Any], *, seed: int = 0, output: Source | None = None, **settings: Any
+) -> list[CandidateSet]:
+    """Let one model or several answer each prompt.
+
+    Args:
+        model: ``default``, ``tiny``, a folder, a hub id or a LoRA adapter; several in a list, or by name in a
+            dictionary; or policies with settings of their own.
+        prompts: a file in any format we read, or texts, chats, dictionaries with ``prompt`` and metadata, or records
+            (whose answers are left out).
+        seed: base seed; an answer depends on it, the prompt's id, the policy and its number alone.
+        output: a file to keep the records in. The work is then resumable, and done but once: the same call reads the
+            file. Prompts that are no file are kept beside it.
+        settings: keys of a policy and of sampling, such as ``n=4``, ``temperature=0.7``, ``max_new_tokens=64``,
+            ``engine="vllm"``, for every model that is not a policy.
+
+    Returns:
+        The records, in the order of the prompts; equal answers of one policy are merged, with their ``count``.
+
+    Raises:
+        InputError: bad settings, prompts or models.
+    """
+    policies = _policies(model, settings)
+    with _places(output, prompts, "prompts") as (source, target):
+        generation.sample(SampleConfig(str(source), str(target), policies, seed))
+        return list(read(target))
+
+
+def _policies(model: Models, settings: Mapping[str, Any]) -> list[Policy]:
+    """Policies from names of models; a folder's own name is that of the policy."""
+    if isinstance(model, Mapping):
+        named = list(model.items())
+    else:
+        models = [model] if isinstance(model, str | Policy) else list(model)
+        named = [("", each) for each in models]  # type: ignore[misc]
+    return [
+        each
+        if isinstance(each, Policy)
+        else build(Policy, {"name": name or Path(each).name, "model": each, **settings}, "rankalign.sample")
+        for name, each in named
+    ]
+
+
+def score(
+    records: Records, scorer: Graders, *, name: str = "", output: Source | None = None, **options: Any
+) -> list[CandidateSet]:
+    """Let one scorer or several grade every response.
+
+    Args:
+        records: records, or a file in any format we read.
+        scorer: a function (see :class:`rankalign.scorers.function.FunctionScorer` for what it may take), the same as
+            ``module:name`` or ``file.py:name``, or a reward model's folder or hub id; a mapping with ``name``, ``kind``
+            and options, as in the settings of ``rankalign score``; or a list of these.
+        name: under which the scores are stored; else the function's name, or ``reward_model``.
+        output: a file to keep the records in. The work is then resumable, and done but once. Records that are no file
+            are kept beside it.
+        options: further options of a scorer that is no mapping.
+
+    Returns:
+        The records with the scores added; those given stay as they are.
+
+    Raises:
+        InputError: bad settings or records, or the function failed.
+    """
+    several = isinstance(scorer, Sequence) and not isinstance(scorer, str)
+    configs = [_scorer(each, name, options) for each in (scorer if several else [scorer])]  # type: ignore[union-attr]
+    with _places(output, records, "records") as (source, target):
+        generation.score(ScoreConfig(str(source), str(target), configs))
+        return list(read(target))
+
+
+def _scorer(scorer: Any, name: str, options: Mapping[str, Any]) -> ScorerConfig:
+    if isinstance(scorer, ScorerConfig):
+        return scorer
+    if isinstance(scorer, Mapping):
+        return build(ScorerConfig, dict(scorer), "rankalign.score")
+    if isinstance(scorer, str) and ":" not in scorer:
+        return ScorerConfig(name or "reward_model", "reward_model", {"model": scorer, **options})
+    own = scorer.rpartition(":")[2] if isinstance(scorer, str) else getattr(scorer, "__name__", type(scorer).__name__)
+    return ScorerConfig(name or own, "function", {"function": scorer, **options})
+
+
+@contextlib.contextmanager
+def _places(output: Source | None, given: Any, what: str) -> Iterator[tuple[Path, Path]]:
+    """Where a stage reads and writes: files of ours, in a folder that goes again where nobody wants the output."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()) if output is None else Path(output).parent)
+        target = folder / "output.jsonl" if output is None else Path(output)
+        source = target.with_name(f"{target.name.removesuffix('.jsonl')}.{what}.jsonl")
+        write(source, _records(given))
+        yield source, target
+
+
+def _records(given: Any) -> Iterable[CandidateSet]:
+    """Records of a file; or of texts and dictionaries, where they are none yet."""
+    if isinstance(given, str | os.PathLike):
+        return load(given)
+    items = list(given)
+    return items if items and all(isinstance(item, CandidateSet) for item in items) else prompt_records(items)
+
+
+def compare(
+    a: Records,
+    b: Records,
+    judge: str = "",
+    *,
+    scorer: Graders | None = None,
+    names: tuple[str, str] = ("a", "b"),
+    tie_delta: float = 0.0,
+    seed: int = 0,
+) -> Comparison:
+    """Two systems on the same prompts: sums of scores, wins, ties and losses, with intervals over prompts.
+
+    Args:
+        a: answers of the first system: records, or a file in any format we read.
+        b: answers of the second to the same prompts.
+        judge: whose scores in the records count; needed where several judges scored.
+        scorer: grade now, as :func:`score` would, under the name of ``judge`` where one is given.
+        names: what to call the two.
+        tie_delta: scores this close are a tie.
+        seed: of the bootstrap.
+
+    Returns:
+        The comparison: ``systems[0]`` has the figures, ``as_dict()`` is what ``rankalign compare --json`` prints,
+        ``table()`` its table.
+
+    Raises:
+        InputError: the prompts do not match, or there are no scores.
+    """
+    first, second = align(*(list(load(each)) if isinstance(each, str | os.PathLike) else list(each) for each in (a, b)))
+    if scorer is not None:
+        grader = generation.build_scorer(_scorer(scorer, judge, {}))
+        first, second, judge = grade(first, grader), grade(second, grader), grader.name
+    return compare_by_score(first, second, choose_judge([*first, *second], judge), names, tie_delta, seed)

@@ -88,6 +88,10 @@ def run(command: str, words: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
+    if hasattr(module, "tables"):
+        parser.add_argument(
+            "--table", metavar="F", help="write what is shown to F.csv, .tsv, .xlsx, .md, .tex or .html"
+        )
     module.add_arguments(parser)
     args, rest = parser.parse_known_args(words)
     if rest and not getattr(module, "TAKES_MORE", False):
@@ -98,11 +102,16 @@ def run(command: str, words: Sequence[str]) -> int:
 
 def _execute(module: Any, args: argparse.Namespace) -> int:
     try:
+        target = getattr(args, "table", None)
+        if target:
+            _check_table(target)
         # What a library prints must not land among the results.
         with contextlib.redirect_stdout(sys.stderr):
             result = module.run(args)
         if os.environ.get("RANK", "0") != "0":
             return 0  # of several processes that train one model, the first tells the result
+        if target:
+            _write_table(target, module.tables(result))
         if args.json:
             print(json.dumps(result, ensure_ascii=False, allow_nan=False))
         else:
@@ -118,6 +127,20 @@ def _execute(module: Any, args: argparse.Namespace) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _check_table(target: str) -> None:
+    from rankalign.evaluation.export import check_target
+
+    check_target(target)
+
+
+def _write_table(target: str, tables: Sequence[Any]) -> None:
+    """Write what is shown; where there is none (a sheet was made, not read) that is said and no error."""
+    from rankalign.evaluation.export import write_tables
+
+    written = write_tables(target, tables) if tables else []
+    print(f"table: {', '.join(written)}" if written else f"{target}: not written, there is no table", file=sys.stderr)
 
 
 def quiet_libraries() -> None:

@@ -116,7 +116,8 @@ def build(kind: type[T], content: dict[str, Any], where: str) -> T:
     hints = typing.get_type_hints(kind)
     for key in content:
         if key not in fields:
-            raise InputError(f"{where}: unknown key {key!r}{did_you_mean(str(key), fields)}")
+            flat = {f.name for f in dataclasses.fields(SamplingParams)} if kind is Policy else set()
+            raise InputError(f"{where}: unknown key {key!r}{did_you_mean(str(key), [*fields, *sorted(flat)])}")
     values = {key: _convert(hints[key], value, f"{where}: {key}") for key, value in content.items()}
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

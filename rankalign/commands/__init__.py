@@ -1,9 +1,15 @@
-"""One module a command: EXAMPLE, add_arguments(parser), run(args) -> result, show(result) for people."""
+"""One module a command: EXAMPLE, add_arguments(parser), run(args) -> result, show(result) for people.
+
+One that shows tables also has tables(result), for --table. Printing help imports a command's module and no library:
+what takes seconds to import is imported in run.
+"""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
+
+from rankalign.evaluation.tables import Table
 
 
 def add_scale_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +32,15 @@ def show_facts(result: dict[str, Any]) -> None:
     width = max(map(len, result))
     for name, value in result.items():
         print(f"{name:<{width}}  {_text(value)}")
+
+
+def fact_table(title: str, facts: dict[str, Any], note: str = "") -> Table:
+    """A flat result as a table of two columns; an object in it is a row an entry, ``name.key``."""
+    rows: list[list[Any]] = []
+    for name, value in facts.items():
+        entries = value.items() if isinstance(value, dict) else [("", value)]
+        rows += [[f"{name}.{key}".removesuffix("."), entry] for key, entry in entries]
+    return Table(title, ["name", "value"], rows, note)
 
 
 def _text(value: Any) -> str:

@@ -11,24 +11,19 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rankalign.config import ScorerConfig
 from rankalign.data.load import load
 from rankalign.data.records import CandidateSet, choose_judge, judges
 from rankalign.errors import InputError
 from rankalign.evaluation import by_policy
-from rankalign.evaluation.pairwise.alpaca_eval import Leaderboard
-from rankalign.evaluation.pairwise.ladder import games_of_rows, rank_systems
-from rankalign.evaluation.pairwise.live import judge_pairs, read_judge
-from rankalign.evaluation.pairwise.scores import Comparison, compare_by_score
-from rankalign.evaluation.pairwise.stored import read_categories, recompute
-from rankalign.evaluation.raters.reward import grade
-from rankalign.evaluation.report.hack import find_hacks
-from rankalign.evaluation.tables import from_dict, render
-from rankalign.stages.generation import build_scorer
-from rankalign.storage.jsonl import dumps
+from rankalign.evaluation.tables import Table, from_dict, render
 from rankalign.storage.sources import is_there
+
+if TYPE_CHECKING:
+    from rankalign.evaluation.pairwise.alpaca_eval import Leaderboard
+    from rankalign.evaluation.pairwise.scores import Comparison
 
 FALLBACK = "rankalign.scorers.builtin:vader"
 EXAMPLE = "rankalign compare runs/demo/before.jsonl runs/demo/after.jsonl --judge vader"
@@ -57,6 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compare; see :func:`rankalign.evaluation.pairwise.scores.compare_by_score` and ``evaluation.recompute``."""
+    from rankalign.evaluation.pairwise.scores import align, compare_by_score
+    from rankalign.evaluation.pairwise.stored import recompute
+    from rankalign.evaluation.report.hack import find_hacks
+
     if args.reviews:
         found = recompute(args.reviews, args.parser, args.baseline, args.questions, seed=args.seed)
         return {**found.as_dict(), **_ladder(found, args.seed), "flags": [], "table": dataclasses.asdict(found.table())}
@@ -95,6 +94,9 @@ def _name(spec: str) -> str:
 def _live(
     args: argparse.Namespace, a: list[CandidateSet], b: list[CandidateSet], names: tuple[str, str]
 ) -> dict[str, Any]:
+    from rankalign.evaluation.pairwise.live import judge_pairs, read_judge
+    from rankalign.evaluation.pairwise.stored import read_categories
+
     folder = Path(args.output or f"runs/compare/{names[0]}-{names[1]}")
     categories = read_categories(args.questions) if args.questions else {}
     found = judge_pairs(read_judge(args.judge), a, b, names, categories, folder, args.seed)
@@ -103,19 +105,13 @@ def _live(
 
 def _ladder(found: Comparison | Leaderboard, seed: int) -> dict[str, Any]:
     """Bradley-Terry strengths, where reviews compare more than two systems."""
+    from rankalign.evaluation.pairwise.alpaca_eval import Leaderboard
+    from rankalign.evaluation.pairwise.ladder import games_of_rows, rank_systems
+
     if isinstance(found, Leaderboard) or len(found.systems) < 2:
         return {}
     ladder = rank_systems(games_of_rows(found.rows), seed=seed)
     return {"bradley_terry": ladder.as_dict(), "ladder": dataclasses.asdict(ladder.table())}
-
-
-def align(a: list[CandidateSet], b: list[CandidateSet]) -> tuple[list[CandidateSet], list[CandidateSet]]:
-    """Files whose format has no ids got them from their own names, so no id is in both; their prompts match them."""
-    if {record.id for record in a} & {record.id for record in b}:
-        return a, b
-    return [dataclasses.replace(record, id=dumps(record.prompt)) for record in a], [
-        dataclasses.replace(record, id=dumps(record.prompt)) for record in b
-    ]
 
 
 def _judged(
@@ -130,16 +126,23 @@ def _judged(
     if args.function or args.reward_model:
         kind, option = ("function", "function") if args.function else ("reward_model", "model")
         name = args.judge or kind
+        from rankalign.evaluation.raters.reward import grade
+        from rankalign.stages.generation import build_scorer
+
         scorer = build_scorer(ScorerConfig(name, kind, {option: args.function or args.reward_model}))
         return grade(a, scorer), grade(b, scorer), name
     return a, b, choose_judge([*a, *b], args.judge)
 
 
+def tables(result: dict[str, Any]) -> list[Table]:
+    """The comparison, and the order of more than two systems."""
+    return [from_dict(result[name]) for name in ("table", "ladder") if name in result]
+
+
 def show(result: dict[str, Any]) -> None:
     """Print the tables, what to know about them, and what looks like cheating."""
-    for name in ("table", "ladder"):
-        if name in result:
-            render(from_dict(result[name]))
+    for table in tables(result):
+        render(table)
     if "calls" in result:
         read = f"{result['parsed']} of {result['calls']} verdicts could be read ({result['parse_rate']:.0%})"
         print(f"judge {result['judge']}: {read}; {result['identical']} prompts with equal answers were not judged")

@@ -15,15 +15,25 @@ EXAMPLE = "rankalign convert rrhf.jsonl records.jsonl --from rrhf --to rankalign
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sources, target, formats, mixture."""
     parser.add_argument("source", nargs="+", help="file or `datasets` folder to read; several become one")
-    parser.add_argument("target", help="file to write: .jsonl[.gz], .json, .parquet; without an ending a folder")
+    parser.add_argument(
+        "target", help="file to write: .jsonl[.gz], .json, .parquet, .csv, .tsv, .xlsx; without an ending a folder"
+    )
     parser.add_argument("--from", dest="from_format", default="auto", help="auto, or a name of `rankalign ls formats`")
     parser.add_argument("--to", dest="to_format", default="rankalign", help="a format of `rankalign ls formats`")
     parser.add_argument("--skip-invalid", action="store_true", help="leave bad lines out and report them")
     parser.add_argument("--extra", action="append", default=[], help="one more source, for formats in several files")
     parser.add_argument("--judge", default="", help="whose scores rank, where several judges scored")
     parser.add_argument("--pairs", choices=("all", "best-worst"), default="all", help="pairs made of a ranked list")
-    parser.add_argument("--ignore_columns", "--ignore-columns", default="", metavar="A,B", help="columns that may stay "
-                        "unread, or `all`; they wait in meta and are counted")  # fmt: skip
+    parser.add_argument(
+        "--columns",
+        default="",
+        metavar="KEY=COLUMN,...",
+        help="of tables: prompt=question,response=answer,score=stars, or all answers in a row: prompt=q,responses=a|b,"
+        "scores=sa|sb; also score:JUDGE=, policy=, judge=, id=, system=, meta=A|B",
+    )
+    parser.add_argument(
+        "--ignore_columns", "--ignore-columns", default="", metavar="A,B", help="columns that may stay unread, or `all`"
+    )
     mix = parser.add_argument_group("mixing")
     mix.add_argument("--weights", type=float, nargs="+", default=[], help="share of each source in the mixture")
     mix.add_argument("--limits", type=int, nargs="+", default=[], help="records of each source at the most")
@@ -34,8 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Convert; see :func:`rankalign.data.convert.convert`."""
     mixture = Mixture(tuple(args.weights), tuple(args.limits), args.test_size, args.seed)
-    how = (args.skip_invalid, args.judge, args.pairs, args.extra, mixture, args.ignore_columns)
-    return convert(args.source, args.target, args.from_format, args.to_format, *how)
+    formats = (args.from_format, args.to_format)
+    told = {"ignore_columns": args.ignore_columns, "columns": args.columns}
+    return convert(
+        args.source, args.target, *formats, args.skip_invalid, args.judge, args.pairs, args.extra, mixture, **told
+    )
 
 
 def show(result: dict[str, Any]) -> None:

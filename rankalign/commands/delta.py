@@ -10,7 +10,6 @@ from typing import Any
 
 from rankalign.commands import show_facts
 from rankalign.errors import InputError
-from rankalign.models import delta
 
 EXAMPLE = "rankalign delta make --base default --target runs/rrhf --delta runs/delta"
 show = show_facts
@@ -36,6 +35,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     needed = ("delta",) if args.action == "verify" else ("base", "target", "delta")
     if missing := [f"--{name}" for name in needed if not getattr(args, name)]:
         raise InputError(f"delta {args.action} needs {', '.join(missing)}")
+    from rankalign.models import delta
+
     if args.action == "make":
         return delta.make(args.base, args.target, args.delta, merge_adapter=args.merge_adapter)
     if args.action == "apply":

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from rankalign.errors import InputError
+from rankalign.evaluation.tables import Table
 from rankalign.storage import manifest
 from rankalign.storage.journal import differences
 
@@ -27,6 +28,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             raise InputError(f"{name}: no manifest ({manifest.path_for(name)})")
         found.append(content)
     return {"differences": differences(found[0], found[1])}
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """A row a difference."""
+    rows = [list(line.partition(": ")[::2]) for line in result["differences"]]
+    return [Table("Differences", ["field", "first -> second"], rows)]
 
 
 def show(result: dict[str, Any]) -> None:

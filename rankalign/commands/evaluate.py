@@ -13,7 +13,7 @@ from rankalign.data.load import load
 from rankalign.data.records import CandidateSet, choose_judge, judges
 from rankalign.errors import InputError
 from rankalign.evaluation import EvalResult, by_policy
-from rankalign.evaluation.tables import from_dict, from_result, render
+from rankalign.evaluation.tables import Table, from_dict, from_result, render
 
 EXAMPLE = "rankalign eval reward runs/demo/after.jsonl --judge vader"
 KINDS = ("perplexity", "reward", "lexical", "variety", "agreement", "numerics", "kl", "subsets", "ledger")
@@ -177,11 +177,15 @@ _MEASURE = {
 }
 
 
+def tables(result: dict[str, Any]) -> list[Table]:
+    """The table of the metrics, or those of a ledger."""
+    if "tables" in result:
+        return [from_dict(table) for table in result["tables"]]
+    ci95 = {name: (low, high) for name, (low, high) in result["ci95"].items()}
+    return [from_result(f"{result['kind']} of {result['file']}", EvalResult(result["metrics"], result["n"], ci95))]
+
+
 def show(result: dict[str, Any]) -> None:
     """Print the tables."""
-    if "tables" in result:
-        for table in result["tables"]:
-            render(from_dict(table))
-        return
-    ci95 = {name: (low, high) for name, (low, high) in result["ci95"].items()}
-    render(from_result(f"{result['kind']} of {result['file']}", EvalResult(result["metrics"], result["n"], ci95)))
+    for table in tables(result):
+        render(table)

@@ -14,10 +14,7 @@ from typing import Any
 from rankalign.config import load, resolve_near
 from rankalign.errors import InputError
 from rankalign.evaluation.tables import Table, render
-from rankalign.recipes.iterate import KEEP, IterateConfig
-from rankalign.recipes.iterate import run as run_rounds
 from rankalign.storage.jsonl import loads
-from rankalign.training.run import Interrupted
 
 EXAMPLE = "rankalign iterate --config train_scripts/configs/ip.yaml --rounds 3 --output runs/ip3"
 FLAGS = (
@@ -38,12 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train", metavar="JSON", help="more settings of training, as an object", default="{}")
     parser.add_argument("--seed", type=int, help="seed of sampling and training")
     parser.add_argument("--max_prompts", type=int, help="take the first so many prompts")
-    parser.add_argument("--keep", choices=KEEP, help="models of all IP rounds, or the last alone")
+    parser.add_argument("--keep", choices=("all", "last"), help="models of all IP rounds, or the last alone")
     parser.add_argument("--overwrite", action="store_true", default=None, help="start over")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Run; see :func:`rankalign.recipes.iterate.run`."""
+    from rankalign.recipes.iterate import IterateConfig
+    from rankalign.recipes.iterate import run as run_rounds
+    from rankalign.training.run import Interrupted
+
     config = load(IterateConfig, args.config, **{name: getattr(args, name) for name in FLAGS})
     policies = [replace(p, file=resolve_near(p.file, args.config) if p.file else "") for p in config.policies]
     prompts, training = resolve_near(config.prompts, args.config), {**config.train, **_object(args.train)}
@@ -60,8 +61,13 @@ def _object(text: str) -> dict[str, Any]:
         raise InputError(f"--train: expected a JSON object, found {text}") from None
 
 
-def show(result: dict[str, Any]) -> None:
-    """Print a table of the rounds and where the model is."""
+def tables(result: dict[str, Any]) -> list[Table]:
+    """A table of the rounds, and where the model is."""
     table = Table("Rounds", list(SHOWN), [[row[name] for name in SHOWN] for row in result["rounds"]])
     table.note = f"model: {result['model']} after {result['steps']} updates, {result['sampled_tokens']} sampled tokens"
-    render(table)
+    return [table]
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the table."""
+    render(tables(result)[0])

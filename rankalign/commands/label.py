@@ -14,7 +14,7 @@ from typing import Any
 from rankalign.commands import show_facts
 from rankalign.data.load import load
 from rankalign.evaluation import EvalResult
-from rankalign.evaluation.tables import from_result, render
+from rankalign.evaluation.tables import Table, from_result, render
 from rankalign.interactive.pages.label import LabelServer
 from rankalign.interactive.ranking import Session
 
@@ -67,10 +67,17 @@ def _greet(session: Session, url: str) -> None:
     print("Ctrl-C stops; every committed ranking is on disk already", file=sys.stderr, flush=True)
 
 
+def tables(result: dict[str, Any]) -> list[Table]:
+    """The agreement of two annotators or more."""
+    if not (found := result["agreement"]):
+        return []
+    ci95 = {name: (low, high) for name, (low, high) in found["ci95"].items()}
+    title = f"Agreement of {', '.join(found['raters'])}"
+    return [from_result(title, EvalResult(found["metrics"], found["n"], ci95))]
+
+
 def show(result: dict[str, Any]) -> None:
     """Print the counts and, of two annotators or more, their agreement."""
     show_facts({name: value for name, value in result.items() if name not in ("agreement", "annotators")})
-    if found := result["agreement"]:
-        ci95 = {name: (low, high) for name, (low, high) in found["ci95"].items()}
-        title = f"Agreement of {', '.join(found['raters'])}"
-        render(from_result(title, EvalResult(found["metrics"], found["n"], ci95)))
+    for table in tables(result):
+        render(table)

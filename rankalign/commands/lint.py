@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="+", help="candidates in any known format; several files are one set")
     parser.add_argument("--format", default="auto", help="format of the file: auto or a name of `rankalign ls formats`")
     parser.add_argument("--held-out", help="a file whose prompts must not be among the candidates'")
+    parser.add_argument("--model", default="", help="a model whose tokenizer's control tokens texts should not spell")
     parser.add_argument("--fix", metavar="OUT", help="write the records to OUT with all that can be mended safely")
     parser.add_argument("--skip-invalid", action="store_true", help="leave bad lines out, with their count")
 
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """``{"records", "skipped", "findings": {code: count}}``, with examples and baselines beside."""
     intake = Intake(args.skip_invalid, ALL)
     sets = list(load(args.file[0], args.format, intake, *args.file[1:]))
-    report = lint(sets, list(load(args.held_out)) if args.held_out else ())
+    report = lint(sets, list(load(args.held_out)) if args.held_out else (), _control(args.model))
     result = {"records": report.records, "skipped": len(intake.errors), "findings": report.counts()}
     result["left_out"] = intake.losses.counts
     result |= {"unread": intake.unread.counts, "renamed_ids": intake.renamed}
@@ -41,12 +42,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {**result, "examples": _examples(report), "longest_answer": longest}
 
 
+def _control(model: str) -> tuple[str, ...]:
+    if not model:
+        return ()
+    from rankalign.data.special import controls
+    from rankalign.models.load import load_tokenizer
+
+    return controls(load_tokenizer(model)).names
+
+
 def _examples(report: LintReport) -> dict[str, list[dict[str, Any]]]:
     return {code: [dataclasses.asdict(f) for f in found[:SHOWN]] for code, found in report.findings.items() if found}
 
 
-def show(result: dict[str, Any]) -> None:
-    """Print a table of the rules that found something."""
+def tables(result: dict[str, Any]) -> list[Table]:
+    """The rules that found something, and what the longest answer wins."""
     rows = []
     for code, count in result["findings"].items():
         if count:
@@ -54,7 +64,17 @@ def show(result: dict[str, Any]) -> None:
             rows.append([code, count, RULES[code].summary, f"{example['record']}: {example['message']}"])
     note = f"{result['records']} records, {result['skipped']} bad lines left out"
     note += "".join(f"; {count} {reason} left out" for reason, count in result["left_out"].items())
-    render(Table("Lint", ["code", "count", "rule", "first example"], rows, note))
+    found = [Table("Lint", ["code", "count", "rule", "first example"], rows, note)]
+    if longest := result["longest_answer"]:
+        names = list(next(iter(longest.values())))
+        rows = [[judge, *(baseline[name] for name in names)] for judge, baseline in longest.items()]
+        found.append(Table("The longest answer", ["judge", *names], rows))
+    return found
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print a table of the rules that found something, and a line on the longest answers of each judge."""
+    render(tables(result)[0])
     for judge, found in result["longest_answer"].items():
         print(f"the longest answer, by {judge}: " + ", ".join(f"{name} {value}" for name, value in found.items()))
     if "fixed" in result:

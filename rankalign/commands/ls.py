@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from rankalign.evaluation.tables import Table
+
 EXAMPLE = "rankalign ls losses"
 KINDS = ("losses", "reward-losses", "engines", "scorers", "formats", "templates")
 
@@ -44,6 +46,11 @@ def _entries(kind: str) -> dict[str, Any]:
     from rankalign.data.templates import CHAT, TEMPLATES
 
     return {"chat": CHAT, **TEMPLATES}
+
+
+def tables(result: list[dict[str, str]]) -> list[Table]:
+    """A row a name."""
+    return [Table("Names", ["name", "summary"], [[row["name"], row["summary"]] for row in result])]
 
 
 def show(result: list[dict[str, str]]) -> None:

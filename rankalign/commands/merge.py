@@ -12,8 +12,6 @@ from typing import Any
 
 from rankalign.commands import show_facts
 from rankalign.errors import InputError
-from rankalign.models import load as models
-from rankalign.stages.generation import merge_shards
 
 EXAMPLE = "rankalign merge runs/candidates.jsonl"
 show = show_facts
@@ -27,10 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Merge; see :func:`rankalign.stages.generation.merge_shards` and :func:`rankalign.models.load.merge_lora`."""
+    """Merge; see :func:`rankalign.stages.generation.merge_shards` and :func:`rankalign.models.merge.merge_lora`."""
     if not args.output:
+        from rankalign.stages.generation import merge_shards
+
         return merge_shards(args.path, args.overwrite)
     if args.overwrite:
         raise InputError(f"{args.output} is never overwritten; name another folder")
-    models.merge_lora(args.path, args.output)
+    from rankalign.models.merge import merge_lora
+
+    merge_lora(args.path, args.output)
     return {"output": args.output, "adapter": args.path}

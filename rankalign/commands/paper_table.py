@@ -12,8 +12,8 @@ from typing import Any
 
 from rankalign.config import load, resolve_near
 from rankalign.errors import InputError
+from rankalign.evaluation.tables import Table
 from rankalign.recipes.paper.settings import TableConfig
-from rankalign.recipes.paper.table import run as run_table
 from rankalign.registry import did_you_mean
 
 EXAMPLE = "rankalign table --config train_scripts/configs/paper_table.yaml --output runs/paper_table --seeds 1 2 3"
@@ -32,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Run; see :func:`rankalign.recipes.paper.table.run`."""
+    from rankalign.recipes.paper.table import run as run_table
+
     flags = {name: getattr(args, name) for name in ("output", "page", "model", "seeds", "overwrite")}
     config = load(TableConfig, args.config, **flags)
     prompts, heldout = (resolve_near(path, args.config) for path in (config.prompts, config.heldout))
@@ -45,6 +47,12 @@ def _some(config: TableConfig, names: list[str]) -> list[Any]:
         if name not in known:
             raise InputError(f"--rows: unknown row {name!r}{did_you_mean(name, known)}")
     return [row for row in config.rows if row.name in names]
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """The claims with their verdicts."""
+    rows = [[claim["verdict"], claim["claim"]] for claim in result["claims"]]
+    return [Table("Claims", ["verdict", "claim"], rows, f"page: {result['page']}")]
 
 
 def show(result: dict[str, Any]) -> None:

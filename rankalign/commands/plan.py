@@ -9,9 +9,8 @@ import argparse
 import sys
 from typing import Any
 
-from rankalign.commands import show_facts
-from rankalign.training.arguments import parse
-from rankalign.training.plan import plan
+from rankalign.commands import fact_table, show_facts
+from rankalign.evaluation.tables import Table
 
 EXAMPLE = "rankalign plan --config train_scripts/configs/rrhf.yaml --data runs/scored.jsonl --device_memory 24GiB"
 TAKES_MORE = True
@@ -27,18 +26,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Plan; see :func:`rankalign.training.plan.plan`."""
+    from rankalign.training.arguments import parse
+    from rankalign.training.plan import plan
+
     config, notes = parse(args.config, args.rest)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     return plan(config, args.device_memory, args.devices, args.probe)
 
 
+def tables(result: dict[str, Any]) -> list[Table]:
+    """The facts, a row each; what belongs together has a name with a dot."""
+    return [fact_table("Plan", _facts(result), "; ".join(result["advice"]))]
+
+
 def show(result: dict[str, Any]) -> None:
     """The facts, then the advice as sentences."""
-    facts = dict(result)
-    advice = facts.pop("advice")
-    facts["seconds"] = (
-        "not measured; --probe loads the model and times it" if facts["seconds"] is None else facts["seconds"]
-    )
-    show_facts(facts)
-    print("\n".join(["", *advice]))
+    show_facts(_facts(result))
+    print("\n".join(["", *result["advice"]]))
+
+
+def _facts(result: dict[str, Any]) -> dict[str, Any]:
+    seconds = result["seconds"]
+    told = "not measured; --probe loads the model and times it" if seconds is None else seconds
+    return {**{name: value for name, value in result.items() if name != "advice"}, "seconds": told}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from rankalign.evaluation.report.page import write_report
-
 EXAMPLE = "rankalign report runs/demo"
 
 
@@ -16,6 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, str]:
     """Write ``report.html``."""
+    from rankalign.evaluation.report.page import write_report
+
     return {"report": str(write_report(args.folder))}
 
 

@@ -10,9 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from rankalign.config import load, resolve_near
-from rankalign.evaluation.tables import from_dict, render
-from rankalign.recipes.experiment import ExperimentConfig
-from rankalign.recipes.experiment import run as run_experiment
+from rankalign.evaluation.tables import Table, from_dict, render
 
 EXAMPLE = "rankalign run --config eval/configs/demo.yaml --seed 1 --output runs/demo-seed1"
 
@@ -29,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Run; see :func:`rankalign.recipes.experiment.run`."""
+    from rankalign.recipes.experiment import ExperimentConfig
+    from rankalign.recipes.experiment import run as run_experiment
+
     flags = {name: getattr(args, name) for name in ("output", "model", "seed", "max_prompts", "overwrite")}
     config = load(ExperimentConfig, args.config, **flags)
     prompts, heldout = (resolve_near(path, args.config) for path in (config.prompts, config.heldout))
@@ -36,10 +37,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {**result, "report": f"{config.output}/report.html"}
 
 
+def tables(result: dict[str, Any]) -> list[Table]:
+    """The tables before and after."""
+    return [from_dict(table) for table in result["tables"]]
+
+
 def show(result: dict[str, Any]) -> None:
-    """Print the table before and after, what looks like cheating, and where the report is."""
-    for table in result["tables"]:
-        render(from_dict(table))
+    """Print the tables, what looks like cheating, and where the report is."""
+    for table in tables(result):
+        render(table)
     for flag in result["flags"]:
         print(f"look at: {flag['message']}")
     print(f"report: {result['report']}")

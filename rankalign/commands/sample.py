@@ -14,7 +14,6 @@ from typing import Any
 from rankalign.commands import add_scale_arguments, scale_flags, show_facts
 from rankalign.config import SampleConfig, load, resolve_near
 from rankalign.errors import InputError
-from rankalign.stages.generation import sample
 
 EXAMPLE = "rankalign sample --config data_generation/configs/demo.yaml --output runs/candidates.jsonl"
 show = show_facts
@@ -33,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Sample; see :func:`rankalign.stages.generation.sample`."""
+    from rankalign.stages.generation import sample
+
     config = load(
         SampleConfig,
         args.config,
@@ -43,6 +44,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         **scale_flags(args),
         **_one_policy(args),
     )
+    if args.config and args.model and not any(policy.model == "default" for policy in config.policies):
+        named = ", ".join(dict.fromkeys(policy.model for policy in config.policies if policy.model))
+        raise InputError(
+            f"--model {args.model} stands for `model: default` in a policy, and {args.config} names {named or 'none'}: "
+            "write default there, or leave --model out"
+        )
     return sample(_placed(config, args) if args.config else config)
 
 

@@ -13,7 +13,6 @@ from typing import Any
 from rankalign.commands import add_scale_arguments, scale_flags, show_facts
 from rankalign.config import ScoreConfig, load, resolve_near
 from rankalign.errors import InputError
-from rankalign.stages.generation import score
 
 EXAMPLE = (
     "rankalign score --input runs/candidates.jsonl --output runs/scored.jsonl --name vader"
@@ -35,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Score; see :func:`rankalign.stages.generation.score`."""
+    from rankalign.stages.generation import score
+
     config = load(
         ScoreConfig,
         args.config,

@@ -10,11 +10,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from rankalign.commands.compare import align
 from rankalign.data.load import load
 from rankalign.errors import InputError
-from rankalign.evaluation.pairwise.sheets import read_sheets, write_sheet
-from rankalign.evaluation.tables import from_dict, render
+from rankalign.evaluation.tables import Table, from_dict, render
 
 EXAMPLE = "rankalign sheet make runs/demo/before.jsonl runs/demo/after.jsonl --output raters.csv"
 
@@ -36,6 +34,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return _make(args)
     if not args.key:
         raise InputError("name the key of the sheet with --key")
+    from rankalign.evaluation.pairwise.sheets import read_sheets
+
     ratings = read_sheets(args.file, args.key, args.seed)
     return {**ratings.as_dict(), "tables": [dataclasses.asdict(table) for table in ratings.tables()]}
 
@@ -43,6 +43,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _make(args: argparse.Namespace) -> dict[str, Any]:
     if len(args.file) != 2:
         raise InputError("a sheet compares two files of records")
+    from rankalign.evaluation.pairwise.scores import align
+    from rankalign.evaluation.pairwise.sheets import write_sheet
+
     first, second = (list(load(path, args.format)) for path in args.file)
     a, b = align(first, second)
     stems = [Path(path).stem for path in args.file]
@@ -50,10 +53,15 @@ def _make(args: argparse.Namespace) -> dict[str, Any]:
     return write_sheet(args.output, a, b, (names[0], names[1]), args.seed)
 
 
+def tables(result: dict[str, Any]) -> list[Table]:
+    """The tables of read sheets."""
+    return [from_dict(table) for table in result.get("tables", ())]
+
+
 def show(result: dict[str, Any]) -> None:
     """Print where the sheet is, or the tables."""
-    for table in result.get("tables", ()):
-        render(from_dict(table))
+    for table in tables(result):
+        render(table)
     if "sheet" in result:
         print(f"{result['items']} items in {result['sheet']}; keep {result['key']} to yourself")
         if result["without_answer"]:

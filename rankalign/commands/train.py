@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from typing import Any
 
 from rankalign.commands import show_facts
-from rankalign.recipes.rollouts import reward_of, sampler_of, watch_of
-from rankalign.training.added_tokens import add_tokens
-from rankalign.training.arguments import PPOConfig, describe, parse
-from rankalign.training.ppo.run import train_ppo
-from rankalign.training.processes import only_first_speaks
-from rankalign.training.run import Interrupted, train
+from rankalign.training.settings import describe
 
 EXAMPLE = "rankalign train --config train_scripts/configs/rrhf.yaml --data runs/scored.jsonl --learning_rate 1e-5"
 TAKES_MORE = True
@@ -32,15 +28,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     describe(text)
     parser.description = f"{__doc__}{text.getvalue()}"
     parser.add_argument("--config", help="YAML file with settings")
+    parser.add_argument("--help_all", action=_HelpAll, help="the flags of transformers' TrainingArguments too; slower")
+
+
+class _HelpAll(argparse.Action):
+    """Prints every setting with its help, which takes importing transformers."""
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(nargs=0, **keywords)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from transformers import HfArgumentParser
+
+        from rankalign.training.arguments import PPOConfig
+
+        try:
+            every: Any = PPOConfig
+            print(HfArgumentParser(every, prog=parser.prog, add_help=False).format_help(), flush=True)
+        except BrokenPipeError:  # a pager that was left, or `head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        parser.exit()
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train; see :func:`rankalign.training.run.train` and :func:`rankalign.training.ppo.run.train_ppo`."""
+    from rankalign.training.processes import only_first_speaks
+
     with only_first_speaks():
         return _train(args)
 
 
 def _train(args: argparse.Namespace) -> dict[str, Any]:
+    from rankalign.recipes.rollouts import reward_of, sampler_of, watch_of
+    from rankalign.training.added_tokens import add_tokens
+    from rankalign.training.arguments import PPOConfig, parse
+    from rankalign.training.ppo.run import train_ppo
+    from rankalign.training.run import Interrupted, train
+
     config, notes = parse(args.config, args.rest)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)

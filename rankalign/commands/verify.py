@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from rankalign.errors import InputError
+from rankalign.evaluation.tables import Table
 from rankalign.storage import manifest
 
 EXAMPLE = "rankalign verify runs/demo"
@@ -23,6 +24,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"{args.run}: no manifest ({manifest.path_for(args.run)}): the run is not finished")
     changed = manifest.changed_files(found)
     return {"files": len(found["inputs"]) + len(found["outputs"]), "changed": changed, "exit_code": int(bool(changed))}
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """What changed, a row a file."""
+    names = ["path", "role", "reason"]
+    note = f"{result['files']} files, {len(result['changed'])} changed"
+    return [Table("Changed", names, [[entry[name] for name in names] for entry in result["changed"]], note)]
 
 
 def show(result: dict[str, Any]) -> None:

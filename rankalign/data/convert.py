@@ -13,15 +13,18 @@ from rankalign.data.formats import FORMATS, Format, Losses
 from rankalign.data.formats.answers import AnswerFormat
 from rankalign.data.formats.common import Dropped, RowFormat
 from rankalign.data.formats.detect import detect
+from rankalign.data.formats.layout import parse_columns
 from rankalign.data.formats.named import DATASETS
+from rankalign.data.formats.table import FORMAT, Table, checked_names
 from rankalign.data.formats.unread import NOTHING, Ignored
 from rankalign.data.mixing import Mixture, with_own_ids
 from rankalign.data.records import CandidateSet
 from rankalign.errors import InputError, RecordError
 from rankalign.registry import did_you_mean
 from rankalign.storage.files import atomic_writer
-from rankalign.storage.jsonl import Row, dumps, write_rows
+from rankalign.storage.jsonl import OnError, Row, dumps, write_rows
 from rankalign.storage.sources import Source, parts, rows_of
+from rankalign.storage.spreadsheet import is_spreadsheet, read_cells, write_sheet
 from rankalign.storage.tables import write_folder, write_parquet
 
 EVERYTHING = Mixture()
@@ -34,6 +37,7 @@ class Intake:
         skip_invalid: leave bad rows out and keep their errors, instead of raising the first.
         ignore_columns: names with commas between them, or ``all``: columns that may stay unread, see
             :mod:`rankalign.data.formats.unread`.
+        columns: what each column of a table is, see :func:`rankalign.data.formats.layout.parse_columns`.
 
     Attributes:
         read: how many rows there were.
@@ -43,8 +47,10 @@ class Intake:
         renamed: records that were given another id, because theirs was taken.
     """
 
-    def __init__(self, skip_invalid: bool, ignore_columns: str | Iterable[str] = "") -> None:
+    def __init__(self, skip_invalid: bool, ignore_columns: str = "", columns: str = "") -> None:
         self.skip_invalid, self.ignored = skip_invalid, Ignored.of(ignore_columns)
+        self.of_table = checked_names(ignore_columns.split(","))
+        self.layout = parse_columns(columns) if columns else None
         self.read, self.errors, self.losses, self.unread = 0, list[RecordError](), Losses(), Losses()
         self.renamed = 0
 
@@ -66,11 +72,11 @@ class Intake:
         """``records`` as they pass, their unread columns counted, and said at the end."""
         found, before = Losses(), self.renamed
         for record in records:
-            if isinstance(form, RowFormat | AnswerFormat):
+            if isinstance(form, RowFormat | AnswerFormat) and not isinstance(form, Table):
                 for column in form.unread(record):
                     found.add(column)
                     self.unread.add(column)
-            if isinstance(form, RowFormat):
+            if isinstance(form, RowFormat) and not isinstance(form, Table):
                 self.renamed += form.own_id(record) not in (None, record.id)
             yield record
         if renamed := self.renamed - before:
@@ -115,12 +121,21 @@ def load(sources: Sequence[Source], from_format: str, intake: Intake) -> Iterato
         InputError: the format reads one file at a time.
     """
     form = find_reader(from_format, intake.ignored)
-    files = [(str(path), intake.count(rows_of(path, intake.unreadable))) for path in sources]
+    if isinstance(form, Table):
+        form = dataclasses.replace(form, layout=intake.layout, ignore=intake.of_table)
+    files = [(str(path), intake.count(_rows(form, path, intake.unreadable))) for path in sources]
     if len(files) == 1:
         return intake.watch(form, form.read(files[0][1], files[0][0], intake), files[0][0])
     if not isinstance(form, AnswerFormat):
         raise InputError(f"format {from_format!r} reads one file at a time, got {len(files)}")
     return intake.watch(form, form.read_files(files, intake), files[0][0])
+
+
+def _rows(form: Format, path: Source, on_error: OnError) -> Iterator[Row]:
+    """The cells of a spreadsheet as they stand for a table, which is told what they are; else what formats expect."""
+    if isinstance(form, Table) and is_spreadsheet(path):
+        return read_cells(path, on_error)
+    return rows_of(path, on_error)
 
 
 def load_each(
@@ -137,7 +152,10 @@ def load_each(
         extra: further files of the first source.
     """
     paths = [part for source in sources for part in parts(source)]
-    names = [detect(path) if from_format == "auto" else from_format for path in paths]
+    if intake.layout and from_format not in ("auto", FORMAT.name):
+        raise InputError(f"columns are named for format {FORMAT.name!r}, and not for {from_format!r}")
+    told = FORMAT.name if intake.layout else from_format
+    names = [detect(path) if told == "auto" else told for path in paths]
     if extra or (len(set(names)) == 1 and isinstance(find_reader(names[0]), AnswerFormat)):
         return [load([*paths, *extra], names[0], intake)]
     return with_own_ids(
@@ -155,14 +173,17 @@ def convert(
     pairs: str = "all",
     extra: Sequence[Source] = (),
     mixture: Mixture = EVERYTHING,
-    ignore_columns: str | Sequence[str] = "",
+    ignore_columns: str = "",
+    columns: str = "",
 ) -> dict[str, Any]:
     """Rewrite one source or several as ``target``; nothing is written where it fails.
 
     Args:
-        source: JSON Lines or one JSON list, gzip or not; Parquet; a folder of Hugging Face ``datasets``. Or several.
+        source: JSON Lines or one JSON list, gzip or not; Parquet; CSV, TSV or XLSX; a folder of Hugging Face
+            ``datasets``. Or several.
         target: JSON Lines; one JSON list where the name ends in ``.json`` (for ``rrhf`` lines in any case); Parquet
-            where it ends in ``.parquet``; a ``datasets`` folder where it has no ending or ends with a slash.
+            where it ends in ``.parquet``; CSV, TSV or XLSX where it ends so, records as a row an answer; a ``datasets``
+            folder where it has no ending or ends with a slash.
         from_format: a name in ``rankalign ls formats``, or ``auto`` to tell it by the keys of the first row.
         to_format: a name in ``FORMATS``.
         skip_invalid: leave bad rows out and report them, instead of stopping at the first.
@@ -174,6 +195,7 @@ def convert(
             the split ``test`` of a folder.
         ignore_columns: columns that may stay unread, or ``all``; without it a row without any score that has a column
             nobody reads is a bad row.
+        columns: what each column is, see :func:`rankalign.data.formats.layout.parse_columns`.
 
     Returns:
         ``read`` and ``written`` (rows; with a test part its rows are counted as ``written_test``), ``skipped`` (bad
@@ -185,7 +207,9 @@ def convert(
         RecordError: a bad row, unless ``skip_invalid``.
         InputError: unknown format or judge, unreadable file.
     """
-    intake, writer = Intake(skip_invalid, ignore_columns), find_format(to_format, judge, pairs)
+    if to_format == "rankalign" and is_spreadsheet(target):
+        to_format = FORMAT.name  # a record is no row of cells
+    intake, writer = Intake(skip_invalid, ignore_columns, columns), find_format(to_format, judge, pairs)
     sources = [source] if isinstance(source, str | os.PathLike) else source
     records = mixture.take(load_each(sources, from_format, intake, extra), intake.losses)
     sides = [records] if not mixture.test_size else list(mixture.split(records))
@@ -231,6 +255,8 @@ def _is_folder(target: Source) -> bool:
 def _write(path: Path, rows: Iterable[dict[str, Any]], lines: bool) -> int:
     if path.suffix == ".parquet":
         return write_parquet(path, rows)
+    if is_spreadsheet(path):
+        return write_sheet(path, rows)
     return (
         _write_list(path, rows)
         if path.name.removesuffix(".gz").endswith(".json") and not lines

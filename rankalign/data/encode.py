@@ -1,18 +1,47 @@
-"""Records to tokens: prompts and responses are encoded apart, so a response's tokens never depend on its prompt."""
+"""Records to tokens: prompts, answers up to the token that ends their turn, and the one rule for what is too long."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from rankalign.data import templates
-from rankalign.data.records import CandidateSet, Prompt, Response
-from rankalign.errors import InputError
-from rankalign.models.load import tokenizer_fingerprint
+from rankalign.data.records import CandidateSet, Prompt, Response, refusal
+from rankalign.data.render import NEUTRAL, Answer, Rendering, encode_text
+from rankalign.errors import InputError, RecordError
+from rankalign.storage.jsonl import OnError, give_up
+
+__all__ = [
+    "EncodeOptions",
+    "Encoder",
+    "TokenList",
+    "encode_all",
+    "encode_prompt",
+    "encode_text",
+    "fit",
+    "said",
+    "spread",
+]
+
+# What is worth a word where it happened, beside the counts of a data set.
+NOTES = {
+    "already_rendered": "string prompts end where an answer begins, so no template was put around them",
+    "roles_dropped": "prompts have several messages, whose roles vanish: there is no chat template to tell them apart",
+    "contents_not_shown": "messages are not shown to the model by its chat template",
+    "merged_at_the_border": "answers begin with what the tokenizer would join with the prompt's end; encoded apart",
+    "special_in_text": "texts spell control tokens, which are encoded as text (--allow_special_in_text keeps them)",
+    "margin_unused": "pairs state a margin, which no loss reads",
+    "without_end": "finished answers get no end: the tokenizer knows no end of sequence",
+}
+
+
+def said(counts: Mapping[str, int]) -> list[str]:
+    """What :class:`rankalign.data.render.Rendering` counted, in words; nothing of what did not happen."""
+    return [f"{counts[name]} {words}" for name, words in NOTES.items() if counts.get(name)]
 
 
 def encode_prompt(
@@ -21,61 +50,30 @@ def encode_prompt(
     template: str = "auto",
     system: str = "",
     meta: dict[str, Any] | None = None,
+    allow_special: bool = False,
 ) -> list[int]:
-    """Token ids up to where the answer begins, with at most one beginning-of-sequence token.
-
-    ``auto`` is the tokenizer's chat template where it has one (a string prompt counts as a user's message unless it
-    has been rendered already), else ``raw``.
+    """Token ids up to where the answer begins, with at most one beginning-of-sequence token; see
+    :class:`rankalign.data.render.Rendering`.
 
     Raises:
         InputError: template ``chat`` with a tokenizer that has none, or an unknown template.
     """
-    if templates.check_name(template) == "auto":
-        rendered = isinstance(prompt, str) and not system and templates.is_rendered(prompt)
-        template = "chat" if tokenizer.chat_template and not rendered else "raw"
-    if template != "chat":
-        text = templates.render(prompt, template, system, meta)
-    elif tokenizer.chat_template:
-        text = _chat_text(tokenizer, templates.as_messages(prompt, system))
-    else:
-        raise InputError("template 'chat' needs a tokenizer with a chat template; use raw, alpaca, vicuna or hh")
-    return _with_bos(tokenizer, text)
+    return Rendering(tokenizer, template, system, allow_special).prompt(prompt, meta)
 
 
-def _chat_text(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> str:
-    try:
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-    except Exception as error:  # a template is a program of the model's author and may raise anything
-        raise InputError(f"the model's chat template refuses this prompt: {error}") from error
+def fit(
+    prompt: list[int], responses: list[list[int]], limit: int, shorten: Callable[[list[int], int], list[int]]
+) -> tuple[list[int], list[list[int]]]:
+    """A list cut to ``limit`` tokens: the one rule of every stage.
 
-
-def _with_bos(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Special tokens as the tokenizer adds them, less a doubled start and a closing end."""
-    bos, eos = tokenizer.bos_token, tokenizer.eos_token_id
-    ids = list(tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"])
-    if len(ids) > 1 and ids[-1] == eos and not text.endswith(tokenizer.eos_token or "\0"):
-        ids.pop()
-    return ids
-
-
-def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of an answer alone: no special tokens added, and no blank in front that was not there.
-
-    SentencePiece tokenizers put a blank before a text that begins a word. Behind a line feed they do not, so for them
-    the text is encoded behind one, which is taken off again.
+    The prompt gives way first, down to half of the limit, by ``shorten(prompt, room)``
+    (:meth:`rankalign.data.render.Rendering.shortened`); a response that is still too long loses its end, and with it
+    the token that ends it.
     """
-    if not _adds_blank(tokenizer):
-        return _plain(tokenizer, text)
-    anchor, behind = _plain(tokenizer, "\n"), _plain(tokenizer, "\n" + text)
-    return behind[len(anchor) :] if behind[: len(anchor)] == anchor else _plain(tokenizer, text)
-
-
-def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _adds_blank(tokenizer: PreTrainedTokenizerBase) -> bool:
-    return " a" in str(tokenizer.decode(_plain(tokenizer, "\n") + _plain(tokenizer, "a")))
+    room = max(limit - max(map(len, responses), default=0), limit // 2, 1)
+    if len(prompt) > room:
+        prompt = shorten(prompt, room)
+    return prompt, [ids[: limit - len(prompt)] for ids in responses]
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ class TokenList:
     Attributes:
         id: the record's.
         prompt: token ids of the prompt, shared by all candidates.
-        responses: token ids of each candidate, its end-of-sequence token included where it finished.
+        responses: token ids of each candidate, the token that ends its turn included where it finished.
         scores: one finite score a candidate.
     """
 
@@ -108,6 +106,8 @@ class EncodeOptions:
         only_use_provide: the last two responses only (RRHF's setting P).
         only_use_sample: all but the last two (RRHF's settings D and B).
         stop_response: cut responses at the dialogue marks of HH.
+        allow_special_in_text: control tokens that texts spell are control tokens.
+        whole: as a reward model reads them, with all that the chat template writes behind an answer.
     """
 
     judge: str = ""
@@ -118,6 +118,8 @@ class EncodeOptions:
     only_use_provide: bool = False
     only_use_sample: bool = False
     stop_response: bool = False
+    allow_special_in_text: bool = False
+    whole: bool = False
 
 
 class Encoder:
@@ -125,41 +127,80 @@ class Encoder:
 
     Attributes:
         counts: by reason: ``prompts``, ``candidates``, ``unscored``, ``empty``, ``not_selected``, ``prompt_truncated``,
-            ``response_truncated``, ``dropped_prompts``, ``tied_pairs``, ``pairs``.
+            ``response_truncated``, ``dropped_prompts``, ``tied_pairs``, ``pairs``, and those of
+            :class:`rankalign.data.render.Rendering`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions) -> None:
         self.tokenizer, self.options = tokenizer, options
-        self.fingerprint = tokenizer_fingerprint(tokenizer)
-        self.counts: Counter[str] = Counter()
+        self.rendering = Rendering(tokenizer, options.template, options.system, options.allow_special_in_text)
+        self.counts: Counter[str] = self.rendering.counts
 
     def encode(self, record: CandidateSet) -> TokenList | None:
-        """One record; None (counted as ``dropped_prompts``) where no candidate is left."""
-        prompt = encode_prompt(self.tokenizer, record.prompt, self.options.template, self.options.system, record.meta)
-        chosen = self._select(record)
-        responses = [(self.response(response), score) for response, score in chosen]
-        kept = [(ids, score) for ids, score in responses if ids]
-        self.counts["empty"] += len(responses) - len(kept)
+        """One record; None (counted as ``dropped_prompts``) where no candidate is left.
+
+        Raises:
+            RecordError: the model's chat template refuses it.
+        """
+        chosen = [(self.answer(response), score) for response, score in self._select(record)]
+        kept = [(answer, score) for answer, score in chosen if _says(answer)]
+        self.counts["empty"] += len(chosen) - len(kept)
         if not kept:
             self.counts["dropped_prompts"] += 1
             return None
-        prompt, cut = self._fit(prompt, [ids for ids, _ in kept])
+        prompt, responses = self.fitted(record, [answer for answer, _ in kept])
+        if record.meta.get("margin") is not None:
+            self.counts["margin_unused"] += 1
         scores = [score for _, score in kept]
         self._count(scores)
-        return TokenList(record.id, prompt, cut, scores)
+        return TokenList(record.id, prompt, responses, scores)
+
+    def tokens(self, record: CandidateSet) -> tuple[list[int], list[list[int]]]:
+        """Tokens of a record's prompt and of each of its responses, uncut.
+
+        Raises:
+            RecordError: the model's chat template refuses it.
+        """
+        return self._tokens(record, [self.answer(response) for response in record.responses])
+
+    def fitted(self, record: CandidateSet, answers: Sequence[Answer]) -> tuple[list[int], list[list[int]]]:
+        """Tokens of a record's prompt and of answers to it, cut to ``max_length`` by :func:`fit`; cuts are counted."""
+        prompt, responses = self._tokens(record, answers)
+        short, cut = fit(
+            prompt,
+            responses,
+            self.options.max_length,
+            lambda ids, room: self.rendering.shortened(ids, room, record.prompt, record.meta),
+        )
+        self.counts["prompt_truncated"] += len(short) < len(prompt)
+        self.counts["response_truncated"] += sum(len(a) < len(b) for a, b in zip(cut, responses, strict=True))
+        return short, cut
+
+    def _tokens(self, record: CandidateSet, answers: Sequence[Answer]) -> tuple[list[int], list[list[int]]]:
+        render = self.rendering.whole if self.options.whole else self.rendering.answers
+        try:
+            return render(record.prompt, answers, record.meta)
+        except RecordError:
+            raise
+        except InputError as error:
+            raise refusal(record, "prompt", str(error)) from error
+
+    def says(self, response: Response) -> bool:
+        """Whether a response says anything; one that does not is left out."""
+        return _says(self.answer(response))
 
     def response(self, response: Response) -> list[int]:
-        """Tokens of one response: those it was sampled with where the tokenizer is the same, else its text encoded;
-        an end-of-sequence token only if it finished."""
-        text, stopped = response.text, False
-        if self.options.stop_response:
-            text, stopped = templates.cut_at_stop(text, templates.HH_STOPS)
-        tokens = response.tokens
-        if tokens and not stopped and tokens["tokenizer"] == self.fingerprint:
-            ids = list(tokens["ids"])
-        else:
-            ids = encode_text(self.tokenizer, text)
-        return [*ids, self.tokenizer.eos_token_id] if response.finished or stopped else ids
+        """Tokens of one response behind a prompt of one message: those it was sampled with where the tokenizer is the
+        same, else its text encoded; the token that ends its turn only if it finished."""
+        return self.rendering.answers(NEUTRAL, [self.answer(response)])[1][0]
+
+    def answer(self, response: Response) -> Answer:
+        """A response as it is to be encoded, cut at the marks of HH where that is asked for."""
+        answer = self.rendering.answer(response)
+        if not self.options.stop_response:
+            return answer
+        text, stopped = templates.cut_at_stop(response.text, templates.HH_STOPS)
+        return Answer(text) if stopped else answer
 
     def _select(self, record: CandidateSet) -> list[tuple[Response, float]]:
         """The scored responses that the options ask for."""
@@ -175,22 +216,14 @@ class Encoder:
         self.counts["not_selected"] += len(scored) - len(kept)
         return kept
 
-    def _fit(self, prompt: list[int], responses: list[list[int]]) -> tuple[list[int], list[list[int]]]:
-        """Cut to ``max_length``. The prompt gives way first, from its left, down to half of the length; a response
-        that is still too long loses its end, and with it its end-of-sequence token."""
-        limit = self.options.max_length
-        room = max(limit - max(map(len, responses)), limit // 2, 1)
-        if len(prompt) > room:
-            self.counts["prompt_truncated"] += 1
-            prompt = prompt[-room:]
-        cut = [ids[: limit - len(prompt)] for ids in responses]
-        self.counts["response_truncated"] += sum(len(a) < len(b) for a, b in zip(cut, responses, strict=True))
-        return prompt, cut
-
     def _count(self, scores: list[float]) -> None:
         pairs = len(scores) * (len(scores) - 1) // 2
         tied = sum(a == b for i, a in enumerate(scores) for b in scores[:i])
         self.counts.update(prompts=1, candidates=len(scores), pairs=pairs - tied, tied_pairs=tied)
+
+
+def _says(answer: Answer) -> bool:
+    return bool(answer.text.strip() or answer.drawn)
 
 
 def spread(scored: list[tuple[Response, float]], limit: int) -> list[tuple[Response, float]]:
@@ -204,9 +237,26 @@ def spread(scored: list[tuple[Response, float]], limit: int) -> list[tuple[Respo
 
 
 def encode_all(
-    sets: Iterable[CandidateSet], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
+    sets: Iterable[CandidateSet],
+    tokenizer: PreTrainedTokenizerBase,
+    options: EncodeOptions,
+    on_error: OnError | None = None,
 ) -> tuple[list[TokenList], dict[str, int]]:
-    """All records as token lists, with the counts of :class:`Encoder`."""
-    encoder = Encoder(tokenizer, options)
-    lists = [tokens for record in sets if (tokens := encoder.encode(record)) is not None]
+    """All records as token lists, with the counts of :class:`Encoder`.
+
+    Args:
+        sets: the records.
+        tokenizer: the model's.
+        options: how.
+        on_error: takes the error of each record that the model's chat template refuses, which is then left out;
+            without it the first one raises.
+    """
+    encoder, report, lists = Encoder(tokenizer, options), on_error or give_up, []
+    for record in sets:
+        try:
+            tokens = encoder.encode(record)
+        except RecordError as error:
+            report(error)
+        else:
+            lists += [] if tokens is None else [tokens]
     return lists, dict(encoder.counts)

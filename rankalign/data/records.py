@@ -55,7 +55,8 @@ class Response:
         count: how often this very text was drawn (identical texts of one policy are merged).
         sampling: how it was drawn (temperature, seed, ...).
         scores: score by judge, higher is better; None where a judge gave none.
-        tokens: ``{"tokenizer": fingerprint, "ids": [...]}`` as sampled, so that training sees the same tokens.
+        tokens: ``{"tokenizer": fingerprint, "ids": [...]}`` as sampled, so that training sees the same tokens;
+            ``"end"`` beside them is the token that ended it, where there is more than one such token.
         meta: anything else, kept as it came.
     """
 
@@ -305,6 +306,8 @@ def _tokens(check: Checker, value: Any, path: str) -> dict[str, Any] | None:
     for index, token in enumerate(check.array(value.get("ids"), f"{path}.ids")):
         if isinstance(token, bool) or not isinstance(token, int) or token < 0:
             raise check.fail(f"{path}.ids[{index}]", "expected a token id")
+    if (end := value.get("end")) is not None and (type(end) is not int or end < 0):
+        raise check.fail(f"{path}.end", "expected a token id")
     return dict(value)
 
 

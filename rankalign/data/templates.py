@@ -28,8 +28,25 @@ VICUNA_SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 HH_STOPS = ("\n\nHuman:", "\n\nAssistant:", "\n\nhuman:", "\n\nassistant:")
-# A string prompt that holds one of these has been rendered already; another template around it would nest two.
-RENDERED_MARKS = ("\n\nHuman:", "### Instruction:", "### Response:", "<|im_start|>", "[INST]", "ASSISTANT:")
+# Where answers begin under published templates. A string prompt that ends in one of these has been rendered already;
+# one that only mentions it has not.
+OPENINGS = (
+    "\n\nAssistant:",
+    "\n\nassistant:",
+    "### Response:",
+    "ASSISTANT:",
+    "[/INST]",
+    "<|im_start|>assistant",
+    "<|start_header_id|>assistant<|end_header_id|>",
+    "<start_of_turn>model",
+    "<|assistant|>",
+    "<|Assistant|>",
+    "<\uff5cAssistant\uff5c>",
+    "<|CHATBOT_TOKEN|>",
+    "<|start_of_role|>assistant<|end_of_role|>",
+    "<|start|>assistant",
+    "<|turn>model",
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +95,7 @@ def _vicuna(messages: list[Message], meta: dict[str, Any]) -> str:
     system = next((m["content"] for m in messages if m["role"] == "system"), VICUNA_SYSTEM)
     form = {"user": " USER: {}", "assistant": " ASSISTANT: {}</s>"}
     turns = "".join(form[m["role"]].format(m["content"]) for m in messages if m["role"] in form)
-    return f"{system}{turns} ASSISTANT:"
+    return system + (turns.removesuffix("</s>") if _begun(messages) else f"{turns} ASSISTANT:")
 
 
 def _hh(messages: list[Message], meta: dict[str, Any]) -> str:
@@ -86,7 +103,12 @@ def _hh(messages: list[Message], meta: dict[str, Any]) -> str:
     names = {"user": "Human", "assistant": "Assistant"}
     turns = "".join(f"\n\n{names[m['role']]}: {m['content']}" for m in messages if m["role"] in names)
     system = "".join(m["content"] for m in messages if m["role"] == "system")
-    return f"{system}{turns}\n\nAssistant:"
+    return f"{system}{turns}" if _begun(messages) else f"{system}{turns}\n\nAssistant:"
+
+
+def _begun(messages: list[Message]) -> bool:
+    """Whether the last turn is an answer that goes on."""
+    return bool(messages[-1]["role"] == "assistant")
 
 
 TEMPLATES: dict[str, Template] = {
@@ -118,7 +140,7 @@ def stops(name: str) -> tuple[str, ...]:
 def render(prompt: Prompt, name: str, system: str = "", meta: dict[str, Any] | None = None) -> str:
     """The text before the answer, for every template but ``chat``.
 
-    A string prompt that has been rendered already (see :data:`RENDERED_MARKS`) is taken as it is.
+    A string prompt that has been rendered already (see :data:`OPENINGS`) is taken as it is.
     """
     if isinstance(prompt, str) and not system and is_rendered(prompt):
         return prompt
@@ -126,8 +148,8 @@ def render(prompt: Prompt, name: str, system: str = "", meta: dict[str, Any] | N
 
 
 def is_rendered(prompt: str) -> bool:
-    """Whether a string prompt already carries the marks of some template."""
-    return any(mark in prompt for mark in RENDERED_MARKS)
+    """Whether a string prompt ends where an answer begins under some template: a mention of its marks is no sign."""
+    return prompt.rstrip().removesuffix("<think>").rstrip().endswith(OPENINGS)
 
 
 def cut_at_stop(text: str, stop: tuple[str, ...]) -> tuple[str, bool]:

@@ -82,6 +82,7 @@ class Policy:
         adapter: folder of a LoRA adapter to put on the model, or empty.
         template: a name in ``rankalign.data.templates`` (``auto``: the model's own if it has one, else ``raw``).
         system: system message put before the prompt, or empty.
+        allow_special_in_text: control tokens that prompts spell are control tokens, not text (``hf``, ``vllm``).
         file: ``replay`` only: records whose responses are taken; empty takes those of the prompt file.
         only: ``replay`` only: take responses of this policy; empty takes all.
         dtype: weights' type (``auto``, ``float32``, ``bfloat16``, ``float16``).
@@ -100,6 +101,7 @@ class Policy:
     adapter: str = ""
     template: str = "auto"
     system: str = ""
+    allow_special_in_text: bool = False
     file: str = ""
     only: str = ""
     dtype: str = "auto"

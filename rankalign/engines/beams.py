@@ -2,8 +2,9 @@
 
 Diverse beam search (Vijayakumar et al. 2016, https://arxiv.org/abs/1610.02424, algorithm 1): the beams fall into groups
 that take turns at every step; a group searches for itself, but a token's log-probability is lowered by the penalty for
-every beam of an earlier group that has just chosen the same token (Hamming diversity). The lowered scores add up along
-a beam. One group, or penalty 0, is plain beam search.
+every beam of an earlier group that has just chosen the same token (Hamming diversity). A beam that ends has chosen its
+last token; what would have gone on in its place counts only if its group searches on. The lowered scores add up along a
+beam. One group, or penalty 0, is plain beam search.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Group:
         order: which group of its prompt this is; earlier ones choose first.
         beams: scores and tokens of the open beams, best first; a place that none fills scores minus infinity.
         complete: the best answers so far, best first, at most as many as there are beams.
-        chosen: the tokens with which beams went on or ended at the last step.
+        chosen: the tokens that its beams took at the last step, those that ended among them.
         closed: no open beam can still be better than the complete answers.
     """
 
@@ -80,7 +81,7 @@ class Group:
             The place in the old beams that each new beam continues.
         """
         width, going, parents = len(self.beams), list[tuple[float, list[int]]](), list[int]()
-        self.chosen = []
+        chosen: list[tuple[int, int]] = []
         for rank, (score, parent, token) in enumerate(candidates):
             ids = [*self.beams[parent][1], token]
             ended = ends(ids)
@@ -91,9 +92,11 @@ class Group:
                 parents.append(parent)
             else:
                 continue
-            self.chosen.append(token)
+            chosen.append((rank, token))
         self.complete = sorted(self.complete, key=lambda answer: -answer.score)[:width]
         self.closed = not going or self._beaten(*going[0], length_penalty)
+        # Beyond the width best stand those that fill the places of ended beams, which a closed group no longer has.
+        self.chosen = [token for rank, token in chosen if rank < width or not self.closed]
         fill = width - len(going)
         self.beams = going + [(-math.inf, ids) for _, ids in going[:1] * fill]
         return parents + parents[:1] * fill

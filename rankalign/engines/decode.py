@@ -81,7 +81,8 @@ class Rows:
         adapted: Any = model
         base = adapted.get_base_model() if hasattr(model, "get_base_model") else adapted
         self._accepted = set(inspect.signature(base.forward).parameters)
-        if "past_key_values" not in self._accepted:
+        self._memory = next((name for name in ("past_key_values", "cache_params") if name in self._accepted), None)
+        if self._memory is None:
             raise InputError(f"engine 'hf' cannot decode with {type(base).__name__}: it has no key-value cache")
         self._model = adapted
         self._cache: Any = DynamicCache(config=base.config)
@@ -97,12 +98,11 @@ class Rows:
 
     @torch.inference_mode()
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        extra = {"position_ids": positions, "logits_to_keep": 1}
+        extra = {"position_ids": positions, "logits_to_keep": 1, self._memory: self._cache}
         with fast_linears(self._model, None):
             logits: Tensor = self._model(
                 input_ids=ids,
                 attention_mask=self._mask,
-                past_key_values=self._cache,
                 use_cache=True,
                 **{name: value for name, value in extra.items() if name in self._accepted},
             ).logits[:, -1]

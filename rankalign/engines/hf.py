@@ -17,6 +17,7 @@ from rankalign.engines.beams import Ends, search
 from rankalign.engines.decode import Ending, Rows, sample, stream
 from rankalign.engines.local import LocalEngine
 from rankalign.engines.sampling import uniforms
+from rankalign.engines.uncached import rows_of
 from rankalign.models import load as models
 
 MAX_ROWS = 64
@@ -48,7 +49,7 @@ class HFEngine(LocalEngine):
         The longest come first: what does not fit in memory or in the model's context fails before any work is done.
         """
         params = self.policy.sampling
-        lengths = [len(self._encode(prompt)) + params.max_new_tokens for prompt in prompts]
+        lengths = [length + params.max_new_tokens for length in self._lengths(prompts)]
         rows = max(params.num_beams, self._copies)
         found: list[list[int]] = []
         for index in sorted(range(len(prompts)), key=lambda i: -lengths[i]):
@@ -87,7 +88,8 @@ class HFEngine(LocalEngine):
             return
         draws = uniforms(params.seed, prompt.id, self.policy.name, 0, params.max_new_tokens)
         for [(ids, ended)] in stream(rows, params, draws.unsqueeze(0), ends):
-            yield self._response(_bare(list(ids), ends.eos), ended, 0)
+            own, end = _bare(list(ids), ends.eos)
+            yield self._response(own, ended, 0, end)
             if stopping():
                 return
 
@@ -101,13 +103,15 @@ class HFEngine(LocalEngine):
         ids = [self._encode(prompt) for prompt in prompts]
         self._check_context(prompts, ids, self._context)
         ends = Ending(self.tokenizer, models.end_ids(self.model, self.tokenizer), self._stop)
-        return Rows(self.model, ids), ends
+        return rows_of(self.model, ids, self.policy.sampling.max_new_tokens), ends
 
     def _search(self, rows: Rows, ends: Ending, told: Ends) -> list[list[Response]]:
         """Answers by beam search; ``told`` is ``ends``, or asks something else as well."""
         found = search(rows, self.policy.sampling, told, len(ends.eos))
         written = [[(_bare(h.ids, ends.eos), h.ended) for h in beams] for beams in found]
-        return [[self._response(*answer, i) for i, answer in enumerate(answers)] for answers in written]
+        return [
+            [self._response(ids, ended, i, end) for i, ((ids, end), ended) in enumerate(answers)] for answers in written
+        ]
 
     def _sample(self, rows: Rows, prompts: Sequence[CandidateSet], ends: Ending) -> list[list[Response]]:
         params, copies = self.policy.sampling, self._copies
@@ -119,7 +123,11 @@ class HFEngine(LocalEngine):
         ]
         answers = [(_bare(ids, ends.eos), ended) for ids, ended in sample(rows, params, torch.stack(draws), ends)]
         return [
-            [self._response(*answers[row * copies + index % copies], index) for index in range(params.n)]
+            [
+                self._response(ids, ended, index, end)
+                for index in range(params.n)
+                for (ids, end), ended in [answers[row * copies + index % copies]]
+            ]
             for row in range(len(prompts))
         ]
 
@@ -141,6 +149,6 @@ def _unless(stopping: Callable[[], bool]) -> bool:
     return True
 
 
-def _bare(ids: list[int], eos: set[int]) -> list[int]:
-    """An answer's tokens without a closing end of sequence."""
-    return ids[:-1] if ids[-1] in eos else ids
+def _bare(ids: list[int], eos: set[int]) -> tuple[list[int], int | None]:
+    """An answer's tokens without the one that ended it, and that one."""
+    return (ids[:-1], ids[-1]) if ids[-1] in eos else (ids, None)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rankalign.data import encode as batching
 from rankalign.data import templates
+from rankalign.data.encode import said
 from rankalign.data.records import CandidateSet, Response
+from rankalign.data.render import Rendering
 from rankalign.engines import Policy, SamplingParams
 from rankalign.errors import InputError
 from rankalign.models import load as models
@@ -27,6 +29,8 @@ class LocalEngine:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         templates.check_name(policy.template)
+        self._reads: Rendering | None = None
+        self._told = set[str]()
         self._stop = tuple(dict.fromkeys((*policy.sampling.stop, *templates.stops(policy.template))))
 
     @functools.cached_property
@@ -43,9 +47,24 @@ class LocalEngine:
         """How many answers a prompt are really written: greedy ones are all the same."""
         return 1 if self.policy.sampling.temperature == 0 else self.policy.sampling.n
 
-    def _encode(self, prompt: CandidateSet) -> list[int]:
+    @property
+    def _rendering(self) -> Rendering:
         policy = self.policy
-        return batching.encode_prompt(self.tokenizer, prompt.prompt, policy.template, policy.system, prompt.meta)
+        if self._reads is None:
+            self._reads = Rendering(self.tokenizer, policy.template, policy.system, policy.allow_special_in_text)
+        return self._reads
+
+    def _encode(self, prompt: CandidateSet) -> list[int]:
+        return self._rendering.prompt_of(prompt)
+
+    def _lengths(self, prompts: Sequence[CandidateSet]) -> list[int]:
+        """How long the prompts of a run are; what is to be said of how they were read is said here, once."""
+        lengths = [len(self._encode(prompt)) for prompt in prompts]
+        counts = {name: n for name, n in self._rendering.counts.items() if name not in self._told}
+        self._told.update(counts)
+        for sentence in said(counts):
+            print(f"policy {self.policy.name!r}: {sentence}", file=sys.stderr)
+        return lengths
 
     def _check_context(self, prompts: Sequence[CandidateSet], ids: Sequence[list[int]], limit: int | None) -> None:
         new = self.policy.sampling.max_new_tokens
@@ -56,22 +75,25 @@ class LocalEngine:
                     f"max_new_tokens {new} exceeds the model's context of {limit}"
                 )
 
-    def _response(self, ids: list[int], ended: bool, index: int) -> Response:
+    def _response(self, ids: list[int], ended: bool, index: int, end: int | None = None) -> Response:
         """What was written as a response; tokens go with it where they say exactly what its text says.
 
         Args:
             ids: the answer's tokens, less one that ended it.
             ended: whether it ended by itself.
             index: its place among the prompt's answers.
+            end: the token that ended it, if one did; it is kept where another could stand in its place.
         """
         text, cut = templates.cut_at_stop(decoded(self.tokenizer, ids), self._stop)
         kept = self._prefix(ids, text) if cut else ids
+        usual = {self._rendering.end_id(), self.tokenizer.eos_token_id} == {end}
+        last = {} if end is None or cut or usual else {"end": end}
         return Response(
             text=text,
             policy=self.policy.name,
             finished=ended or cut,
             sampling=_provenance(self.policy.sampling, index),
-            tokens=None if kept is None else {"tokenizer": self._fingerprint, "ids": kept},
+            tokens=None if kept is None else {"tokenizer": self._fingerprint, "ids": kept, **last},
         )
 
     def _prefix(self, ids: list[int], text: str) -> list[int] | None:

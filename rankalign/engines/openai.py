@@ -31,6 +31,8 @@ from rankalign.errors import InputError
 REQUESTS_A_SLOT = 4
 """A batch holds so many requests for each that may be in flight: few enough that a kill loses little, enough that the
 slots seldom wait for a batch's last answers."""
+# An answer that the prompt has begun goes on: names of vllm and SGLang; a server that knows none of them answers anew.
+_GO_ON = {"continue_final_message": True, "add_generation_prompt": False}
 _OURS = ("model", "messages", "prompt", "n", "stream", "seed", "stop", "max_tokens")
 
 
@@ -135,7 +137,8 @@ class OpenAIEngine:
         if template == "auto" and not system and isinstance(text, str) and templates.is_rendered(text):
             return {"prompt": text}
         if template in ("auto", "chat"):
-            return {"messages": templates.as_messages(text, system)}
+            messages = templates.as_messages(text, system)
+            return {"messages": messages, **(_GO_ON if messages[-1]["role"] == "assistant" else {})}
         return {"prompt": templates.render(text, template, system, prompt.meta)}
 
     def _response(self, answer: Answer, index: int, seed: int) -> Response:

@@ -34,6 +34,10 @@ ENVIRONMENT = {
 """What vLLM reads on import; variables that are set already stay."""
 
 
+Written = tuple[list[int], bool, int | None]
+"""Token ids of an answer, whether it ended by itself, and the token that ended it."""
+
+
 class VLLMEngine(LocalEngine):
     """Writes answers with ``vllm.LLM``, one request an answer.
 
@@ -63,7 +67,7 @@ class VLLMEngine(LocalEngine):
 
         The longest come first: what does not fit in the model's context fails before any work is done.
         """
-        lengths = [len(self._encode(prompt)) for prompt in prompts]
+        lengths = self._lengths(prompts)
         order = sorted(range(len(prompts)), key=lambda i: -lengths[i])
         size = max(1, MAX_REQUESTS // self._copies)
         return [order[i : i + size] for i in range(0, len(order), size)]
@@ -83,7 +87,11 @@ class VLLMEngine(LocalEngine):
             [self._request(prompt, index) for prompt in prompts for index in range(copies)],
         )
         return [
-            [self._response(*answers[row * copies + index % copies], index) for index in range(self.policy.sampling.n)]
+            [
+                self._response(ids, ended, index, end)
+                for index in range(self.policy.sampling.n)
+                for ids, ended, end in [answers[row * copies + index % copies]]
+            ]
             for row in range(len(prompts))
         ]
 
@@ -134,7 +142,7 @@ class Loaded:
         limit: int = self._llm.llm_engine.model_config.max_model_len
         return limit
 
-    def complete(self, prompts: Sequence[list[int]], params: Sequence[dict[str, Any]]) -> list[tuple[list[int], bool]]:
+    def complete(self, prompts: Sequence[list[int]], params: Sequence[dict[str, Any]]) -> list[Written]:
         """Complete each prompt.
 
         Args:
@@ -142,7 +150,8 @@ class Loaded:
             params: arguments of ``vllm.SamplingParams``, one mapping a prompt.
 
         Returns:
-            For each prompt the new token ids, less one that ended them, and whether they ended before the limit.
+            For each prompt the new token ids, less one that ended them, whether they ended before the limit, and that
+            one, if there was one.
         """
         from vllm import SamplingParams
 
@@ -210,10 +219,10 @@ def _lora_settings(adapter: str) -> dict[str, Any]:
     return {"enable_lora": True, "max_loras": 1, "max_lora_rank": next((most for most in RANKS if most >= rank), rank)}
 
 
-def _read(output: Any) -> tuple[list[int], bool]:
-    """Token ids and whether they ended by themselves; ``stop_reason`` is a string where a stop string ended them."""
+def _read(output: Any) -> Written:
+    """``stop_reason`` is a string where a stop string ended the answer, and no token."""
     ids, ended = list(output.token_ids), output.finish_reason == "stop"
-    return (ids[:-1] if ended and not isinstance(output.stop_reason, str) else ids), ended
+    return (ids[:-1], True, ids[-1]) if ended and not isinstance(output.stop_reason, str) else (ids, ended, None)
 
 
 def _device_settings() -> dict[str, Any]:

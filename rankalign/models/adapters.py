@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from rankalign.errors import InputError
+from rankalign.registry import did_you_mean
 
 
 def add_lora(
@@ -38,6 +39,8 @@ def add_lora(
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
+    if targets != "auto":
+        check_targets(model, targets)
     classifier = type(model).__name__.endswith("ForSequenceClassification")
     config = LoraConfig(
         r=r,
@@ -54,6 +57,19 @@ def add_lora(
         return say_trainable(get_peft_model(model, config))
     except ValueError as error:
         raise InputError(f"no adapter fits: {error} (name other layers in --lora_target_modules)") from None
+
+
+def check_targets(model: Any, targets: Sequence[str]) -> None:
+    """Refuse a name that no layer of the model ends in: peft adapts the others without a word.
+
+    Raises:
+        InputError: naming it, and the nearest name that the model has.
+    """
+    known = {name.split(".")[-1] for name, module in model.named_modules() if not list(module.children())}
+    full = [name for name, _ in model.named_modules()]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in full):
+            raise InputError(f"--lora_target_modules: no layer is named {target!r}{did_you_mean(target, known)}")
 
 
 def say_trainable(adapted: Any) -> Any:

@@ -33,8 +33,8 @@ from transformers.utils import logging as hf_logging
 
 from rankalign.errors import InputError
 from rankalign.models import default as default_model
-from rankalign.models import quant, tiny, weights
-from rankalign.storage.folders import cached_folder, new_folder
+from rankalign.models import quant, saving, tiny, value_heads, weights
+from rankalign.storage.folders import cached_folder
 
 # A bar for each loading of weights is noise between our own lines.
 hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -153,10 +153,10 @@ def load_policy(
     where, adapter = base_and_adapter(model, adapter)
     more = quantisation(bits, pick_dtype(dtype)) if bits else {}
     stored: torch.dtype | str = "auto" if quantize else pick_dtype(dtype)
-    policy = _load_whole_policy(where, stored, trust_remote_code=trust_remote_code, **more)
+    policy = load_whole_policy(where, stored, trust_remote_code=trust_remote_code, **more)
     _train_every_row(policy)
     _one_kernel(policy)
-    policy = _with_adapter(policy, adapter, is_trainable=train_adapter) if adapter else policy
+    policy = with_adapter(policy, adapter, is_trainable=train_adapter) if adapter else policy
     if quantize:
         quant.quantize_8bit(policy, pick_dtype(dtype))
     placed: PreTrainedModel = (policy if bits else policy.to(device())).eval()
@@ -206,29 +206,38 @@ def load_reward_model(
     """
     tokenizer = load_tokenizer(model)
     where, adapter = base_and_adapter(model, "")
-    reward, missing = _load(AutoModelForSequenceClassification, where, pick_dtype(dtype), num_labels=1)
+    if value_heads.has_value_head(where):
+        reward, missing = value_heads.load(where, pick_dtype(dtype)), []
+    else:
+        reward, missing = load_as(AutoModelForSequenceClassification, where, pick_dtype(dtype), num_labels=1)
     if missing and not adapter:
         if not new_head:
             raise InputError(f"model {model}: is no reward model, it lacks {', '.join(missing)}; train one first")
         print(f"model {model}: has no reward head, {', '.join(missing)} is new", file=sys.stderr)
     reward.config.pad_token_id = tokenizer.pad_token_id
-    return (_with_adapter(reward, adapter) if adapter else reward).to(device()).eval(), tokenizer
+    return (with_adapter(reward, adapter) if adapter else reward).to(device()).eval(), tokenizer
 
 
-def _load_whole_policy(where: str, dtype: torch.dtype | str, **more: Any) -> Any:
-    policy, missing = _load(AutoModelForCausalLM, where, dtype, **more)
+def load_whole_policy(where: str, dtype: torch.dtype | str, **more: Any) -> Any:
+    """A causal language model without a weight that its files lack; arguments as for :func:`load_as`."""
+    policy, missing = load_as(AutoModelForCausalLM, where, dtype, **more)
     if missing:
         raise InputError(f"model {where}: is no whole language model, it lacks {', '.join(missing[:3])}")
     return policy
 
 
-def _load(auto: Any, where: str, dtype: torch.dtype | str, **more: Any) -> tuple[Any, list[str]]:
-    """The model at ``where``, and the names of weights that were not there and so start at random."""
+def load_as(auto: Any, where: str, dtype: torch.dtype | str, **more: Any) -> tuple[Any, list[str]]:
+    """The model of a transformers class at ``where``, and the names of weights that were not there and so start at
+    random; ``dtype`` "auto" is that of the files."""
     more |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     with _explained(where):
         model, info = auto.from_pretrained(_source(where), **more)
     for name, found, wanted in sorted(info["mismatched_keys"]):
-        raise InputError(f"model {where}: {name} has shape {list(found)}, and {list(wanted)} is needed")
+        several = name.startswith("score.") and list(wanted)[:1] == [1]
+        how = ": save a copy with a head of one row (of two classes, row 1 less row 0 is the second's log-odds)"
+        shapes = f"{name} has shape {list(found)}, and {list(wanted)} is needed"
+        raise InputError(f"model {where}: {shapes}{how if several else ''}")
+    saving.repair_generation(model, where)
     return model, sorted(info["missing_keys"])
 
 
@@ -323,7 +332,8 @@ def base_and_adapter(model: str, adapter: str) -> tuple[str, str]:
     return resolve(_base_of(where)), where
 
 
-def _with_adapter(model: PreTrainedModel, adapter: str, is_trainable: bool = False) -> Any:
+def with_adapter(model: PreTrainedModel, adapter: str, is_trainable: bool = False) -> Any:
+    """The adapter of a folder on its base, as a ``PeftModel``."""
     from peft import PeftModel
 
     if not (Path(adapter) / "adapter_config.json").is_file():
@@ -335,22 +345,6 @@ def _with_adapter(model: PreTrainedModel, adapter: str, is_trainable: bool = Fal
 def is_adapter(model: str) -> bool:
     """Whether a model's name leads to the folder of an adapter."""
     return _is_adapter(resolve(model))
-
-
-def merge_lora(folder: str, output: str) -> None:
-    """Fold an adapter into its base and save the sum as a plain model with its tokenizer.
-
-    Args:
-        folder: the adapter's folder; its ``adapter_config.json`` names the base.
-        output: folder to make; an existing one is never overwritten.
-    """
-    if not _is_adapter(folder):
-        raise InputError(f"{folder}: no such folder with an adapter_config.json")
-    base = _load_whole_policy(resolve(_base_of(folder)), "auto")
-    merged = _with_adapter(base, folder).merge_and_unload()
-    with new_folder(Path(output)) as fresh:
-        merged.save_pretrained(fresh)
-        load_tokenizer(folder).save_pretrained(fresh)
 
 
 def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> int:
@@ -402,5 +396,5 @@ def weights_fingerprint(model_or_folder: nn.Module | str | os.PathLike[str]) -> 
     if isinstance(model_or_folder, nn.Module):
         found: Mapping[str, weights.Bits] = weights.module_tensors(model_or_folder)
     else:
-        found = weights.folder_tensors(model_or_folder)
+        found = {name: bits for file in weights.any_tensors(model_or_folder).values() for name, bits in file.items()}
     return weights.fingerprint({name: weights.line(bits) for name, bits in found.items()})

@@ -18,6 +18,7 @@ from rankalign.data.load import load
 from rankalign.data.records import CandidateSet, read, write
 from rankalign.errors import InputError
 from rankalign.models import load as models
+from rankalign.models.merge import merge_lora
 from rankalign.recipes.rollouts import watch_of
 from rankalign.recipes.rounds import KL, Current, Gatherer, IterateConfig, is_current, ranked_by
 from rankalign.storage import manifest
@@ -192,7 +193,7 @@ def _round(config: IterateConfig, number: int, model: str, step: int) -> tuple[d
         wanted.output_dir = str(folder / "adapter")
     told = train(wanted, watch_of(wanted))
     if wanted.use_lora and not target.exists():  # the next round needs whole weights
-        models.merge_lora(str(wanted.output_dir), str(target))
+        merge_lora(str(wanted.output_dir), str(target))
     lines = [row for _, row in read_rows(Path(str(wanted.output_dir)) / "log.jsonl")]
     globally = [{**row, "step": row["step"] + step, "round": number, "refreshed_at": step} for row in lines]
     return _row(config, number, path, told["steps"], step, str(target)), globally
@@ -200,7 +201,7 @@ def _round(config: IterateConfig, number: int, model: str, step: int) -> tuple[d
 
 def _gatherer(config: IterateConfig, start: StartModel) -> Gatherer:
     """Sampling and scoring as the settings say."""
-    return Gatherer(config, _training(config, 1, model=config.model), start)
+    return Gatherer(config, _training(config, 1, model=config.model).data_settings, start)
 
 
 # --- OP-k --------------------------------------------------------------------------------------------------------

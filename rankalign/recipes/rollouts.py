@@ -11,12 +11,14 @@ from transformers import PreTrainedTokenizerBase
 from rankalign.data import load as data
 from rankalign.data import templates
 from rankalign.data.convert import Intake
-from rankalign.data.encode import encode_prompt, encode_text
+from rankalign.data.encode import encode_text
 from rankalign.data.records import CandidateSet
+from rankalign.data.render import Rendering
 from rankalign.engines import SamplingParams
-from rankalign.engines.decode import Ending, Rows, sample
+from rankalign.engines.decode import Ending, sample
 from rankalign.engines.hf import MAX_ROWS, MAX_TOKENS
 from rankalign.engines.sampling import uniforms
+from rankalign.engines.uncached import rows_of
 from rankalign.evaluation.texts.likeness import RougeWatch, best_texts
 from rankalign.evaluation.texts.while_training import Watch
 from rankalign.models import load as models
@@ -26,6 +28,7 @@ from rankalign.training.arguments import PPOConfig, TrainConfig
 from rankalign.training.ppo.math import Score
 from rankalign.training.ppo.trainer import Answer
 from rankalign.training.rank import Watch as Measure
+from rankalign.training.settings import DataSettings
 
 SCORE = "reward"
 WATCHED = 32
@@ -51,7 +54,7 @@ class PolicySampler:
         answers: dict[int, Answer] = {}
         ends = Ending(self.tokenizer, models.end_ids(model, self.tokenizer), self.stop)
         for batch in self._batches(prompts):
-            rows = Rows(model, [prompts[i] for i in batch])
+            rows = rows_of(model, [prompts[i] for i in batch], self.params.max_new_tokens)
             draws = torch.stack([self._uniforms(*keys[i]) for i in batch])
             found = sample(rows, self.params, draws, ends)
             answers |= {i: self._answer(ids, ended, ends) for i, (ids, ended) in zip(batch, found, strict=True)}
@@ -114,33 +117,46 @@ def watch_of(config: TrainConfig) -> Measure | None:
 
 
 def _graded_watch(config: TrainConfig) -> Measure:
-    prompts = _held_out(config)[:WATCHED]
+    prompts, answers = (
+        _held_out(config.data_settings)[:WATCHED],
+        greedy(config.model, config.data_settings, WATCHED_TOKENS),
+    )
     scorer = SCORERS.load("function")("watch", function=config.watch)
-    return Watch(prompts, greedy(config, WATCHED_TOKENS), scorer, models.load_policy(config.model, dtype="float32"))
+    return Watch(prompts, answers, scorer, models.load_policy(config.model, dtype="float32"))
 
 
 def _rouge_watch(config: TrainConfig) -> Measure:
     """Answers as long as the longest response they are compared with may be, at most half of ``--max_length``."""
-    sets = _held_out(config)
+    sets = _held_out(config.data_settings)
     best = best_texts(sets, config.judge)
     tokenizer = models.load_tokenizer(config.model)
     longest = max((len(encode_text(tokenizer, text)) for text in best.values()), default=0)
-    return RougeWatch(sets, best, greedy(config, max(1, min(longest, config.max_length // 2))))
+    most = max(1, min(longest, config.max_length // 2))
+    return RougeWatch(sets, best, greedy(config.model, config.data_settings, most))
 
 
-def _held_out(config: TrainConfig) -> list[CandidateSet]:
-    return list(data.load(config.eval_data, config.format, Intake(config.skip_invalid, config.ignore_columns)))
+def _held_out(settings: DataSettings) -> list[CandidateSet]:
+    return list(data.load(settings.eval_data, settings.format, Intake(settings.skip_invalid, settings.ignore_columns)))
 
 
-def greedy(config: TrainConfig, max_new_tokens: int) -> Callable[[Any, Sequence[CandidateSet]], list[str]]:
-    """Asks a model, always with temperature 0; prompts are encoded as in training and lose their beginning first."""
-    tokenizer = models.load_tokenizer(config.model)
-    params = SamplingParams(temperature=0.0, max_new_tokens=max_new_tokens, seed=config.seed, n=1)
-    sampler = PolicySampler(tokenizer, params, templates.stops(config.template))
+def greedy(
+    start: str, settings: DataSettings, max_new_tokens: int
+) -> Callable[[Any, Sequence[CandidateSet]], list[str]]:
+    """Asks a model, always with temperature 0; prompts are encoded as in training and lose their beginning first.
+
+    Args:
+        start: the model whose tokenizer all models asked have.
+        settings: how prompts become tokens.
+        max_new_tokens: most tokens of an answer.
+    """
+    tokenizer = models.load_tokenizer(start)
+    params = SamplingParams(temperature=0.0, max_new_tokens=max_new_tokens, seed=0, n=1)
+    sampler = PolicySampler(tokenizer, params, templates.stops(settings.template))
 
     def answer(model: Any, sets: Sequence[CandidateSet]) -> list[str]:
-        prompts = [encode_prompt(tokenizer, s.prompt, config.template, config.system, s.meta) for s in sets]
-        rows = [tokens[-max(1, config.max_length - max_new_tokens) :] for tokens in prompts]
+        rendering = Rendering(tokenizer, settings.template, settings.system, settings.allow_special_in_text)
+        room = max(1, settings.max_length - max_new_tokens)
+        rows = [rendering.shortened(rendering.prompt_of(s), room, s.prompt, s.meta) for s in sets]
         with torch.no_grad():
             return [found.text for found in sampler(model, rows, [(s.id, 0) for s in sets])]
 

@@ -24,8 +24,8 @@ from rankalign.stages.generation import Answerer, Grader, sample, score
 from rankalign.stages.stage import Batch
 from rankalign.storage import manifest
 from rankalign.storage.files import sha256_file
-from rankalign.training.arguments import TrainConfig
 from rankalign.training.online import StartModel
+from rankalign.training.settings import DataSettings
 
 CURRENT = "current"
 KL = "kl"
@@ -183,7 +183,7 @@ class Divergence:
 
     def _spread(self, record: CandidateSet, values: list[float]) -> list[float | None]:
         rest = iter(values)
-        return [next(rest) if self.encoder.response(response) else 0.0 for response in record.responses]
+        return [next(rest) if self.encoder.says(response) else 0.0 for response in record.responses]
 
 
 class Gatherer:
@@ -191,11 +191,11 @@ class Gatherer:
 
     Args:
         config: settings of the run.
-        encoding: settings that say how training encodes records.
+        encoding: how training encodes records.
         start: the start model.
     """
 
-    def __init__(self, config: IterateConfig, encoding: TrainConfig, start: StartModel) -> None:
+    def __init__(self, config: IterateConfig, encoding: DataSettings, start: StartModel) -> None:
         self.config, self.start = config, start
         self.tokenizer = models.load_tokenizer(start.name)
         self.options = EncodeOptions(
@@ -204,6 +204,7 @@ class Gatherer:
             system=encoding.system,
             max_length=encoding.max_length,
             stop_response=encoding.stop_response,
+            allow_special_in_text=encoding.allow_special_in_text,
         )
         self._current = {policy.name for policy in config.policies if is_current(policy)}
         self._answerers: dict[str, Answerer] = {}

@@ -3,23 +3,31 @@
 log p(y | h) = z_y - log sum_v exp z_v, where z = scale * (W h + b), or cap * tanh(scale * (W h + b) / cap) with a
 soft-cap. Only a (positions, vocabulary) block of z lives at a time; backward computes it again from the stored
 largest logit and sum, with dz_v = g * (1[v = y] - softmax(z)_v). Sums run in fp32, or fp64 for fp64 weights.
+
+Whether that is what a model computes is tried on a few states, once a model. Where it is not, the model's own forward
+makes the logits of a chunk of positions at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from rankalign.errors import InputError
 from rankalign.rows import gemm
+from rankalign.rows.own import own_logits
 
 TILE = 4096  # vocabulary entries of a block
 CHUNK = 1024  # positions of a block
+_KNOWN = "_rankalign_head_is_whole"
+_LARGE = 60.0  # logits at which the soft-caps of published models (15 to 30) bend them by half
 
 
 @dataclass(frozen=True)
@@ -60,16 +68,81 @@ class Head:
         return grad if self.scale == 1.0 else grad.mul_(self.scale)
 
 
-def head_of(model: Any) -> Head:
+@dataclass(frozen=True)
+class OwnHead:
+    """The way of a model that does something else to its hidden states, or more to its logits.
+
+    Attributes:
+        model: the causal language model.
+        weight: (vocabulary, ...) of its output layer.
+        scale: factor on its logits.
+    """
+
+    model: Any
+    weight: Tensor
+    scale: float = 1.0
+    cap: None = None
+
+    def label_logps(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """(positions,) log-probabilities of labels, fp32 or wider."""
+        logits = own_logits(self.model, hidden)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        logps = (logits.to(wide) * self.scale).log_softmax(-1)
+        return logps.gather(1, labels[:, None]).squeeze(1)
+
+
+def head_of(model: Any) -> Head | OwnHead:
     """The head of a causal language model.
 
     Raises:
         InputError: the head is no plain linear layer, for example because it has LoRA weights.
     """
     layer = head_layer(model)
-    config = model.config.get_text_config()
+    head = Head(layer.weight, layer.bias, *_scale_and_cap(model.config.get_text_config()))
+    return head if _is_whole(model, head) else OwnHead(model, layer.weight)
+
+
+def _scale_and_cap(config: Any) -> tuple[float, float | None]:
+    """Factor and soft-cap on the logits, under the names that families give them."""
     scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-    return Head(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
+    scale *= getattr(config, "lm_head_multiplier", None) or 1.0
+    caps = (getattr(config, name, None) for name in ("final_logit_softcapping", "logits_soft_cap"))
+    return scale, next((cap for cap in caps if cap), None)
+
+
+def _is_whole(model: Any, head: Head) -> bool:
+    """Whether the head is all that the model does to its last hidden states; tried once and kept with the model."""
+    known: bool | None = vars(model).get(_KNOWN)
+    if known is not None:
+        return known
+    sharded = (
+        type(head.weight) not in (Tensor, nn.Parameter) or hasattr(head.weight, "ds_id") or not head.weight.numel()
+    )
+    if sharded or head.weight.device.type == "meta":  # tried before it was sharded, or there is nothing to try
+        return True
+    known = _agrees(model, head)
+    setattr(model, _KNOWN, known)
+    return known
+
+
+@torch.no_grad()
+def _agrees(model: Any, head: Head) -> bool:
+    """Compare on states so large that a soft-cap of any size shows."""
+    wide = torch.promote_types(head.weight.dtype, torch.float32)
+    states = torch.randn(3, head.weight.shape[1], generator=torch.Generator().manual_seed(1), dtype=wide)
+    states = states.to(head.weight.device)
+    with torch.autocast(states.device.type, enabled=False):
+        bare = states @ head.weight.to(wide).t()
+        states = (states * (_LARGE / bare.abs().max())).to(head.weight.dtype)
+        ours = head.logits(states.to(wide), head.weight.to(wide), slice(None))
+        try:
+            theirs = own_logits(model, states).to(wide)
+        except (RuntimeError, IndexError):  # what it does first needs states of another width
+            return False
+    if ours.shape != theirs.shape:
+        return False
+    rounding = 1e-3 if head.weight.element_size() > 2 else 3e-2
+    return bool((ours - theirs).abs().max() <= rounding * ours.abs().max())
 
 
 def head_layer(model: Any) -> nn.Linear:
@@ -88,7 +161,9 @@ def head_layer(model: Any) -> nn.Linear:
     return layer
 
 
-def label_logps(head: Head, hidden: Tensor, labels: Tensor, on_grad: Callable[[Tensor], None] | None = None) -> Tensor:
+def label_logps(
+    head: Head | OwnHead, hidden: Tensor, labels: Tensor, on_grad: Callable[[Tensor], None] | None = None
+) -> Tensor:
     """Log-probability of each label, without ever holding the logits of all positions.
 
     Args:
@@ -100,7 +175,13 @@ def label_logps(head: Head, hidden: Tensor, labels: Tensor, on_grad: Callable[[T
     Returns:
         (positions,) in nats, fp32 or wider.
     """
-    return _label_logps(hidden, head.weight, head.bias, labels, head, on_grad)
+    if isinstance(head, Head):
+        return _label_logps(hidden, head.weight, head.bias, labels, head, on_grad)
+    run = partial(checkpoint, head.label_logps, use_reentrant=False, preserve_rng_state=False)
+    logps = torch.cat([run(h, y) for h, y in zip(torch.split(hidden, CHUNK), torch.split(labels, CHUNK), strict=True)])
+    if on_grad is not None and logps.requires_grad:
+        logps.register_hook(on_grad)  # type: ignore[no-untyped-call]
+    return logps
 
 
 class _LabelLogps(torch.autograd.Function):

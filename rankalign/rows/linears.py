@@ -65,9 +65,9 @@ class _Linears(TorchFunctionMode):
         self.forest = forest
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is nn.functional.linear and not kwargs and _is_plain(args[1]):
+        if func is nn.functional.linear and not kwargs and _is_layer(*args):
             return self._run(args[0], args[1], args[2] if len(args) > 2 else None)
-        if func is torch.addmm and not kwargs and _is_plain(args[2]):  # the Conv1D of GPT-2
+        if func is torch.addmm and not kwargs and _is_layer(args[1], args[2].t(), args[0]):  # the Conv1D of GPT-2
             return self._run(args[1], args[2].t(), args[0])
         if func in PRODUCTS and not kwargs and self._goes_by_row(*args):
             return _product(*args, self.forest)
@@ -84,6 +84,13 @@ class _Linears(TorchFunctionMode):
         rows, width = (1, self.forest.size), max(*a.shape[-1:], *b.shape[-1:], 0)
         shapes = ((*rows, width), (*rows, 1), (width,))
         return shapes[0] in (a.shape, b.shape) and a.shape in shapes and b.shape in shapes
+
+
+def _is_layer(x: Any, weight: Any, bias: Any = None) -> bool:
+    """Whether these are rows, a matrix and a number for each output, all of them plain."""
+    if not all(map(_is_plain, (x, weight))) or (bias is not None and not _is_plain(bias)):
+        return False
+    return x.dim() > 1 and x.numel() > 0 and weight.dim() == 2 and (bias is None or bias.shape == weight.shape[:1])
 
 
 def _is_plain(tensor: Any) -> bool:
@@ -170,7 +177,8 @@ def _to_rows(values: Tensor, rows: Tensor | None, shape: torch.Size) -> Tensor:
     """The values in their rows of a tensor with these leading dimensions, zero elsewhere."""
     shape = torch.Size([*shape[:-1], values.shape[-1]])
     if rows is None:
-        return values.view(shape)
+        # A plain view, made inside of a function of its own, is one that nothing may change in place afterwards.
+        return torch.ops.aten._unsafe_view(values, shape)
     full = values.new_zeros(shape)
     full.view(-1, values.shape[-1]).index_copy_(0, rows, values)
     return full

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from rankalign.errors import InputError
 from rankalign.rows.attention import install
 from rankalign.rows.head import head_layer, head_of, label_logps
 from rankalign.rows.linears import fast_linears
+from rankalign.rows.own import replaced_forward, trunk_of
+from rankalign.rows.positions import forget_longer, reach
 from rankalign.rows.recipes import cheap_again
 from rankalign.rows.tree import Lists, Rows, Tokens, padded_rows, tree_row
 
@@ -34,6 +39,8 @@ MASK_FAMILIES = frozenset(("gptj",))
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}
 
 T = TypeVar("T")
+
+_TRIED = "_rankalign_tried"
 
 
 def list_logps(model: nn.Module, prompts: Sequence[Tokens], responses: Lists, *, layout: str = "auto") -> Tensor:
@@ -100,7 +107,7 @@ def choose_layout(model: nn.Module, prompts: Sequence[Tokens], responses: Lists)
         ``"tree"`` or ``"padded"``, and the reason in words.
 
     Raises:
-        InputError: the model's own logits give other log-probs than its head computed in chunks does.
+        InputError: the model's own logits give other log-probs than rankalign computes.
     """
     lm = causal_lm(model)
     with torch.no_grad(), _evaluating(lm):
@@ -129,6 +136,50 @@ def _check_head(lm: Any, prompts: Sequence[Tokens], responses: Lists) -> None:
     theirs = logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None]).squeeze(1)
     if not float((ours - theirs).abs().mean()) <= TOLERANCE[precision(lm)]:
         raise InputError(f"{lm.config.model_type} models change their logits in a way that rankalign does not know")
+
+
+@torch.no_grad()
+def _try_out(lm: Any) -> None:
+    """Run a few tokens, once a model, to see that it is one whose log-probs rows can give, whatever their layout.
+
+    Raises:
+        InputError: its logits depend on later tokens, or are made of something else than its last hidden states.
+    """
+    if vars(lm).get(_TRIED) or not _can_be_tried(lm):
+        return
+    vocabulary, kind = lm.config.get_text_config().vocab_size, lm.config.model_type
+    ids = torch.tensor([[1 + (vocabulary - 2) * i // 4 for i in range(5)]], device=lm.device)
+    tolerance = TOLERANCE[precision(lm)]
+    with _evaluating(lm):
+        states, early = (trunk_of(lm)(input_ids=some, use_cache=False).last_hidden_state for some in (ids, ids[:, :3]))
+        if not float((states[:, :3] - early).abs().mean() / early.abs().mean()) <= tolerance:
+            raise InputError(
+                f"the tokens of this {kind} model see what follows them, so it has no log-probs of answers: load a "
+                "causal model (of an encoder: is_decoder in its config.json)"
+            )
+        if not _is_head_known(lm, states[0, :-1], ids):
+            raise InputError(f"{kind} models change their logits in a way that rankalign does not know")
+    setattr(lm, _TRIED, True)
+
+
+def _is_head_known(lm: Any, states: Tensor, ids: Tensor) -> bool:
+    """Whether log-probs of ``ids`` (1, T) from the (T - 1, hidden) states before them are those of its logits."""
+    head = lm.get_output_embeddings()
+    if head is None or hasattr(head, "base_layer"):  # a classifier, or an adapter that head_of refuses by name
+        return True
+    try:
+        ours = label_logps(head_of(lm), states, ids[0, 1:])
+    except (RuntimeError, IndexError):  # the model takes more from its trunk than the last hidden states
+        return False
+    logits = lm(input_ids=ids, use_cache=False).logits[0, :-1].to(ours.dtype)
+    theirs = logits.log_softmax(-1).gather(1, ids[0, 1:, None]).squeeze(1)
+    return float((ours - theirs).abs().mean()) <= TOLERANCE[precision(lm)]
+
+
+def _can_be_tried(lm: Any) -> bool:
+    """Whether its weights are here: those of sharded models were before they were sharded, a plan's never are."""
+    elsewhere = (DTensor, FakeTensor)
+    return not any(isinstance(w, elsewhere) or hasattr(w, "ds_id") or w.is_meta for w in lm.parameters())
 
 
 def precision(model: nn.Module) -> torch.dtype:
@@ -169,6 +220,10 @@ def causal_lm(model: Any) -> Any:
 def _flat_logps(model: nn.Module, prompts: Sequence[Tokens], responses: Lists, layout: str) -> Tensor:
     """(all response tokens,) log-probs, list after list."""
     lm = causal_lm(model)
+    own = reach(lm)
+    if own is not None and _longest(prompts, responses) > own and sum(map(len, responses)) > 1:
+        pairs = [(p, r) for p, candidates in zip(prompts, responses, strict=True) for r in candidates]
+        return torch.cat([_flat_logps(model, [p], [[r]], "padded") for p, r in pairs])
     rows = lay_out(lm, prompts, responses, layout)
     note = rows.forest.note_gradient if rows and rows.forest else None
 
@@ -201,10 +256,36 @@ def check_request(lm: Any, prompts: Sequence[Tokens], layout: str) -> None:
 def lay_out(lm: Any, prompts: Sequence[Tokens], responses: Lists, layout: str) -> Rows | None:
     """Rows of one of ``LAYOUTS``, or None where no response has a token."""
     check_request(lm, prompts, layout)
+    _try_out(lm)
     if not any(len(r) for candidates in responses for r in candidates):
         return None
+    own = reach(lm)
+    if own is not None:
+        forget_longer(lm)
+        if _longest(prompts, responses) > own:
+            return _alone(lm, prompts, responses, own)
     tree = layout == "tree" or (layout == "auto" and supports_tree(lm))
     return tree_row(prompts, responses) if tree else padded_rows(prompts, responses)
+
+
+def _alone(lm: Any, prompts: Sequence[Tokens], responses: Lists, own: int) -> Rows:
+    """The row of one response, its last token included, since the positions turn by the length of the whole text.
+
+    Raises:
+        InputError: there is more than one.
+    """
+    if sum(map(len, responses)) > 1:
+        raise InputError(
+            f"beyond {own} tokens this {lm.config.model_type} model turns its positions by the longest text of a "
+            f"batch: no two may run together here, so keep to --max_length {own}"
+        )
+    whole = [token for text in (*prompts, *(r for rs in responses for r in rs)) for token in text]
+    return replace(padded_rows(prompts, responses), ids=torch.tensor([whole]), positions=torch.arange(len(whole))[None])
+
+
+def _longest(prompts: Sequence[Tokens], responses: Lists) -> int:
+    """Tokens of the longest prompt with a response."""
+    return max((len(p) + len(r) for p, rs in zip(prompts, responses, strict=True) for r in rs), default=0)
 
 
 def label_states(lm: Any, rows: Rows, embeddings: Tensor | None = None) -> Tensor:
@@ -231,7 +312,7 @@ def hidden_states(lm: Any, rows: Rows, embeddings: Tensor | None = None) -> Tens
     again = cheap_again(lm, reached) if supports_tree(lm) else nullcontext()
     if forest is None:
         with fast_linears(lm, None), again:
-            return lm.base_model(**tokens, use_cache=False).last_hidden_state
+            return trunk_of(lm)(**tokens, use_cache=False).last_hidden_state
     if lm.config.model_type in MASK_FAMILIES:
         extra: dict[str, Any] = {"attention_mask": forest.bias(lm.dtype, device)}
     else:
@@ -240,7 +321,7 @@ def hidden_states(lm: Any, rows: Rows, embeddings: Tensor | None = None) -> Tens
         extra = {"attention_mask": torch.zeros(1, 1, 1, 1, device=device), "forest": forest}
     extra |= {**tokens, "position_ids": rows.positions.to(device)}
     with fast_linears(lm, reached), again:
-        return lm.base_model(use_cache=False, **extra).last_hidden_state
+        return trunk_of(lm)(use_cache=False, **extra).last_hidden_state
 
 
 def _unwrapped(model: Any) -> Any:
@@ -254,25 +335,13 @@ def inside(model: nn.Module, compute: Callable[[], T]) -> T:
     inner = _unwrapped(model)
     if inner is model and not isinstance(model, FSDPModule):
         return compute()
-    with _replaced_forward(inner, lambda *_, **__: compute()):
+    with replaced_forward(inner, lambda *_, **__: compute()):
         result: T = model()
     return result
 
 
 def as_forward(layer: Any, compute: Callable[[Tensor], T], states: Tensor) -> T:
     """Run ``compute(states)`` as the forward of one layer, whose weights are then whole wherever they are sharded."""
-    with _replaced_forward(layer, compute):
+    with replaced_forward(layer, compute):
         result: T = layer(states)
     return result
-
-
-@contextmanager
-def _replaced_forward(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
-    hidden = vars(module).get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if hidden is not None:
-            module.forward = hidden

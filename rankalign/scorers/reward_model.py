@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 from collections import Counter
@@ -24,7 +25,8 @@ from rankalign.storage.files import sha256_file
 
 
 class RewardModelScorer:
-    """Grades template(prompt) + response, and an end-of-sequence (or separator) token behind a finished response.
+    """Grades whole conversations: what the model's chat template makes of all messages. Without one, and under a
+    template of ours, template(prompt) + response, and an end-of-sequence (or separator) token behind a finished one.
 
     The model reads it with its own tokenizer and template, whatever wrote the response. Texts are sorted by length, and
     where they share a prompt a decoder reads it once (:func:`rankalign.rows.rewards.list_rewards`); else they are
@@ -40,12 +42,13 @@ class RewardModelScorer:
         template: how the prompt is written; see :func:`rankalign.data.encode.encode_prompt`.
         system: system message put before each prompt.
         batch_size: texts a forward pass; has no bearing on the scores.
-        max_length: most tokens of a text; 0 is what the model can take. A longer one loses the beginning of its
-            prompt, and only then the beginning of its response.
+        max_length: most tokens of a text; 0 is what the model can take. A longer one is cut as in training, see
+            :func:`rankalign.data.encode.fit`.
         dtype: weights' type.
         reference: a policy. Its response (the first, if it gave several) is the reference of the prompt, whose reward
             is taken off all others: r - r_ref, as summarisation is often scored. It scores 0 itself.
         reference_file: records that hold the references, found by id; empty takes each record's own response.
+        allow_special_in_text: control tokens that texts spell are control tokens: a candidate can then forge a turn.
 
     Attributes:
         counts: ``prompt_truncated`` and ``response_truncated``: how many texts were cut so far (the first is told on
@@ -63,11 +66,14 @@ class RewardModelScorer:
         dtype: str = "auto",
         reference: str = "",
         reference_file: str = "",
+        allow_special_in_text: bool = False,
     ) -> None:
         self.name, self.path, self.template, self.system = name, model, templates.check_name(template), system
+        self.allow_special_in_text = allow_special_in_text
         self.batch_size, self._max_length, self.dtype = batch_size, max_length, dtype
         self.reference, self.reference_file = reference, reference_file
         self.counts: Counter[str] = Counter()
+        self._told = set[str]()
         if reference_file and not reference:
             raise InputError(f"scorer {name!r}: reference_file needs reference, the policy whose responses it holds")
         if batch_size < 1 or max_length < 0:
@@ -80,6 +86,7 @@ class RewardModelScorer:
             InputError: a record lacks its reference.
         """
         lists = [[self._encode(record, response) for response in record.responses] for record in sets]
+        self._say()
         if not self.reference:
             return [list(row) for row in self._all_rewards(lists)]
         references = [self._encode(record, self._reference(record)) for record in sets]
@@ -150,6 +157,7 @@ class RewardModelScorer:
             "model": self.path,
             "template": self.template,
             "system": self.system,
+            "allow_special_in_text": self.allow_special_in_text,
             "max_length": self._max_length,
             "dtype": self.dtype,
             "reference": self.reference,
@@ -185,20 +193,36 @@ class RewardModelScorer:
         return min(self._max_length or positions, positions, self.tokenizer.model_max_length)
 
     def _encode(self, record: CandidateSet, response: Response) -> list[int]:
-        """Tokens of one text, cut to ``max_length`` from the left behind a leading special token (BOS, CLS)."""
-        prompt = batching.encode_prompt(self.tokenizer, record.prompt, self.template, self.system, record.meta)
-        answer = batching.encode_text(self.tokenizer, response.text)
-        end = self.tokenizer.eos_token_id if self.tokenizer.eos_token_id is not None else self.tokenizer.sep_token_id
-        answer += [end] if response.finished and end is not None else []
+        """Tokens of one text, cut to ``max_length``."""
+        prompt, [answer] = self._encoder.tokens(dataclasses.replace(record, responses=[response]))
         if len(prompt) + len(answer) <= self.max_length:
             return prompt + answer
         if not self.counts:
-            print(f"scorer {self.name!r}: texts above {self.max_length} tokens lose their beginning", file=sys.stderr)
-        self.counts["prompt_truncated"] += 1
-        head = prompt[:1] if prompt[0] in self.tokenizer.all_special_ids else []
-        room = self.max_length - len(head)
-        self.counts["response_truncated"] += len(answer) > room
-        return head + (prompt[len(head) :] + answer)[-room:]
+            print(f"scorer {self.name!r}: texts above {self.max_length} tokens are cut", file=sys.stderr)
+        shortened = self._encoder.rendering.shortened
+        short, [cut] = batching.fit(
+            prompt, [answer], self.max_length, lambda ids, room: shortened(ids, room, record.prompt, record.meta)
+        )
+        self.counts["prompt_truncated"] += len(short) < len(prompt)
+        self.counts["response_truncated"] += len(cut) < len(answer)
+        return short + cut
+
+    def _say(self) -> None:
+        """What is to be said of how texts were read, each once."""
+        counts = {name: n for name, n in self._encoder.counts.items() if name not in self._told}
+        self._told.update(counts)
+        for sentence in batching.said(counts):
+            print(f"scorer {self.name!r}: {sentence}", file=sys.stderr)
+
+    @functools.cached_property
+    def _encoder(self) -> batching.Encoder:
+        options = batching.EncodeOptions(
+            template=self.template,
+            system=self.system,
+            allow_special_in_text=self.allow_special_in_text,
+            whole=True,
+        )
+        return batching.Encoder(self.tokenizer, options)
 
     @torch.inference_mode()
     def _rewards(self, texts: Sequence[list[int]]) -> list[float]:

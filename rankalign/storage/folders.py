@@ -35,7 +35,7 @@ def new_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         for path in (path for path in fresh.rglob("*") if path.is_file()):
             with open(path, "rb") as handle:
                 os.fsync(handle.fileno())
-        fresh.chmod(0o777 & ~_umask())
+        readable(fresh)
         fresh.rename(target)
         sync_directory(target.parent)
     except BaseException:
@@ -43,11 +43,26 @@ def new_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
-def _umask() -> int:
-    """What new files are denied; mkdtemp makes a folder private, a model is not."""
+def readable(folder: Path) -> None:
+    """Give a folder and its files the rights of new ones: temporary ones, safetensors' among them, are made private."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder that a stage is going to write, and try whether it can, before hours are spent.
+
+    Raises:
+        InputError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error.strerror or error}") from None
 
 
 def cached_folder(folder: Path, build: Callable[[Path], None]) -> Path:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from rankalign.errors import InputError, Line
 from rankalign.storage.files import sha256_file
-from rankalign.storage.jsonl import OnError, Row, read_rows
+from rankalign.storage.jsonl import OnError, Row, give_up, read_rows
+from rankalign.storage.spreadsheet import is_spreadsheet, read_sheet
 from rankalign.storage.tables import read_table
 
 Source = str | os.PathLike[str]
@@ -118,6 +119,8 @@ def rows_of(path: Source, on_error: OnError | None = None) -> Iterator[Row]:
 
 
 def _rows_of_one(path: Source, on_error: OnError | None) -> Iterator[Row]:
+    if is_spreadsheet(path):
+        return read_sheet(path, on_error or give_up)
     if str(path).endswith(".parquet") or os.path.isdir(path):
         return read_table(path, on_error)
     return read_rows(path, on_error)

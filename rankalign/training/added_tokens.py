@@ -11,15 +11,16 @@ from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.storage.folders import cached_folder
 from rankalign.training.arguments import TrainConfig
+from rankalign.training.settings import ModelSettings
 
 
 def add_tokens(config: TrainConfig) -> None:
     """Put the model that knows the tokens in the place of ``config.model``; a second call changes nothing."""
-    config.model, config.add_tokens = start_model(config), ""
+    config.model, config.add_tokens = start_model(config.model_settings), ""
 
 
-def start_model(config: TrainConfig) -> str:
-    """The model to start from: ``config.model``, or a copy of it that knows the tokens of ``--add_tokens``.
+def start_model(settings: ModelSettings) -> str:
+    """The model to start from: ``settings.model``, or a copy of it that knows the tokens of ``--add_tokens``.
 
     The copy lies in the cache, named by the weights and tokens that it was made of, so that whatever loads the start
     model later (a resumed run, a reference, a base to compare with) finds the same one.
@@ -27,20 +28,20 @@ def start_model(config: TrainConfig) -> str:
     Raises:
         InputError: a name is empty or given twice, or with LoRA, whose frozen base would never learn the new rows.
     """
-    if not config.add_tokens:
-        return config.model
-    names = [name.strip() for name in config.add_tokens.split(",")]
+    if not settings.add_tokens:
+        return settings.model
+    names = [name.strip() for name in settings.add_tokens.split(",")]
     if not all(names) or len(set(names)) < len(names):
-        raise InputError(f"--add_tokens {config.add_tokens!r}: give different names with commas between them")
-    if config.use_lora:
+        raise InputError(f"--add_tokens {settings.add_tokens!r}: give different names with commas between them")
+    if settings.use_lora:
         raise InputError(
             "--add_tokens with --use_lora: the rows of new tokens lie in the frozen base and would never be learnt; "
             "train all weights, or start from a model that has the tokens"
         )
-    source = models.local_folder(config.model)
-    content = [models.weights_fingerprint(source), models.tokenizer_fingerprint(models.load_tokenizer(config.model))]
+    source = models.local_folder(settings.model)
+    content = [models.weights_fingerprint(source), models.tokenizer_fingerprint(models.load_tokenizer(settings.model))]
     key = hashlib.sha256("\n".join([*content, *names]).encode()).hexdigest()[:16]
-    folder = cached_folder(models.cache_dir() / f"tokens-{key}", lambda fresh: _build(config.model, names, fresh))
+    folder = cached_folder(models.cache_dir() / f"tokens-{key}", lambda fresh: _build(settings.model, names, fresh))
     print(f"start model with {', '.join(names)} added: {folder}", file=sys.stderr)
     return str(folder)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,94 +15,154 @@ from transformers import PreTrainedTokenizerBase
 
 from rankalign.data import load as data
 from rankalign.data.convert import Intake
-from rankalign.data.encode import EncodeOptions, TokenList, encode_all
+from rankalign.data.encode import EncodeOptions, TokenList, encode_all, said
 from rankalign.data.formats import Losses
 from rankalign.data.records import CandidateSet, choose_judge, judges
 from rankalign.errors import InputError
 from rankalign.models import adapters
 from rankalign.models import load as models
 from rankalign.rows import logps, rewards
+from rankalign.storage.jsonl import dumps
 from rankalign.storage.sources import is_there, sha256_of
-from rankalign.training.arguments import TrainConfig
+from rankalign.training.fit import check_end
+from rankalign.training.measures import BY_PAIRS
 from rankalign.training.reference import ReferenceCache
 from rankalign.training.reward import freeze_lower
 from rankalign.training.reward import load as load_reward
+from rankalign.training.settings import DataSettings, LossSettings, ModelSettings
 
 UNWANTED = "label"  # judge that says whether people wanted an answer
+CUT_TOO_OFTEN = 0.05  # share of texts cut, from which on the data is not what its author meant
 UNSCORED = "only"  # judge of single responses that nobody scored, which SFT may still learn from
 
 # --- data --------------------------------------------------------------------------------------------------------
 
 
-def data_paths(config: TrainConfig) -> list[Any]:
-    """The files that a run reads."""
-    return [path for path in (config.data, config.eval_data) if path]
-
-
-def data_hashes(config: TrainConfig) -> list[str]:
-    """SHA-256 of each.
+def data_hashes(settings: DataSettings) -> list[str]:
+    """SHA-256 of each file that a run reads.
 
     Raises:
         InputError: none is named, or one is not there.
     """
-    if not config.data:
+    if not settings.data:
         raise InputError("--data is missing: a file of scored candidates (run `rankalign score` to make one)")
-    for path in data_paths(config):
+    for path in settings.paths:
         if not is_there(path):
             raise InputError(f"{path}: no such file")
-    return [sha256_of(path) for path in data_paths(config)]
+    return [sha256_of(path) for path in settings.paths]
 
 
-def start_hash(config: TrainConfig) -> str:
+def start_hash(settings: ModelSettings, method: str = "rank") -> str:
     """What the start model's weights are: their hash, or the hub id.
 
     Raises:
         InputError: an adapter that nothing asks to train on.
     """
-    if models.is_adapter(config.model) and not config.use_lora and config.method in ("rank", "sft"):
+    if models.is_adapter(settings.model) and not settings.use_lora and method in ("rank", "sft"):
         raise InputError(
-            f"model {config.model} is an adapter: --use_lora trains it on, `rankalign merge` folds it into its base"
+            f"model {settings.model} is an adapter: --use_lora trains it on, `rankalign merge` folds it into its base"
         )
-    return models.weights_of(config.model)
+    return models.weights_of(settings.model)
+
+
+def tokenizer_hash(model: str) -> str:
+    """What turns text into tokens: vocabulary, rules and chat template of a model's tokenizer."""
+    tokenizer = models.load_tokenizer(model)
+    told = [models.tokenizer_fingerprint(tokenizer), tokenizer.chat_template]
+    return hashlib.sha256(dumps(told).encode()).hexdigest()
+
+
+def read_hashes(of_data: DataSettings, of_model: ModelSettings, method: str) -> dict[str, Any]:
+    """Content of all that a run reads, the part of its identity that no setting names.
+
+    Raises:
+        InputError: something is not there, or an adapter that nothing asks to train on.
+    """
+    return {
+        "data_sha256": data_hashes(of_data),
+        "model_sha256": start_hash(of_model, method),
+        "tokenizer_sha256": tokenizer_hash(of_model.model),
+    }
+
+
+def say_cut(counts: Mapping[str, int]) -> None:
+    """Warn on stderr where the limit of length cuts more than a few texts: cut answers are learned without their end.
+
+    Args:
+        counts: of :func:`encode`.
+    """
+    for name, whole in (("response", "candidates"), ("prompt", "prompts")):
+        cut, all_of_them = counts.get(f"{name}_truncated", 0), max(counts.get(whole, 0), 1)
+        if cut / all_of_them >= CUT_TOO_OFTEN:
+            print(f"warning: {cut} {name}s, {cut / all_of_them:.0%}, are cut at --max_length", file=sys.stderr)
 
 
 def load_data(
-    config: TrainConfig, tokenizer: PreTrainedTokenizerBase
+    settings: DataSettings, loss: LossSettings, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[TokenList], list[TokenList], dict[str, int]]:
-    """Training lists, held-out lists and counts; everything left out is counted and said on stderr."""
-    lists, counts = encode(config, tokenizer, config.data)
-    if (config.loss_entry.pairwise or config.method == "reward") and not counts.get("pairs"):
-        raise InputError(f"{config.data}: no two responses of a prompt differ in score, so there is nothing to rank")
+    """Training lists, held-out lists and counts; everything left out is counted and said on stderr.
+
+    Raises:
+        InputError: nothing is left that the loss can learn from.
+    """
+    alone = loss.loss == "sft"
+    lists, counts = encode(settings, tokenizer, settings.data, alone, loss.grades)
+    if (loss.entry.pairwise or loss.grades) and not counts.get("pairs"):
+        raise InputError(f"{settings.data}: no two responses of a prompt differ in score, so there is nothing to rank")
     if not lists:
-        raise InputError(f"{config.data}: no usable prompt ({counts})")
-    held_out, found = encode(config, tokenizer, config.eval_data) if config.eval_data else ([], {})
-    if config.metric_for_best_model and "accuracy" in config.metric_for_best_model and not found.get("pairs"):
-        raise InputError("the best checkpoint by accuracy needs --eval_data in which responses differ in score")
-    if config.eval_strategy != "no" and not held_out:
-        raise InputError("--eval_strategy needs --eval_data")
+        raise InputError(f"{settings.data}: no usable prompt ({counts})")
+    held_out = encode(settings, tokenizer, settings.eval_data, alone, loss.grades)[0] if settings.eval_data else []
     print("data: " + ", ".join(f"{value} {name}" for name, value in counts.items() if value), file=sys.stderr)
+    say_cut(counts)
     return lists, held_out, counts
 
 
+def check_held_out(held_out: Sequence[TokenList], measured: bool, metric: str | None) -> None:
+    """Refuse measurements while training that have nothing to measure.
+
+    Args:
+        held_out: the lists of ``--eval_data``.
+        measured: whether the run measures at all.
+        metric: what picks the best checkpoint.
+    """
+    if (metric or "").removeprefix("eval_") in BY_PAIRS and not any(len(set(tokens.scores)) > 1 for tokens in held_out):
+        raise InputError(f"the best checkpoint by {metric} needs --eval_data in which responses differ in score")
+    if measured and not held_out:
+        raise InputError("--eval_strategy needs --eval_data")
+
+
 def encode(
-    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, path: str
+    settings: DataSettings, tokenizer: PreTrainedTokenizerBase, path: str, alone: bool = False, whole: bool = False
 ) -> tuple[list[TokenList], dict[str, int]]:
-    """The lists of one file, and counts of all that was kept, cut and left out."""
-    intake = Intake(config.skip_invalid, config.ignore_columns)
-    sets = list(data.load(path, config.format, intake))
-    if config.loss == "sft" and config.judge in ("", UNWANTED):
+    """The lists of one file, and counts of all that was kept, cut and left out.
+
+    Args:
+        settings: how records become tokens.
+        tokenizer: the model's.
+        path: the file.
+        alone: whether single responses that nobody scored are of use, as they are to SFT.
+        whole: as reward models read them.
+    """
+    check_end(tokenizer)
+    intake = Intake(settings.skip_invalid, settings.ignore_columns)
+    sets = list(data.load(path, settings.format, intake))
+    if alone and settings.judge in ("", UNWANTED):
         without_unwanted(sets, intake.losses)
     options = EncodeOptions(
-        judge=_judge(config, sets),
-        template=config.template,
-        system=config.system,
-        max_length=config.max_length,
-        max_candidates=config.max_candidates,
-        only_use_provide=config.only_use_provide,
-        only_use_sample=config.only_use_sample,
-        stop_response=config.stop_response,
+        judge=_judge(settings.judge, sets, alone),
+        template=settings.template,
+        system=settings.system,
+        max_length=settings.max_length,
+        max_candidates=settings.max_candidates,
+        only_use_provide=settings.only_use_provide,
+        only_use_sample=settings.only_use_sample,
+        stop_response=settings.stop_response,
+        allow_special_in_text=settings.allow_special_in_text,
+        whole=whole,
     )
-    lists, counts = encode_all(sets, tokenizer, options)
+    lists, counts = encode_all(sets, tokenizer, options, intake)
+    for sentence in said(counts):
+        print(f"{path}: {sentence}", file=sys.stderr)
     unread = {f"rows with the unread column {column}": count for column, count in intake.unread.counts.items()}
     renamed = {"renamed ids": intake.renamed} if intake.renamed else {}
     return lists, {**counts, **intake.losses.counts, **unread, **renamed, "skipped_invalid": len(intake.errors)}
@@ -117,42 +178,46 @@ def without_unwanted(sets: list[CandidateSet], losses: Losses) -> None:
     sets[:] = [record for record in sets if record.responses]
 
 
-def _judge(config: TrainConfig, sets: Sequence[CandidateSet]) -> str:
+def _judge(asked: str, sets: Sequence[CandidateSet], alone: bool) -> str:
     """The judge to rank by; SFT also takes unscored data, if each prompt has just one response."""
     single = all(len(record.responses) == 1 for record in sets)
-    if config.loss == "sft" and not config.judge and single and not judges(sets):
+    if alone and not asked and single and not judges(sets):
         for record in sets:
             record.responses[0].scores[UNSCORED] = 0.0
         return UNSCORED
-    return choose_judge(sets, config.judge)
+    return choose_judge(sets, asked)
 
 
 # --- model -------------------------------------------------------------------------------------------------------
 
 
-def load_model(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The model in float32 (bf16 and fp16 come by autocast), its dropout off, with a fresh adapter where asked."""
-    reward = config.method == "reward"
-    more: dict[str, Any] = {"bits": config.quantised, "train_adapter": config.use_lora}
-    model: Any = (
-        load_reward(config.model, tokenizer) if reward else models.load_policy(config.model, dtype="float32", **more)
-    )
-    if config.disable_dropout:
+def load_model(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase, reward: bool = False) -> Any:
+    """The model in float32 (bf16 and fp16 come by autocast), its dropout off, with a fresh adapter where asked.
+
+    Args:
+        settings: what is trained.
+        tokenizer: the model's; a reward model may change what it pads with.
+        reward: with a head that grades, in the place of the one that writes.
+    """
+    name = settings.model
+    more: dict[str, Any] = {"bits": settings.quantised, "train_adapter": settings.use_lora}
+    model: Any = load_reward(name, tokenizer) if reward else models.load_policy(name, dtype="float32", **more)
+    if settings.disable_dropout:
         disable_dropout(model)
-    if config.use_lora:
-        model = _adapted(config, model)
-    if config.freeze_layers:
-        freeze_lower(model, config.freeze_layers)
+    if settings.use_lora:
+        model = _adapted(settings, model)
+    if settings.freeze_layers:
+        freeze_lower(model, settings.freeze_layers)
     return model
 
 
-def _adapted(config: TrainConfig, model: Any) -> Any:
+def _adapted(settings: ModelSettings, model: Any) -> Any:
     """The model with an adapter that trains: the one it came with, or a fresh one."""
-    if models.is_adapter(config.model):
-        print(f"LoRA: training the adapter {config.model} on, with its own rank and scale", file=sys.stderr)
+    if models.is_adapter(settings.model):
+        print(f"LoRA: training the adapter {settings.model} on, with its own rank and scale", file=sys.stderr)
         return adapters.say_trainable(model)
-    targets = config.lora_targets
-    return adapters.add_lora(model, config.lora_r, config.lora_alpha, config.lora_dropout, targets, config.use_dora)
+    rank, scale, dropout = settings.lora_r, settings.lora_alpha, settings.lora_dropout
+    return adapters.add_lora(model, rank, scale, dropout, settings.lora_targets, settings.use_dora)
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -165,44 +230,63 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def choose_layout(config: TrainConfig, model: Any, lists: list[TokenList]) -> tuple[str, str]:
-    """How rows are laid out; with ``auto``, decided by comparing both ways on the first lists of this very run."""
-    if config.layout != "auto":
-        return config.layout, "as asked"
-    first = lists[: min(config.per_device_train_batch_size, 8)]
+def choose_layout(
+    asked: str, model: Any, lists: Sequence[TokenList], batch: int = 8, reward: bool = False
+) -> tuple[str, str]:
+    """How rows are laid out, and why; with ``auto``, decided by comparing both ways on the first lists of this run.
+
+    Args:
+        asked: ``tree``, ``padded`` or ``auto``.
+        model: what will train.
+        lists: all of them.
+        batch: lists of a micro-batch; so many are compared, and eight at most.
+        reward: whether the model grades.
+    """
+    first = lists[: min(batch, 8)]
     model.eval()
-    choose = rewards.choose_layout if config.method == "reward" else logps.choose_layout
-    return choose(model, [t.prompt for t in first], [t.responses for t in first])
+    choose = rewards.choose_layout if reward else logps.choose_layout
+    chosen = choose(model, [t.prompt for t in first], [t.responses for t in first])  # also compares the model's own
+    return chosen if asked == "auto" else (asked, "as asked")
 
 
-def references_of(config: TrainConfig, model: Any, layout: str, lists: list[TokenList]) -> dict[str, Tensor]:
-    """Log-probabilities under the start model by prompt id, from the cache where they are known."""
-    if not config.loss_entry.needs_reference:
+def references_of(
+    settings: ModelSettings, loss: LossSettings, precision: str, model: Any, layout: str, lists: list[TokenList]
+) -> dict[str, Tensor]:
+    """Log-probabilities under the start model by prompt id, from the cache where they are known.
+
+    Args:
+        settings: names the start model, by whose weights the cache is kept.
+        loss: says whether a reference is needed; where none is, nothing is computed.
+        precision: ``float32``, ``bf16`` or ``fp16``, as training runs the model.
+        model: the start model.
+        layout: of its rows.
+        lists: whose responses.
+    """
+    if not loss.entry.needs_reference:
         return {}
-    weights = start_hash(config)
-    numerics = f"{'bf16' if config.bf16 else 'fp16' if config.fp16 else 'float32'}-{models.device().type}"
-    numerics += f"-{config.quantised}bit" if config.quantised else ""
+    weights = start_hash(settings, loss.method)
+    numerics = f"{precision}-{models.device().type}" + (f"-{settings.quantised}bit" if settings.quantised else "")
     cache = ReferenceCache(models.cache_dir() / "reference", weights.replace("/", "--"), numerics)
-    rows = cache.logps(lists, lambda some: _shared_logps(config, model, layout, some))
+    rows = cache.logps(lists, lambda some: _shared_logps(precision, model, layout, some))
     print(f"reference: {cache.computed} responses computed, the rest from {cache.path}", file=sys.stderr)
     return {tokens.id: row for tokens, row in zip(lists, rows, strict=True)}
 
 
-def _shared_logps(config: TrainConfig, model: Any, layout: str, lists: Sequence[TokenList]) -> list[Tensor]:
+def _shared_logps(precision: str, model: Any, layout: str, lists: Sequence[TokenList]) -> list[Tensor]:
     """Each process computes its share and has all of them in the end."""
     state = PartialState()
-    own = start_logps(config, model, layout, lists[state.process_index :: state.num_processes])
+    own = start_logps(precision, model, layout, lists[state.process_index :: state.num_processes])
     shares = gather_object([own])
     return [shares[i % state.num_processes][i // state.num_processes] for i in range(len(lists))]
 
 
 @torch.no_grad()
-def start_logps(config: TrainConfig, model: Any, layout: str, lists: Sequence[TokenList]) -> list[Tensor]:
+def start_logps(precision: str, model: Any, layout: str, lists: Sequence[TokenList]) -> list[Tensor]:
     """(N,) log-probabilities of each list under a model that is not trained yet, in the numerics of training."""
     model.eval()  # a fresh adapter adds exactly zero, so the adapted model is the reference still
-    kind = torch.bfloat16 if config.bf16 else torch.float16
+    kind = torch.bfloat16 if precision == "bf16" else torch.float16
     rows = []
-    with torch.autocast(models.device().type, dtype=kind, enabled=config.bf16 or config.fp16):
+    with torch.autocast(models.device().type, dtype=kind, enabled=precision != "float32"):
         for tokens in lists:
             sums = logps.list_logps(model, [tokens.prompt], [tokens.responses], layout=layout)
             rows.append(sums[0].cpu())

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from rankalign.errors import InputError
+from rankalign.storage.files import read_text
+from rankalign.storage.jsonl import loads
 
 _RENAMED = {
     "evaluation_strategy": "eval_strategy",
@@ -67,6 +69,7 @@ def modernise(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 def _fit_machine(settings: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     """What the machine cannot do is said and left out; fp16 on a CPU is an error, since nothing would stand for it."""
+    _check_deepspeed(settings.get("deepspeed"))
     cuda = torch.cuda.is_available() and not _true(settings.get("use_cpu"))
     if not cuda and _true(settings.get("tf32")):
         del settings["tf32"]
@@ -82,6 +85,18 @@ def _fit_machine(settings: dict[str, Any], notes: list[str]) -> dict[str, Any]:
             notes.append(f"--{name} {settings.pop(name)} is left out: {how}")
             settings.pop("fsdp_config", None)
     return settings
+
+
+def _check_deepspeed(told: Any) -> None:
+    """Refuse a file that is not there or holds no settings, before a launch makes a traceback of it."""
+    if not told or isinstance(told, dict):
+        return
+    try:
+        content = loads(str(told)) if str(told).lstrip().startswith("{") else loads(read_text(str(told)))
+    except ValueError as error:
+        raise InputError(f"--deepspeed {told}: not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"--deepspeed {told}: expected a JSON object of DeepSpeed's settings")
 
 
 def _true(value: Any) -> bool:

@@ -24,9 +24,11 @@ from rankalign.data.encode import TokenList
 from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.storage import manifest
+from rankalign.storage.folders import check_writable
 from rankalign.training import inputs, run
 from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import TrainConfig
+from rankalign.training.fit import check_fit
 from rankalign.training.rank import Example, RankTrainer, Watch
 
 
@@ -152,10 +154,13 @@ class OnlineTrainer(RankTrainer):
         with torch.random.fork_rng():  # what is read from disk after a kill must leave the same state as what was made
             path = self.refresh(model, self.block, step == self.block.step)
         tokenizer: Any = self.processing_class
-        lists, counts = inputs.encode(self.config, tokenizer, str(path))
+        lists, counts = inputs.encode(self.config.data_settings, tokenizer, str(path), self.config.loss == "sft")
         print("data: " + ", ".join(f"{value} {name}" for name, value in counts.items() if value), file=sys.stderr)
+        inputs.say_cut(counts)
+        check_fit(self.model, lists)
         if self.layout == "auto" and lists:
-            self.layout, why = inputs.choose_layout(self.config, model, lists)
+            batch = self.config.per_device_train_batch_size
+            self.layout, why = inputs.choose_layout(self.layout, model, lists, batch)
             print(f"layout: {self.layout} ({why})", file=sys.stderr)
         self.lists = {example.tokens.id: example for example in self.referred(lists)}
         model.train(training)
@@ -165,7 +170,7 @@ class OnlineTrainer(RankTrainer):
         if not self.config.loss_entry.needs_reference:
             return [Example(tokens) for tokens in lists]
         with self.start.beside(self.model) as reference:
-            rows = inputs.start_logps(self.config, reference, self.layout, lists)
+            rows = inputs.start_logps(self.config.precision, reference, self.layout, lists)
         return [Example(tokens, row) for tokens, row in zip(lists, rows, strict=True)]
 
     def get_batch_samples(
@@ -225,17 +230,21 @@ def train_online(
     """
     add_tokens(config)
     output, started = Path(str(config.output_dir)), time.time()
-    hashes = {"data_sha256": inputs.data_hashes(config), "model_sha256": inputs.start_hash(config)}
+    of_data, of_model = config.data_settings, config.model_settings
+    hashes = inputs.read_hashes(of_data, of_model, config.method)
     settings = {**config.own_settings(), **hashes, **decisive}
     if config.overwrite:
         shutil.rmtree(output, ignore_errors=True)
     elif manifest.is_finished(output, settings):
         return {**run.summary(output, manifest.read(output) or {}), "already_finished": True}
+    run.begun(config, settings)
+    check_writable(output)
     set_seed(config.seed)
     tokenizer = models.load_tokenizer(config.model)
-    held_out = inputs.encode(config, tokenizer, config.eval_data)[0] if config.eval_data else []
+    alone, eval_data = config.loss == "sft", of_data.eval_data
+    held_out = inputs.encode(of_data, tokenizer, eval_data, alone)[0] if eval_data else []
     trainer = OnlineTrainer(
-        inputs.load_model(config, tokenizer),
+        inputs.load_model(of_model, tokenizer),
         config,
         ids,
         plan,
@@ -248,8 +257,8 @@ def train_online(
     trainer.enter(0)  # with the start weights, also when a checkpoint follows: they decide the layout
     trainer.held_out = trainer.referred(held_out)
     trainer.watch = watch
-    run.run_trainer(trainer, config)
-    run.save(trainer, tokenizer, output)
+    run.run_trainer(trainer, config, settings)
+    run.save(trainer, tokenizer, output, of_model)
     facts = {"counts": {"prompts": len(ids), "blocks": len(plan)}, "metrics": trainer.state.log_history[-1]}
     facts |= {"steps": trainer.state.global_step, "seconds": time.time() - started}
     run.conclude(config, output, settings, facts)

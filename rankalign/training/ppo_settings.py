@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from rankalign.errors import InputError
 from rankalign.registry import did_you_mean
 from rankalign.training.flags import flag
-from rankalign.training.ppo.math import KL_ESTIMATORS, SCALES
+
+KL_ESTIMATORS = ("k1", "k2", "k3")
+SCALES = ("none", "running", "ref", "whiten")
 
 # Settings of rank training that PPO does not read: given with it, they are a mistake and not passed over.
 FOREIGN = (

@@ -17,6 +17,7 @@ from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rankalign.data.encode import TokenList
 from rankalign.errors import InputError
@@ -25,8 +26,10 @@ from rankalign.losses.ranked import Ranked
 from rankalign.rows.logps import list_logps
 from rankalign.rows.tree import tree_tokens
 from rankalign.rows.two_pass import backward_two_pass
+from rankalign.storage.folders import readable
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.diagnosis import accuracy_interval
+from rankalign.training.identity import note
 from rankalign.training.ledger import NAME, Ledger, LedgerFile, measure
 
 
@@ -203,6 +206,7 @@ class RankTrainer(Trainer):
         ledger = Ledger()
         self.meter = Meter(ledger)
         self.watch: Watch | None = None
+        self.identity: dict[str, Any] = {}
         self.ledger_file = LedgerFile(ledger, Path(str(config.output_dir)) / NAME)
         self.add_callback(self.ledger_file)
 
@@ -356,7 +360,12 @@ class RankTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.ledger_file.save(self.state)  # before the checkpoint: a resume finds the entries of all its steps
+        folder = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.is_world_process_zero():  # before trainer_state.json, without which a checkpoint is not whole
+            note(folder, self.identity, whole=not self.args.save_only_model)
         super()._save_checkpoint(model, trial)
+        if self.is_world_process_zero() and folder.is_dir():
+            readable(folder)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Put the exact means since the last line in the place of the trainer's rounded ones."""

@@ -18,24 +18,28 @@ from transformers.trainer_callback import PrinterCallback
 
 from rankalign.errors import InputError
 from rankalign.models import load as models
+from rankalign.models import saving
 from rankalign.storage import manifest
 from rankalign.storage.files import write_text
+from rankalign.storage.folders import check_writable
 from rankalign.training import processes
 from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.card import write_card
 from rankalign.training.diagnosis import Diagnosis
+from rankalign.training.fit import check_fit
+from rankalign.training.identity import check_same_run
 from rankalign.training.inputs import (
+    check_held_out,
     choose_layout,
-    data_hashes,
-    data_paths,
     load_data,
     load_model,
+    read_hashes,
     references_of,
-    start_hash,
 )
 from rankalign.training.rank import Example, RankTrainer, Watch
 from rankalign.training.reward import RewardTrainer, start_at_zero
+from rankalign.training.settings import ModelSettings
 
 
 class Interrupted(Exception):
@@ -58,26 +62,34 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
     """
     add_tokens(config)
     output = Path(str(config.output_dir))
-    settings = {**config.own_settings(), "data_sha256": data_hashes(config), "model_sha256": start_hash(config)}
+    loss = config.loss_settings
+    hashes = read_hashes(config.data_settings, config.model_settings, loss.method)
+    settings = {**config.own_settings(), **hashes}
     if config.overwrite:
         with PartialState().main_process_first():
             shutil.rmtree(output, ignore_errors=True)
     elif manifest.is_finished(output, settings):
         print(f"{output} is finished already with these settings: nothing to do", file=sys.stderr)
         return {**summary(output, manifest.read(output) or {}), "already_finished": True}
+    begun(config, settings)  # refused before the model is loaded and references are computed
     started = time.time()
+    if processes.is_first():
+        check_writable(output)
     set_seed(config.seed)
     tokenizer = models.load_tokenizer(config.model)
-    lists, held_out, counts = load_data(config, tokenizer)
+    lists, held_out, counts = load_data(config.data_settings, loss, tokenizer)
+    check_held_out(held_out, config.eval_strategy != "no", config.metric_for_best_model)
     with processes.whole_weights(config):
-        model = load_model(config, tokenizer)
-    layout, why = choose_layout(config, model, lists)
+        model = load_model(config.model_settings, tokenizer, loss.grades)
+    check_fit(model, [*lists, *held_out])
+    layout, why = choose_layout(config.layout, model, lists, config.per_device_train_batch_size, loss.grades)
     print(f"layout: {layout} ({why})", file=sys.stderr)
-    if config.method == "reward":
+    if loss.grades:
         start_at_zero(model)
-    references = references_of(config, model, layout, [*lists, *held_out])
+    everything = [*lists, *held_out]
+    references = references_of(config.model_settings, loss, config.precision, model, layout, everything)
     examples = [Example(tokens, references.get(tokens.id)) for tokens in lists]
-    trainer = (RewardTrainer if config.method == "reward" else RankTrainer)(
+    trainer = (RewardTrainer if loss.grades else RankTrainer)(
         model,
         config,
         examples,
@@ -90,8 +102,8 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
     if trainer.is_deepspeed_enabled:
         processes.save_whole(trainer.accelerator.state.deepspeed_plugin)
     trainer.watch = watch
-    run_trainer(trainer, config)
-    save(trainer, tokenizer, output)
+    run_trainer(trainer, config, settings)
+    save(trainer, tokenizer, output, config.model_settings)
     facts = {"counts": counts, "metrics": trainer.state.log_history[-1], "seconds": time.time() - started}
     facts["steps"] = trainer.state.global_step
     if processes.is_first():
@@ -104,7 +116,7 @@ def conclude(config: TrainConfig, output: Path, settings: dict[str, Any], facts:
     """Write the model card, and last the manifest."""
     write_card(output, config.method, config.model, config.data, settings, facts)
     outputs = [p for p in sorted(output.iterdir()) if p.is_file() and p.suffix != ".bin" and p.name != "manifest.json"]
-    manifest.write(output, "train", settings, data_paths(config), outputs, **facts)
+    manifest.write(output, "train", settings, config.data_settings.paths, outputs, **facts)
 
 
 def summary(output: Path, facts: dict[str, Any]) -> dict[str, Any]:
@@ -183,21 +195,24 @@ def callbacks(config: TrainConfig, output: Path) -> list[TrainerCallback]:
     return [Diagnosis(), JsonlLog(output / "log.jsonl"), *stop]
 
 
-def run_trainer(trainer: RankTrainer, config: TrainConfig) -> None:
+def run_trainer(trainer: RankTrainer, config: TrainConfig, settings: dict[str, Any]) -> None:
     """Train from the start or the newest checkpoint, to the end or a signal.
 
+    Args:
+        trainer: made of the model and its lists.
+        config: settings.
+        settings: the run's identity, which every checkpoint carries.
+
     Raises:
-        InputError: there is a checkpoint that the settings forbid to resume.
+        InputError: there is a checkpoint that the settings forbid to resume, or one of other settings or data.
         Interrupted: stopped by a signal, after a checkpoint.
     """
-    output = Path(str(config.output_dir))
-    last = last_checkpoint(output)
-    if last and not config.resume:
-        raise InputError(
-            f"{output} holds {Path(last).name} of an earlier run; resume it or start over with --overwrite"
-        )
+    last = begun(config, settings)
     if last:
         print(f"resuming from {last}", file=sys.stderr)
+    if config.save_only_model and config.save_strategy != "no":
+        print("--save_only_model: if this run is stopped it cannot go on from its checkpoints", file=sys.stderr)
+    trainer.identity = settings
     if config.disable_tqdm:
         trainer.remove_callback(PrinterCallback)  # it prints to stdout, which belongs to results
     stop = StopOnSignal()
@@ -211,14 +226,38 @@ def run_trainer(trainer: RankTrainer, config: TrainConfig) -> None:
         raise Interrupted(f"stopped at step {trainer.state.global_step}; the same command goes on from its checkpoint")
 
 
+def begun(config: TrainConfig, settings: dict[str, Any]) -> str | None:
+    """The checkpoint to go on from, if there is one: the newest, or the one of ``--resume_from_checkpoint``.
+
+    Raises:
+        InputError: it is not there, may not be resumed, or belongs to a run of other settings or data.
+    """
+    output, named = Path(str(config.output_dir)), config.resume_from_checkpoint
+    last = last_checkpoint(output)
+    if named is not None and str(named).lower() not in ("true", "false"):
+        if not (Path(named) / "trainer_state.json").is_file():
+            raise InputError(f"--resume_from_checkpoint {named}: no such checkpoint")
+        last = str(named)
+    elif str(named).lower() == "true" and not last:
+        raise InputError(f"--resume_from_checkpoint: {output} holds no checkpoint")
+    if last and (not config.resume or str(named).lower() == "false"):
+        raise InputError(
+            f"{output} holds {Path(last).name} of an earlier run; resume it or start over with --overwrite"
+        )
+    if last:
+        check_same_run(Path(last), settings)
+    return last
+
+
 def last_checkpoint(output: Path) -> str | None:
     """The newest checkpoint of a run; one that a kill left half written, without its last file, does not count."""
     whole = [p.parent for p in output.glob("checkpoint-*/trainer_state.json") if p.parent.name[11:].isdigit()]
     return str(max(whole, key=lambda p: int(p.name[11:]))) if whole else None
 
 
-def save(trainer: RankTrainer, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
-    """The final weights and tokenizer, loadable by transformers (or peft) without us."""
+def save(trainer: RankTrainer, tokenizer: PreTrainedTokenizerBase, output: Path, settings: ModelSettings) -> None:
+    """The final weights, in the type of the start model's, and tokenizer, loadable by transformers (or peft) alone."""
     trainer.save_model(str(output))
     if processes.is_first():
         tokenizer.save_pretrained(str(output))
+        saving.finish(output, None if settings.use_lora else models.local_folder(settings.model), settings.keep_float32)

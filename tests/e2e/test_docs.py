@@ -174,8 +174,9 @@ def test_what_a_page_shows_runs(page: str, sandbox: Path) -> None:
 
 
 def test_the_page_of_settings_is_that_of_the_classes() -> None:
-    from docs.reference import PAGE, page
+    from docs.reference import FLAGS_PAGE, PAGE, flags_page, page
 
+    assert FLAGS_PAGE.read_text(encoding="utf-8") == flags_page(), "run `python -m docs.reference`"
     assert PAGE.read_text(encoding="utf-8") == page(), "run `python -m docs.reference`"
 
 

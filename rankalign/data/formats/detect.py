@@ -8,9 +8,11 @@ from typing import Any
 from rankalign.data.formats import FORMATS
 from rankalign.data.formats.aliases import ANSWERS, LISTS, PROMPTS, first
 from rankalign.data.formats.hh import MARK
+from rankalign.data.formats.layout import fits
 from rankalign.data.formats.pairs import PAIRS
 from rankalign.errors import InputError, RecordError
 from rankalign.storage.sources import rows_of
+from rankalign.storage.spreadsheet import columns_of, is_spreadsheet
 
 # A record of ours has no other keys than these; `id` and `prompt` alone also stand in many foreign rows.
 NATIVE = {"id", "prompt", "responses", "meta"}
@@ -80,10 +82,14 @@ def detect(path: str | os.PathLike[str]) -> str:
         RecordError: no row is sound.
     """
     errors: list[RecordError] = []
+    columns = list(columns_of(path)) if is_spreadsheet(path) else []
+    if columns and fits(set(columns)):
+        return "table"
     row = next((row for _, row in rows_of(path, errors.append)), {})
     if errors and not row:
         raise errors[0]
-    return detect_row(row, str(path))
+    # An empty cell in the first row of a spreadsheet is a column all the same.
+    return detect_row(dict.fromkeys(columns, "") | row, str(path))
 
 
 def detect_row(row: dict[str, Any], file: str = "<memory>") -> str:
@@ -99,7 +105,8 @@ def detect_row(row: dict[str, Any], file: str = "<memory>") -> str:
     if not found:
         raise InputError(
             f"{file}: cannot tell the format from the keys {', '.join(sorted(held)) or '(none)'}; "
-            f"name it with --format or --from (one of: {', '.join(FORMATS)})"
+            f"name it with --format or --from (one of: {', '.join(FORMATS)}), "
+            "or say what they are with `convert --columns`"
         )
     return found
 

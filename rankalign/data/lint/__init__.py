@@ -8,10 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from rankalign.data.lint.rules import RULES, Baseline, longest_answer, prompt_key, without_bos, without_eos
+from rankalign.data.lint.rules import (
+    RULES,
+    Baseline,
+    control_rules,
+    longest_answer,
+    prompt_key,
+    without_bos,
+    without_eos,
+)
 from rankalign.data.records import CandidateSet, Response, judges
 
 __all__ = ["RULES", "Finding", "LintReport", "fix", "lint"]
@@ -53,16 +61,19 @@ class LintReport:
         return {code: len(found) for code, found in self.findings.items()}
 
 
-def lint(sets: Iterable[CandidateSet], held_out: Iterable[CandidateSet] = ()) -> LintReport:
+def lint(
+    sets: Iterable[CandidateSet], held_out: Iterable[CandidateSet] = (), control: Sequence[str] = ()
+) -> LintReport:
     """Look at every record with every rule.
 
     Args:
         sets: the records.
         held_out: records of a test split; a prompt that stands in both is a finding.
+        control: a tokenizer's control tokens, to look for beside the published ones.
     """
     records, test = list(sets), frozenset(map(prompt_key, held_out))
     findings: dict[str, list[Finding]] = {}
-    for code, rule in RULES.items():
+    for code, rule in (RULES | {rule.code: rule for rule in control_rules(control)}).items():
         found: list[Finding] = []
         if rule.record is not None:
             for record in records:

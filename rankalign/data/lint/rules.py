@@ -9,17 +9,18 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 from rankalign.data.formats.unread import left_unread
+from rankalign.data.lint.control import found_in
 from rankalign.data.records import CandidateSet, judges
+from rankalign.data.templates import is_rendered
 
 EOS = ("</s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<eos>", "<end_of_turn>")
 BOS = ("<s>", "<|begin_of_text|>", "<|startoftext|>", "<bos>")
 TURNS = ("\n\nHuman:", "\nHuman:", "\nUser:", "\nUSER:", "### Instruction:", "<|im_start|>", "<|prompter|>", "[INST]")
-_SPECIAL = re.compile(r"<\|[A-Za-z_]{2,30}\|>|</?s>|<(?:pad|unk|bos|eos)>|\[(?:PAD|UNK|CLS|SEP|MASK|INST|/INST)\]")
 _JUDGE = re.compile(
     r"\[\[(?:[ABC]|\d+(?:\.\d+)?|[AB]>+[AB]|A=B)\]\]"
     r"|\[The (?:Start|End) of Assistant"
@@ -112,9 +113,23 @@ def _looks_cut(record: CandidateSet) -> Seen:
                 yield index, f"counts as finished but ends with {' '.join(last[-3:])!r}"
 
 
-def _special(text: str) -> str:
-    inside = _SPECIAL.findall(without_bos(without_eos(text)))
-    return f"holds {', '.join(sorted(set(inside)))}" if inside else ""
+def control_rules(names: Sequence[str] = ()) -> list[Rule]:
+    """The rules for control tokens that texts spell: published ones, and those of ``names``."""
+
+    def in_answer(text: str) -> str:
+        inside = found_in(without_bos(without_eos(text)), names)
+        return f"holds {', '.join(inside)}" if inside else ""
+
+    def in_prompt(record: CandidateSet) -> Seen:
+        parts = [record.prompt] if isinstance(record.prompt, str) else [str(m["content"]) for m in record.prompt]
+        bare = [without_bos(part) for part in parts if not is_rendered(part)]
+        if inside := sorted({name for part in bare for name in found_in(part, names)}):
+            yield None, f"the prompt spells {', '.join(inside)}"
+
+    return [
+        Rule("L103", "text of special tokens inside an answer", _answers(in_answer)),
+        Rule("L112", "text of special tokens inside a prompt", in_prompt),
+    ]
 
 
 def _eos(text: str) -> str:
@@ -320,7 +335,7 @@ RULES: dict[str, Rule] = {
     for rule in (
         Rule("L101", "empty answer", _answers(_empty)),
         Rule("L102", "answer that looks cut off but counts as finished", _looks_cut),
-        Rule("L103", "text of special tokens inside an answer", _answers(_special)),
+        control_rules()[0],
         Rule("L104", "answer that goes on into another turn", _answers(_next_turn)),
         Rule("L105", "end-of-text mark at the end of an answer; training adds one", _answers(_eos), fixable=True),
         Rule("L106", "begin-of-text mark before a prompt or answer", _bos, fixable=True),
@@ -329,6 +344,7 @@ RULES: dict[str, Rule] = {
         Rule("L109", "answer that repeats itself", _answers(_loops)),
         Rule("L110", "replacement characters of a failed decoding", _answers(_replaced)),
         Rule("L111", "answer in another script than the prompt", _other_script),
+        control_rules()[1],
         Rule("L201", "identical answers to one prompt", _identical, fixable=True),
         Rule("L202", "answers that differ in white space alone", _differ_in_space),
         Rule("L203", "implicit prompt that ends within a line", _cut_prompt),

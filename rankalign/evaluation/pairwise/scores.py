@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rankalign.data.records import CandidateSet
@@ -19,6 +19,7 @@ from rankalign.evaluation.statistics import (
     sign_test,
 )
 from rankalign.evaluation.tables import Table, interval
+from rankalign.storage.jsonl import dumps
 
 _NAMED = 5  # ids that a message lists
 
@@ -180,6 +181,15 @@ def compare_by_score(
     title_a, title_b = names[0] or _policy(a, "a"), names[1] or _policy(b, "b")
     system = summarise(title_a, title_b, pairs, len(rows) - len(pairs), tie_delta, seed)
     return Comparison([system], "score", None, rows, {"judge": judge, "tie_delta": tie_delta})
+
+
+def align(a: list[CandidateSet], b: list[CandidateSet]) -> tuple[list[CandidateSet], list[CandidateSet]]:
+    """Files whose format has no ids got them from their own names, so no id is in both; their prompts match them."""
+    if {record.id for record in a} & {record.id for record in b}:
+        return a, b
+    return [replace(record, id=dumps(record.prompt)) for record in a], [
+        replace(record, id=dumps(record.prompt)) for record in b
+    ]
 
 
 def match(a: Sequence[CandidateSet], b: Sequence[CandidateSet]) -> list[tuple[CandidateSet, CandidateSet]]:

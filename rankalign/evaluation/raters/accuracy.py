@@ -63,13 +63,12 @@ def add_policy_scores(
     This is ``p_i`` of RRHF's equation 2, the score by which its Table 5 reads a policy as a reward model. The
     end-of-sequence token counts where the response finished; an empty response stays without a score.
     """
-    from rankalign.data.encode import EncodeOptions, Encoder, encode_prompt
+    from rankalign.data.encode import EncodeOptions, Encoder
     from rankalign.rows.logps import token_logps
 
     encoder = Encoder(tokenizer, EncodeOptions(template=template))
     for record in sets:
-        prompt = encode_prompt(tokenizer, record.prompt, template, meta=record.meta)
-        tokens = [encoder.response(response) for response in record.responses]
+        prompt, tokens = encoder.tokens(record)
         kept = [i for i, ids in enumerate(tokens) if ids]
         with torch.no_grad():
             logps = token_logps(model, [prompt], [[tokens[i] for i in kept]])[0] if kept else []

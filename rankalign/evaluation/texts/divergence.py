@@ -35,13 +35,13 @@ def evaluate_divergence(
     Raises:
         InputError: no answer has a token.
     """
-    from rankalign.data.encode import EncodeOptions, Encoder, encode_prompt
+    from rankalign.data.encode import EncodeOptions, Encoder
     from rankalign.rows.logps import list_logps
 
     encoder, draws, empty = Encoder(tokenizer, EncodeOptions(template=template)), {}, 0
     for record in sets:
-        prompt = encode_prompt(tokenizer, record.prompt, template, meta=record.meta)
-        answers = [ids for r in record.responses for ids in [encoder.response(r)] * r.count]
+        prompt, tokens = encoder.tokens(record)
+        answers = [ids for r, ids in zip(record.responses, tokens, strict=True) for _ in range(r.count)]
         kept = [ids for ids in answers if ids]
         empty += len(answers) - len(kept)
         if kept:

@@ -86,11 +86,10 @@ def evaluate_numerics(
 
 def encode(tokenizer: Any, record: CandidateSet, template: str, max_length: int) -> TokenIds:
     """Prompt and responses that have a token, cut to ``max_length`` as in training."""
-    from rankalign.data.encode import EncodeOptions, Encoder, encode_prompt
+    from rankalign.data.encode import EncodeOptions, Encoder
 
-    encoder = Encoder(tokenizer, EncodeOptions())
-    prompt = encode_prompt(tokenizer, record.prompt, template, meta=record.meta)[-max(max_length // 2, 1) :]
-    responses = [encoder.response(response)[: max_length - len(prompt)] for response in record.responses]
+    encoder = Encoder(tokenizer, EncodeOptions(template=template, max_length=max_length))
+    prompt, responses = encoder.fitted(record, [encoder.answer(response) for response in record.responses])
     return prompt, [ids for ids in responses if ids]
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from rankalign.data.records import CandidateSet
+from rankalign.data.records import CandidateSet, Response
 from rankalign.errors import InputError
 from rankalign.evaluation import EvalResult, Row, drawn
 from rankalign.evaluation.statistics import ratio_interval
+
+if TYPE_CHECKING:
+    from rankalign.data.encode import Encoder
 
 Piece = tuple[list[int], list[int]]  # tokens read, tokens predicted
 Logps = Callable[..., list[list[torch.Tensor]]]
@@ -30,6 +35,7 @@ def evaluate_perplexity(
     template: str = "auto",
     compat: str = "",
     seed: int = 0,
+    allow_special: bool = False,
 ) -> EvalResult:
     """Perplexity of texts, or of the responses in records, under a causal language model.
 
@@ -55,6 +61,7 @@ def evaluate_perplexity(
         template: prompt format of ``given_prompt``.
         compat: "" or "rrhf".
         seed: seed of the bootstrap.
+        allow_special: control tokens that texts spell are control tokens, not text.
 
     Raises:
         InputError: nothing to score, an unknown ``compat``, or a tokenizer without any token to begin with.
@@ -63,8 +70,8 @@ def evaluate_perplexity(
         raise InputError(f"unknown compat {compat!r} (known: rrhf)")
     if compat == "rrhf":
         return _rrhf(model, tokenizer, _texts(data))
-    rows = _rows(tokenizer, data, given_prompt, template)
     limit = getattr(model.config, "max_position_embeddings", None) or 2**31
+    rows = _rows(tokenizer, data, template, given_prompt, limit, allow_special)
     nats = text_nats(model, [windows(row.pop("read"), row.pop("ids"), limit) for row in rows])
     for row, values in zip(rows, nats, strict=True):
         row |= {"tokens": len(values), "nats": math.fsum(values)}
@@ -75,24 +82,34 @@ def _texts(data: Sequence[str] | Sequence[CandidateSet]) -> list[str]:
     return [text for item in data for text in ([item] if isinstance(item, str) else [r.text for r in drawn(item)])]
 
 
-def _rows(tokenizer: Any, data: Sequence[Any], given_prompt: bool, template: str) -> list[Row]:
+def _rows(
+    tokenizer: Any, data: Sequence[Any], template: str, given_prompt: bool, limit: int, allow_special: bool
+) -> list[Row]:
     """One row a text: unit of the bootstrap, tokens read before it, its own tokens, its bytes."""
-    from rankalign.data.encode import encode_prompt, encode_text
+    from rankalign.data.encode import EncodeOptions, Encoder, encode_text, said
 
+    encoder = Encoder(tokenizer, EncodeOptions(template=template, allow_special_in_text=allow_special))
     rows: list[Row] = []
     for number, item in enumerate(data):
-        alone = isinstance(item, str) or not given_prompt
-        read = [start_token(tokenizer)] if alone else encode_prompt(tokenizer, item.prompt, template, meta=item.meta)
-        for text in _texts([item]):
-            rows.append(
-                {
-                    "id": str(number) if isinstance(item, str) else item.id,
-                    "read": read,
-                    "ids": encode_text(tokenizer, text),
-                    "bytes": len(text.encode()),
-                }
-            )
+        texts = _texts([item])
+        if isinstance(item, str) or not given_prompt:
+            found = [([start_token(tokenizer)], encode_text(tokenizer, text, allow_special)) for text in texts]
+        else:
+            found = _behind_prompt(encoder, item, texts, limit)
+        ident = str(number) if isinstance(item, str) else item.id
+        for text, (read, ids) in zip(texts, found, strict=True):
+            rows.append({"id": ident, "read": read, "ids": ids, "bytes": len(text.encode())})
+    for sentence in said(encoder.counts):
+        print(f"perplexity: {sentence}", file=sys.stderr)
     return rows
+
+
+def _behind_prompt(encoder: Encoder, record: CandidateSet, texts: Sequence[str], limit: int) -> list[Piece]:
+    """Texts behind the record's prompt, which is cut to half of ``limit`` where both do not fit."""
+    answers = [Response(text, finished=False) for text in texts]
+    prompt, rows = encoder.tokens(replace(record, responses=answers))
+    half = encoder.rendering.shortened(prompt, max(limit // 2, 1), record.prompt, record.meta)
+    return [(prompt if len(prompt) + len(ids) <= limit else half, ids) for ids in rows]
 
 
 def start_token(tokenizer: Any) -> int:

@@ -29,6 +29,7 @@ from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.models import weights
 from rankalign.models.delta import arithmetic as delta_legacy
+from rankalign.models.merge import merge_lora
 from rankalign.models.weights import Bits
 from rankalign.progress import Progress
 from rankalign.storage.files import sha256_file, write_text
@@ -62,7 +63,7 @@ def make(base: str, target: str, delta: str, *, merge_adapter: bool = False) -> 
         beside = Path(delta).absolute().parent
         beside.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=beside) as temporary:
-            models.merge_lora(target, f"{temporary}/merged")
+            merge_lora(target, f"{temporary}/merged")
             return make(base, f"{temporary}/merged", delta)
     goal = models.local_folder(target)
     if (goal / MANIFEST).exists():

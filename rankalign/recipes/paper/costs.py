@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,11 +43,11 @@ def add_sampling(cost: Cost, policy: Policy, sets: Sequence[CandidateSet], token
     """Count what ``policy`` wrote into records that hold its answers; replayed answers cost nothing."""
     if policy.engine == "replay":
         return
-    encoder = Encoder(tokenizer, EncodeOptions(template=policy.template))
+    encoder = Encoder(tokenizer, EncodeOptions(template=policy.template, system=policy.system))
     for record in sets:
         own = [r for r in record.responses if r.policy == policy.name]
-        written = sum(len(encoder.response(response)) * response.count for response in own)
-        prompt = encode_prompt(tokenizer, record.prompt, policy.template, policy.system, record.meta)
+        prompt, answers = encoder.tokens(dataclasses.replace(record, responses=own))
+        written = sum(len(ids) * response.count for ids, response in zip(answers, own, strict=True))
         cost.sampled += written
         cost.forward += written + (len(prompt) if own else 0)
 

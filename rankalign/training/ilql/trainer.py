@@ -26,15 +26,18 @@ from rankalign.data.encode import EncodeOptions, TokenList, encode_all
 from rankalign.data.records import CandidateSet, Prompt, Response
 from rankalign.errors import InputError
 from rankalign.models import load as models
+from rankalign.models import saving
 from rankalign.progress import Progress
 from rankalign.registry import did_you_mean
 from rankalign.rows.head import head_of, label_logps
 from rankalign.rows.logps import causal_lm
 from rankalign.storage import manifest
 from rankalign.storage.files import write_text
+from rankalign.storage.folders import check_writable
 from rankalign.storage.jsonl import dumps
+from rankalign.training.fit import check_end, check_fit
 from rankalign.training.ilql import math as ilql_math
-from rankalign.training.inputs import disable_dropout
+from rankalign.training.inputs import disable_dropout, say_cut, tokenizer_hash
 from rankalign.training.ppo.value import ValueHead, predicting_states
 
 HEADS_FILE = "ilql_heads.safetensors"
@@ -269,10 +272,13 @@ def train_ilql(samples: Sequence[Sample], returns: Sequence[float], settings: IL
     if manifest.is_finished(output, told):
         print(f"{output} is finished already with these settings: nothing to do", file=sys.stderr)
         return _summary(output, True)
+    check_writable(output)
     set_seed(settings.seed)
     tokenizer = models.load_tokenizer(settings.model)
+    check_end(tokenizer)
     lists, counts = _encode(records, tokenizer, settings)
     policy: Any = models.load_policy(settings.model, dtype="float32")
+    check_fit(policy, lists)
     disable_dropout(policy)
     model = ILQLModel(policy).train()
     history = _fit(model, lists, settings)
@@ -280,6 +286,7 @@ def train_ilql(samples: Sequence[Sample], returns: Sequence[float], settings: IL
     write_text(output / "log.jsonl", "".join(json.dumps(line) + "\n" for line in history))
     model.save(output)
     tokenizer.save_pretrained(str(output))
+    saving.finish(output, models.local_folder(settings.model))
     made = [path for path in sorted(output.iterdir()) if path.is_file() and path.name != "manifest.json"]
     facts = {"steps": len(history), "counts": counts, "metrics": history[-1], "seconds": time.time() - started}
     manifest.write(output, "train", told, [], made, **facts)
@@ -311,7 +318,8 @@ def _told(settings: ILQLSettings, samples: Sequence[Sample], returns: Sequence[f
     """All that the result depends on."""
     own = {name: value for name, value in asdict(settings).items() if name not in ("output_dir", "overwrite")}
     data = hashlib.sha256(dumps([list(samples), [float(value) for value in returns]]).encode()).hexdigest()
-    return {"method": "ilql", **own, "data_sha256": data, "model_sha256": models.weights_of(settings.model)}
+    hashes = {"model_sha256": models.weights_of(settings.model), "tokenizer_sha256": tokenizer_hash(settings.model)}
+    return {"method": "ilql", **own, "data_sha256": data, **hashes}
 
 
 def _summary(output: Path, already_finished: bool) -> dict[str, Any]:
@@ -330,6 +338,7 @@ def _encode(
     if not lists:
         raise InputError("no sample has an answer to learn from")
     print("data: " + ", ".join(f"{value} {name}" for name, value in counts.items() if value), file=sys.stderr)
+    say_cut(counts)
     return lists, counts
 
 

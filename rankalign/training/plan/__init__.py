@@ -22,7 +22,8 @@ from rankalign.rows.logps import ATTENTION_FAMILIES, MASK_FAMILIES, list_logps
 from rankalign.rows.rewards import list_rewards
 from rankalign.rows.tree import tree_tokens
 from rankalign.training.arguments import TrainConfig
-from rankalign.training.inputs import data_hashes, load_data, load_model
+from rankalign.training.fit import check_fit
+from rankalign.training.inputs import check_held_out, data_hashes, load_data, load_model
 from rankalign.training.plan.memory import Footprint, build, trace
 
 UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -45,9 +46,12 @@ def plan(config: TrainConfig, device_memory: str = "", devices: int = 0, probe: 
         raise InputError("plan reads a file of candidates; --method ppo writes its own answers while it runs")
     room = _bytes(device_memory) if device_memory else _memory_here(config)
     devices = devices or max(torch.cuda.device_count(), 1)
-    data_hashes(config)
-    lists, _, counts = load_data(config, models.load_tokenizer(config.model))
-    model = build(config)
+    data_hashes(config.data_settings)
+    tokenizer = models.load_tokenizer(config.model)
+    lists, held_out, counts = load_data(config.data_settings, config.loss_settings, tokenizer)
+    check_held_out(held_out, config.eval_strategy != "no", config.metric_for_best_model)
+    model = build(config.model_settings, config.method == "reward")
+    check_fit(model, [*lists, *held_out])
     baseline = _resident()  # after all that training imports, adapters among them
     layout = _layout(config, model)
     batches = Batches(lists, config, layout, devices)
@@ -291,7 +295,7 @@ def _human(count: int) -> str:
 
 def _probe(config: TrainConfig, batches: Batches, layout: str) -> float:
     """Seconds of the run, from a step on the largest, the median and the first lists, after one to warm up."""
-    model = load_model(config, models.load_tokenizer(config.model)).train()
+    model = load_model(config.model_settings, models.load_tokenizer(config.model), config.method == "reward").train()
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
     order = sorted(batches.lists, key=lambda t: batches.size([t]))
     largest, median = order[-1], order[len(order) // 2]

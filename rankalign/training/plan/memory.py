@@ -36,6 +36,7 @@ from rankalign.rows.two_pass import backward_two_pass
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.inputs import disable_dropout
 from rankalign.training.reward import freeze_lower
+from rankalign.training.settings import ModelSettings
 
 ALIGN = 64  # bytes, of torch's tensors on a CPU
 SPARE = ALIGN + 32  # what glibc asks for beyond an aligned block
@@ -192,27 +193,26 @@ def _worst(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 # --- the model ---------------------------------------------------------------------------------------------------
 
 
-def build(config: TrainConfig) -> Any:
+def build(settings: ModelSettings, reward: bool = False) -> Any:
     """The model that training would load, in float32 on the meta device: shapes alone, no weights read.
 
     Raises:
         InputError: no configuration of a model is there.
     """
-    where = models.local_folder(config.model)
+    where = models.local_folder(settings.model)
     if not (where / "config.json").is_file():
-        raise InputError(f"model {config.model}: plan needs its config.json, and {where} has none")
-    kind: Any = AutoModelForSequenceClassification if config.method == "reward" else AutoModelForCausalLM
-    settings = AutoConfig.from_pretrained(where, **({"num_labels": 1} if config.method == "reward" else {}))
+        raise InputError(f"model {settings.model}: plan needs its config.json, and {where} has none")
+    kind: Any = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
+    shapes = AutoConfig.from_pretrained(where, **({"num_labels": 1} if reward else {}))
     with torch.device("meta"):
-        model = kind.from_config(settings, dtype=torch.float32)
-        if config.disable_dropout:
+        model = kind.from_config(shapes, dtype=torch.float32)
+        if settings.disable_dropout:
             disable_dropout(model)
-        if config.use_lora:
-            named: Any = config.lora_target_modules
-            targets = named if named == "auto" else named.split(",")
-            model = adapters.add_lora(model, config.lora_r, config.lora_alpha, config.lora_dropout, targets)
-    if config.freeze_layers:
-        freeze_lower(model, config.freeze_layers)
+        if settings.use_lora:
+            rank, scale, dropout = settings.lora_r, settings.lora_alpha, settings.lora_dropout
+            model = adapters.add_lora(model, rank, scale, dropout, settings.lora_targets)
+    if settings.freeze_layers:
+        freeze_lower(model, settings.freeze_layers)
     return model
 
 
@@ -260,7 +260,7 @@ def trace(config: TrainConfig, part: Sequence[TokenList], layout: str, two_pass:
         two_pass: whether their backward runs in two passes.
         again: whether an update has more parts, whose backward meets the gradients of the first.
     """
-    model = build(config)
+    model = build(config.model_settings, config.method == "reward")
     on_cpu = config.use_cpu or models.device().type == "cpu"
     ledger = _Ledger(Heap() if on_cpu and sys.platform == "linux" else None)
     with FakeTensorMode(allow_non_fake_inputs=True), ledger:

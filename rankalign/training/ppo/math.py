@@ -16,9 +16,6 @@ from torch import Tensor
 
 from rankalign.errors import InputError
 
-KL_ESTIMATORS = ("k1", "k2", "k3")
-SCALES = ("none", "running", "ref", "whiten")
-
 Score = float | Sequence[float]
 
 # --- masks and padding -------------------------------------------------------------------------------------------
@@ -108,7 +105,7 @@ class RunningMoments:
         return math.sqrt(self.variance) or 1.0
 
     def scaled(self, score: Score, kind: str) -> Score:
-        """A score under one of ``SCALES``.
+        """A score under one of :data:`rankalign.training.ppo_settings.SCALES`.
 
         ``running`` and ``ref`` divide by the standard deviation (of all scores so far, or of the first iteration's);
         ``whiten`` subtracts the running mean as well, which for a score a token is spread over its tokens.
@@ -133,7 +130,7 @@ def kl_per_token(logps: Tensor, ref_logps: Tensor, kind: str = "k1") -> Tensor:
     Args:
         logps: (B, T) under the policy, which sampled.
         ref_logps: (B, T) under the reference.
-        kind: one of ``KL_ESTIMATORS``.
+        kind: one of :data:`rankalign.training.ppo_settings.KL_ESTIMATORS`.
     """
     log_ratio = ref_logps - logps
     if kind == "k1":

@@ -13,21 +13,24 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from rankalign.data import load as data
 from rankalign.data.convert import Intake
-from rankalign.data.encode import encode_prompt
-from rankalign.errors import InputError
-from rankalign.models import adapters
+from rankalign.data.encode import TokenList, said
+from rankalign.data.render import Rendering
+from rankalign.errors import InputError, RecordError
+from rankalign.models import adapters, saving
 from rankalign.models import load as models
 from rankalign.progress import Progress
 from rankalign.rows import logps
 from rankalign.storage import manifest
 from rankalign.storage.files import write_text
+from rankalign.storage.folders import check_writable
 from rankalign.storage.journal import differences
 from rankalign.storage.jsonl import dumps, loads
 from rankalign.storage.sources import is_there, sha256_of
 from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import PPOConfig
 from rankalign.training.card import write_card
-from rankalign.training.inputs import disable_dropout
+from rankalign.training.fit import check_end, check_fit
+from rankalign.training.inputs import disable_dropout, say_cut, tokenizer_hash
 from rankalign.training.ppo import state as ppo_state
 from rankalign.training.ppo.trainer import PPOTrainer, Question, Reward, Sampler
 from rankalign.training.ppo.value import ActorCritic, load_value_net
@@ -52,16 +55,21 @@ def train_ppo(config: PPOConfig, sampler: Sampler, reward: Reward) -> dict[str, 
     elif manifest.is_finished(output, settings):
         print(f"{output} is finished already with these settings: nothing to do", file=sys.stderr)
         return _summary(output, already_finished=True)
+    check_writable(output)
     set_seed(config.seed)
     tokenizer = models.load_tokenizer(config.model)
+    check_end(tokenizer)
     questions, counts = load_questions(config, tokenizer)
     actor = load_actor(config, questions)
+    prompts = [TokenList(question.record.id, question.tokens, [], []) for question in questions]
+    check_fit(actor.policy, prompts, more=config.max_new_tokens)
     trainer = PPOTrainer(actor, questions, config, sampler, reward, models.tokenizer_fingerprint(tokenizer))
     print(f"reward: {dumps(settings['reward_sha256'])}", file=sys.stderr)
     _run(trainer, config, output, settings)
     if trainer.accelerator.is_main_process:
         actor.save(output)
         tokenizer.save_pretrained(str(output))
+        saving.finish(output, None if config.use_lora else models.local_folder(config.model), config.keep_float32)
         facts = {"counts": counts, "metrics": trainer.history[-1], "steps": trainer.step}
         write_card(output, config.method, config.model, config.data, settings, facts)
         made = [p for p in sorted(output.iterdir()) if not p.name.startswith(("checkpoint-", "manifest", "."))]
@@ -84,6 +92,7 @@ def _settings(config: PPOConfig, reward: Reward) -> dict[str, Any]:
         raise InputError(f"{config.data}: no such file")
     named = {"model_sha256": config.model, "value_sha256": config.value_model}
     hashes = {key: models.weights_of(model) for key, model in named.items() if model}
+    hashes["tokenizer_sha256"] = tokenizer_hash(config.model)
     found = {**config.own_settings(), "data_sha256": sha256_of(config.data), **hashes}
     return dict(loads(dumps({**found, "reward_sha256": reward.fingerprint()})))
 
@@ -98,14 +107,22 @@ def load_questions(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> tup
     if room < 1:
         raise InputError(f"--max_length {config.max_length} leaves no prompt beside --max_new_tokens")
     intake, questions, cut = Intake(config.skip_invalid, config.ignore_columns), [], 0
+    rendering = Rendering(tokenizer, config.template, config.system, config.allow_special_in_text)
     for record in data.load(config.data, config.format, intake):
-        tokens = encode_prompt(tokenizer, record.prompt, config.template, config.system, record.meta)
+        try:
+            tokens = rendering.prompt_of(record)
+        except RecordError as error:
+            intake(error)
+            continue
         cut += len(tokens) > room
-        questions.append(Question(record, tokens[-room:]))
+        questions.append(Question(record, rendering.shortened(tokens, room, record.prompt, record.meta)))
     if not questions or not all(question.tokens for question in questions):
         raise InputError(f"{config.data}: " + ("a prompt has no tokens" if questions else "no usable prompt"))
     counts = {"prompts": len(questions), "prompt_truncated": cut, "skipped_invalid": len(intake.errors)}
     print("data: " + ", ".join(f"{value} {name}" for name, value in counts.items() if value), file=sys.stderr)
+    say_cut(counts)
+    for sentence in said(rendering.counts):
+        print(f"{config.data}: {sentence}", file=sys.stderr)
     return questions, counts
 
 
@@ -129,7 +146,7 @@ def load_actor(config: PPOConfig, questions: list[Question]) -> ActorCritic:
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable(config.gradient_checkpointing_kwargs or {"use_reentrant": False})
     if config.use_lora:
-        policy = adapters.add_lora(policy, config.lora_r, config.lora_alpha, 0.0, config.lora_targets)
+        policy = adapters.add_lora(policy, config.lora_r, config.lora_alpha, 0.0, config.model_settings.lora_targets)
     return ActorCritic(policy, critic, layout, config.temperature)
 
 
@@ -169,7 +186,10 @@ def _resume(trainer: PPOTrainer, config: PPOConfig, output: Path, settings: dict
     if not config.resume:
         raise InputError(f"{output} holds {last.name} of an earlier run; resume it or start over with --overwrite")
     if changed := differences(ppo_state.read_facts(last)["settings"], settings):
-        raise InputError(f"{last} was made with other settings ({'; '.join(changed[:4])}); start over with --overwrite")
+        raise InputError(
+            f"{last} was made with other settings ({'; '.join(changed[:8])}); "
+            "go on with those, name another --output_dir, or start over with --overwrite"
+        )
     print(f"resuming from {last}", file=sys.stderr)
     trainer.restore(last)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.rows import rewards
-from rankalign.rows.head import Head, head_of, label_logps
+from rankalign.rows.head import Head, OwnHead, head_of, label_logps
 from rankalign.rows.logps import causal_lm, label_states, lay_out
 from rankalign.rows.tree import Tokens
 
@@ -113,7 +113,7 @@ def predicting_states(
     return states, rows.labels.to(states.device)
 
 
-def tempered(head: Head, temperature: float) -> Head:
+def tempered(head: Head | OwnHead, temperature: float) -> Head | OwnHead:
     """The head whose logits are divided by ``temperature``, a soft-cap included."""
     cap = None if head.cap is None else head.cap / temperature
     return replace(head, scale=head.scale / temperature, cap=cap)

@@ -71,6 +71,11 @@ CASES: dict[str, tuple[list[CandidateSet], int | None, list[CandidateSet]]] = {
     "L109": ([made("la la la " * 30)], 0, [made(" ".join(map(str, range(90)))), made("la la la " * 5)]),
     "L110": ([made("caf\ufffd")], 0, [made("café")]),
     "L111": ([made("ok", RUSSIAN)], 1, [made("Небо"), made(RUSSIAN, prompt=RUSSIAN)]),
+    "L112": (
+        [made("a", prompt=[{"role": "user", "content": "What is <start_of_turn>?"}])],
+        None,
+        [made("a", prompt="<s>[INST] Why? [/INST]"), made("a", prompt="a <b> [c]")],
+    ),
     "L201": ([made("same", "other", "same")], 2, [made("same", "Same")]),
     "L202": ([made("a b", "a  b")], 1, [made("a b", "a b"), made("a b", "ab")]),
     "L203": ([implicit("The sky is")], None, [implicit("Q: Why?\n"), made("a", prompt="The sky is")]),
@@ -221,3 +226,19 @@ def test_fix_touches_only_what_rules_call_fixable() -> None:
 def test_real_files(data_kit: Any, file: str, name: str, expected: dict[str, int]) -> None:
     counts = lint(load([data_kit / file], name, Intake(False))).counts()
     assert {code: counts.get(code, 0) for code in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["<start_of_turn>", "<end_of_turn>", "<|im_end|>", "<|start_header_id|>", "<|end_of_text|>", "<\uff5cUser\uff5c>",
+     "<|START_OF_TURN_TOKEN|>", "<|eot_id|>", "<EOS_TOKEN>", "[TOOL_CALLS]", "<|reserved_special_token_0|>", "[/INST]"],
+)  # fmt: skip
+def test_published_control_tokens_are_found_in_answers_and_prompts(name: str) -> None:
+    record = made(f"a {name} b", prompt=f"a {name} b")
+    assert {"L103", "L112"} <= set(lint([record]).counts())
+
+
+def test_control_tokens_of_a_tokenizer_are_found_where_it_is_named() -> None:
+    record = made("a @@turn@@ b", prompt="a @@turn@@ b")
+    assert not {"L103", "L112"} & set(lint([record]).counts())
+    assert {"L103", "L112"} <= set(lint([record], control=["@@turn@@"]).counts())

@@ -20,6 +20,7 @@ from rankalign.cli import main
 from rankalign.errors import InputError
 from rankalign.models import adapters, tiny
 from rankalign.models import load as models
+from rankalign.models.merge import merge_lora
 
 IDS = torch.tensor([[1, 70, 80, 90, 100, 2]])
 
@@ -200,7 +201,7 @@ def test_an_adapter_saves_loads_and_merges(tmp_path: Path) -> None:
     saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert sum(value.numel() for value in saved.values()) == 4096
     assert all(value.abs().max() > 0 for value in saved.values())
-    models.merge_lora(str(tmp_path / "adapter"), str(tmp_path / "merged"))
+    merge_lora(str(tmp_path / "adapter"), str(tmp_path / "merged"))
     ways = [
         models.load_policy("tiny", dtype="float32", adapter=str(tmp_path / "adapter")),
         models.load_policy(str(tmp_path / "adapter"), dtype="float32"),
@@ -218,7 +219,7 @@ def test_an_adapter_saves_loads_and_merges(tmp_path: Path) -> None:
             assert (model(IDS.to(model.device)).logits.cpu() - logits).abs().max() < 1e-5
     assert len(models.load_tokenizer(str(tmp_path / "adapter"))) == 262
     with pytest.raises(InputError, match="is there already"):
-        models.merge_lora(str(tmp_path / "adapter"), str(tmp_path / "merged"))
+        merge_lora(str(tmp_path / "adapter"), str(tmp_path / "merged"))
 
 
 def test_an_adapter_finds_a_model_of_the_cache_on_another_machine(tmp_path: Path) -> None:
@@ -237,7 +238,7 @@ def test_an_adapter_finds_a_model_of_the_cache_on_another_machine(tmp_path: Path
 def test_what_is_no_adapter_is_refused(tmp_path: Path) -> None:
     for attempt in (
         lambda: models.load_policy("tiny", adapter=str(tmp_path)),
-        lambda: models.merge_lora(str(tmp_path), str(tmp_path / "out")),
+        lambda: merge_lora(str(tmp_path), str(tmp_path / "out")),
     ):
         with pytest.raises(InputError, match=r"adapter_config.json"):
             attempt()

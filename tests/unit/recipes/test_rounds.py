@@ -170,7 +170,7 @@ def test_only_the_trained_model_samples_with_the_weights_of_the_moment() -> None
 def test_each_round_draws_its_own_numbers_for_the_trained_model_alone(tmp_path: Path) -> None:
     policies = [{"name": "own", "seed": 5}, {"name": "other", "model": "tiny", "seed": 5}]
     config = settings(tmp_path, policies=policies)
-    gatherer = Gatherer(config, training(), StartModel("tiny"))
+    gatherer = Gatherer(config, training().data_settings, StartModel("tiny"))
     own, other = (gatherer._placed(policy, NOW) for policy in config.policies)
     assert (own.sampling.seed, own.model) == (5 + 2 * STRIDE, "current")
     assert other == config.policies[1]
@@ -180,7 +180,7 @@ def test_each_round_draws_its_own_numbers_for_the_trained_model_alone(tmp_path: 
 
 def test_what_stays_the_same_is_made_once(tmp_path: Path) -> None:
     config = settings(tmp_path, policies=[{"name": "own"}, {"name": "other", "model": "tiny"}])
-    gatherer = Gatherer(config, training(), StartModel("tiny"))
+    gatherer = Gatherer(config, training().data_settings, StartModel("tiny"))
     own, other = config.policies
     assert gatherer._answerer(NOW, other) is gatherer._answerer(NOW, other)
     assert gatherer._answerer(NOW, own) is not gatherer._answerer(NOW, own)

@@ -15,7 +15,6 @@ import pytest
 import torch
 import transformers
 
-from rankalign.data import encode as batching
 from rankalign.data.records import CandidateSet, Response
 from rankalign.errors import InputError
 from rankalign.models import adapters, tiny
@@ -217,13 +216,15 @@ def flat(scores: Sequence[Sequence[float | None]]) -> list[float]:
 
 
 def texts_of(made: RewardModelScorer, sets: Sequence[CandidateSet]) -> list[list[int]]:
-    """Prompt, response and closing token of each text, as the reward model reads it."""
+    """Each whole conversation as the reward model's template writes it; a cut answer ends where it ends."""
     found = []
     for record in sets:
-        prompt = batching.encode_prompt(made.tokenizer, record.prompt, made.template)
+        asked: Any = [{"role": "user", "content": record.prompt}]
         for r in record.responses:
-            end = [made.tokenizer.eos_token_id] if r.finished else []
-            found.append(prompt + made.tokenizer(r.text, add_special_tokens=False)["input_ids"] + end)
+            said = [*asked, {"role": "assistant", "content": r.text}]
+            text = made.tokenizer.apply_chat_template(said, tokenize=False)
+            text = text if r.finished else text.removesuffix("<|eos|>\n")
+            found.append(made.tokenizer(text, add_special_tokens=False)["input_ids"])
     return found
 
 
@@ -296,7 +297,7 @@ def test_padding_that_is_the_end_reads_the_end_where_the_config_says_so() -> Non
     assert flat(made.score(MANY)) == pytest.approx(expected, abs=1e-5)
 
 
-def test_truncation_takes_the_prompt_from_its_left_and_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_truncation_is_that_of_training_and_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
     made = rm(max_length=20, template="raw")
     record = CandidateSet("long", "0123456789" * 3)
     tokenizer = made.tokenizer
@@ -305,11 +306,11 @@ def test_truncation_takes_the_prompt_from_its_left_and_is_counted(capsys: pytest
     assert len(ids) == 20
     assert made.counts == {"prompt_truncated": 1, "response_truncated": 0}
     ids = made._encode(record, Response("x" * 30 + "END", "p"))
-    assert tokenizer.decode(ids) == "<|bos|>" + "x" * 15 + "END" + "<|eos|>"
+    assert tokenizer.decode(ids) == "<|bos|>123456789" + "x" * 10
     assert made.counts == {"prompt_truncated": 2, "response_truncated": 1}
     assert len(made._encode(CandidateSet("s", "short"), Response("yes", "p"))) < 20
     assert made.counts["prompt_truncated"] == 2
-    assert capsys.readouterr().err == "scorer 'rm': texts above 20 tokens lose their beginning\n"
+    assert capsys.readouterr().err == "scorer 'rm': texts above 20 tokens are cut\n"
     assert rm().max_length == 512
     assert rm(max_length=9999).max_length == 512
 

@@ -13,6 +13,7 @@ from rankalign.models import load as models
 from rankalign.models import tiny
 from rankalign.training.added_tokens import start_model
 from rankalign.training.arguments import parse_settings
+from rankalign.training.settings import ModelSettings
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +22,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def added(names: str, model: str = "tiny", **more: object) -> str:
-    return start_model(parse_settings({"model": model, "add_tokens": names, "use_cpu": True, **more}))
+    return start_model(parse_settings({"model": model, "add_tokens": names, "use_cpu": True, **more}).model_settings)
 
 
 def test_new_rows_are_the_mean_and_old_rows_keep_their_bits() -> None:
@@ -66,4 +67,4 @@ def test_what_cannot_work_is_refused(names: str, more: dict[str, object], messag
 
 
 def test_without_new_tokens_the_model_is_the_one_named() -> None:
-    assert start_model(parse_settings({"model": "tiny", "use_cpu": True})) == "tiny"
+    assert start_model(ModelSettings(model="tiny")) == "tiny"

@@ -93,6 +93,11 @@ def ranked(rank: int, message: dict[str, Any]) -> dict[str, Any]:
 
 ROWS: dict[str, list[dict[str, Any]]] = {
     **PUBLISHED,
+    "table": [
+        {"id": "1", "prompt": "p", "policy": "q", "text": "t", "finished": False, "score:rm": 1, "meta.source": "x"},
+        {"id": "2", "prompt": "p", "policy": "q", "text": "", "finished": True, "count": 2, "sampling.seed": 3},
+        {"id": "3", "prompt": "p", "policy": None, "text": None, "finished": None, "meta.deep": "[null, 1.5]"},
+    ],
     "rankalign": [
         {"id": "1", "prompt": "p", "responses": [{"text": "t", "policy": "q", "finished": False, "scores": {"rm": 1}}]},
         {"id": "2", "prompt": [USER], "responses": [], "meta": {"source": {"deep": [None, 1.5]}}},
@@ -375,7 +380,7 @@ def test_a_spoilt_row_comes_back_or_is_refused_by_name(name: str, data: st.DataO
     else:
         again = [parse(json.loads(json.dumps(to_dict(record)))) for record in sets]
         rows, lost = dump(name, *again)
-        assert rows == [row] or lost or name == "rankalign"
+        assert rows == [row] or lost or name in ("rankalign", "table")
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.test_report import HOSTILE, make_run
 
 from rankalign.evaluation.report import page as report
 from rankalign.storage.jsonl import read_rows, write_rows
 from tests.unit.chromium import BROWSER, listened
+from tests.unit.evaluation.report.test_report import HOSTILE, make_run
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")

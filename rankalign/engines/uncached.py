@@ -1,0 +1,102 @@
+"""Decoding without a memory: every token runs its whole text again, one row at a time.
+
+Slow, and right for every model: those that keep no key-value cache, keep one of their own, count positions from the
+left edge of the batch, or turn their positions by the length of the longest text.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rankalign.engines.decode import Rows
+from rankalign.errors import InputError
+from rankalign.rows.logps import ATTENTION_FAMILIES, MASK_FAMILIES
+from rankalign.rows.positions import forget_longer, reach
+
+_BATCHES = "_rankalign_batches"
+_ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3}  # of a logit's size; wider for narrower types
+
+
+def rows_of(model: PreTrainedModel, prompts: Sequence[Sequence[int]], limit: int) -> Rows:
+    """Texts in the making for these prompts.
+
+    Args:
+        model: as for :class:`rankalign.engines.decode.Rows`.
+        prompts: as for that.
+        limit: most tokens that will be written to each.
+    """
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own = reach(base)
+    if own is not None and max(map(len, prompts)) + limit > own:
+        return UncachedRows(model, prompts)
+    if _BATCHES not in vars(base):
+        known = base.config.model_type in ATTENTION_FAMILIES | MASK_FAMILIES
+        setattr(base, _BATCHES, known or _decodes_in_batches(model, base))
+        if not vars(base)[_BATCHES]:
+            print(
+                f"{type(base).__name__} cannot decode several texts from a cache as it does one: every token of every "
+                "text is computed again, which is slow",
+                file=sys.stderr,
+            )
+    return Rows(model, prompts) if vars(base)[_BATCHES] else UncachedRows(model, prompts)
+
+
+class UncachedRows(Rows):
+    """As :class:`rankalign.engines.decode.Rows`, computed from the whole texts at every step."""
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
+        self._model: Any = model
+        self._base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._texts = [tuple(prompt) for prompt in prompts]
+        self.logits = self._all()
+
+    @torch.inference_mode()
+    def _all(self) -> Tensor:
+        known = {text: self._one(text) for text in dict.fromkeys(self._texts)}
+        logits = torch.stack([known[text] for text in self._texts])
+        if not bool(logits.amax(dim=-1).isfinite().all()):
+            raise InputError("the model's logits are not finite: its weights are damaged or need a wider dtype")
+        return logits
+
+    def _one(self, text: tuple[int, ...]) -> Tensor:
+        forget_longer(self._base)
+        logits: Tensor = self._model(input_ids=torch.tensor([text], device=self._base.device), use_cache=False).logits
+        return logits[0, -1]
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep, repeat or reorder rows."""
+        self._texts = [self._texts[row] for row in rows]
+        self.logits = self.logits[torch.tensor(rows, device=self.logits.device)]
+
+    def append(self, tokens: Tensor) -> None:
+        """Put one token behind each row and compute the next logits; ``tokens`` is (R,)."""
+        self._texts = [(*text, token) for text, token in zip(self._texts, tokens.tolist(), strict=True)]
+        self.logits = self._all()
+
+
+def _decodes_in_batches(model: PreTrainedModel, base: Any) -> bool:
+    """Whether a short text beside a longer one, and the next token of each, get the logits that they get alone."""
+    size = base.config.get_text_config().vocab_size
+    ids = [1 + (size - 2) * i // 7 for i in range(8)]
+    prompts, following = [ids[:5], ids[5:7]], torch.tensor([ids[7], ids[2]])
+    try:
+        rows = Rows(model, prompts)
+        found = [rows.logits]
+        rows.append(following)
+        found.append(rows.logits)
+    except (InputError, ValueError, RuntimeError, IndexError, KeyError, TypeError, AttributeError):
+        return False  # its cache is none, or of another kind
+    alone = UncachedRows(model, prompts)
+    expected = [alone.logits]
+    alone.append(following)
+    expected.append(alone.logits)
+    tolerance = _ROUNDING.get(expected[0].dtype, 0.05)
+    return all(
+        float((a - b).abs().mean()) <= tolerance * float(b.abs().mean()) for a, b in zip(found, expected, strict=True)
+    )

@@ -1,0 +1,242 @@
+"""What a training run depends on, in four small groups; no torch and no transformers, so that ``--help`` is text alone.
+
+:class:`rankalign.training.arguments.TrainConfig` is made of them: each field here is one flag there. Functions that
+take a group can be called by anyone who writes ``DataSettings(data="scored.jsonl")``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rankalign.errors import InputError
+from rankalign.registry import did_you_mean
+from rankalign.storage.jsonl import loads
+from rankalign.training.flags import flag
+from rankalign.training.ppo_settings import PPOSettings
+
+if TYPE_CHECKING:
+    from rankalign.losses import Loss
+
+METHODS = ("rank", "sft", "reward", "ppo")
+TWO_PASS = ("auto", "always", "never")
+WEIGHTED_BY_BETA = ("orpo",)  # a term beside another; in all other losses beta scales all that there is
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What is trained, and which part of it; read by :func:`rankalign.training.inputs.load_model`."""
+
+    model: str = flag("default", "start model: default, tiny, a folder or a hub id")
+    add_tokens: str = flag("", "special tokens to add, comma-separated; new rows start at the mean of the old ones")
+    use_lora: bool = flag(False, "train a LoRA adapter instead of all weights; where --model is one, train it on")
+    use_dora: bool = flag(False, "with --use_lora: DoRA, which also learns the length of each weight column")
+    load_in_4bit: bool = flag(False, "with --use_lora: frozen weights in 4 bits (nf4, QLoRA), by bitsandbytes")
+    load_in_8bit: bool = flag(False, "with --use_lora: frozen weights in 8 bits, by bitsandbytes")
+    lora_r: int = flag(16, "rank of the adapter")
+    lora_alpha: int = flag(32, "scale of the adapter")
+    lora_dropout: float = flag(0.0, "dropout inside the adapter")
+    lora_target_modules: str = flag(
+        "auto", "modules to adapt, comma-separated; auto takes all linear ones but the head"
+    )
+    freeze_layers: float = flag(0.0, "reward: share of the lower layers, and the embeddings, that stay as they are")
+    keep_float32: bool = flag(False, "save float32 weights also where the start model's are bfloat16 or float16")
+    disable_dropout: bool = flag(True, "switch the model's own dropout off, so that log-probabilities are exact")
+
+    def __post_init__(self) -> None:
+        if self.use_dora and not self.use_lora:
+            raise InputError("--use_dora is a kind of --use_lora: give both (and not with --method ppo)")
+        if self.use_lora:
+            self.lora_targets  # noqa: B018 - refuses an empty name before the model is loaded
+        for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"):
+            if not self.use_lora and getattr(self, name) != getattr(ModelSettings, name):
+                raise InputError(f"--{name} {getattr(self, name)} does nothing without --use_lora")
+        if self.load_in_4bit and self.load_in_8bit:
+            raise InputError("--load_in_4bit and --load_in_8bit exclude each other")
+        if self.quantised and not self.use_lora:
+            raise InputError(f"--load_in_{self.quantised}bit needs --use_lora and method rank or sft")
+
+    @property
+    def quantised(self) -> int:
+        """Bits of the frozen weights, 4 or 8; 0 where they are whole."""
+        return 4 if self.load_in_4bit else 8 if self.load_in_8bit else 0
+
+    @property
+    def lora_targets(self) -> str | list[str]:
+        """``auto``, or the names of the modules to adapt."""
+        names = [name.strip() for name in self.lora_target_modules.split(",")]
+        if not all(names):
+            raise InputError(f"--lora_target_modules {self.lora_target_modules!r}: a name is empty")
+        return "auto" if names in (["auto"], ["all-linear"]) else names
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which candidates are read and how they become tokens; read by :func:`rankalign.training.inputs.load_data`."""
+
+    data: str = flag("", "scored candidates: our records, or RRHF, TRL or Alpaca files")
+    format: str = flag("auto", "format of the data: auto or a name of `rankalign ls formats`")
+    eval_data: str = flag("", "held-out candidates; with --eval_strategy steps|epoch they are measured while training")
+    judge: str = flag("", "whose scores rank the candidates; needed only where several judges scored")
+    template: str = flag("auto", "prompt format: auto, chat, alpaca, vicuna, hh, raw")
+    system: str = flag("", "system message put before each prompt")
+    allow_special_in_text: bool = flag(False, "control tokens that texts spell are control tokens, not text")
+    max_length: int = flag(512, "most tokens of prompt and response together")
+    max_candidates: int = flag(0, "candidates a prompt, spread over its ranking; 0 takes all")
+    only_use_provide: bool = flag(False, "only the last two responses of each prompt (RRHF's setting P)")
+    only_use_sample: bool = flag(False, "all but the last two responses (RRHF's settings D and B)")
+    stop_response: bool = flag(False, "cut responses at the marks of HH dialogues")
+    skip_invalid: bool = flag(False, "leave bad lines of the data out, with their count, instead of stopping")
+    ignore_columns: str = flag("", "columns of the data that may stay unread, comma-separated, or `all`")
+
+    def __post_init__(self) -> None:
+        if self.only_use_provide and self.only_use_sample:
+            raise InputError("--only_use_provide and --only_use_sample leave no response between them; choose one")
+
+    @property
+    def paths(self) -> list[str]:
+        """The files that are read."""
+        return [path for path in (self.data, self.eval_data) if path]
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """What is learned; read by :func:`rankalign.training.inputs.references_of`."""
+
+    method: str = flag("rank", "rank (any ranking loss), sft (the best response alone), reward (a reward model), ppo")
+    loss: str = flag("rrhf", "a name of `rankalign ls losses`; for reward bradley_terry, plackett_luce, per_token")
+    loss_options: str = flag("{}", "more keywords of the loss: a JSON object, or a mapping in YAML")
+    rrhf_weight: float | None = flag(None, "weight of RRHF's rank term beside its SFT term (paper: 1)")
+    length_penalty: float | None = flag(None, "RRHF: log-probabilities are divided by length to this power (1)")
+    beta: float | None = flag(None, "strength of the pull to the reference in DPO and its relatives")
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(f"unknown method {self.method!r}{did_you_mean(self.method, METHODS)}")
+        if self.loss not in self._known:
+            raise InputError(f"unknown loss {self.loss!r}{did_you_mean(self.loss, self._known)}")
+
+    @property
+    def grades(self) -> bool:
+        """Whether a reward model is trained, and not one that writes."""
+        return self.method == "reward"
+
+    @property
+    def _known(self) -> dict[str, Loss]:
+        # Losses are torch, which printing a help text must not load.
+        from rankalign.losses import LOSSES
+        from rankalign.losses.reward import REWARD_LOSSES
+
+        return REWARD_LOSSES if self.grades else LOSSES
+
+    @property
+    def entry(self) -> Loss:
+        """The loss by its name, among those of the method."""
+        return self._known[self.loss]
+
+    def keywords(self) -> dict[str, Any]:
+        """Keywords the loss is called with.
+
+        Raises:
+            InputError: one that this loss does not have.
+        """
+        named = {name: getattr(self, name) for name in ("rrhf_weight", "length_penalty", "beta")}
+        given = {
+            **json_object(self.loss_options),
+            **{name: value for name, value in named.items() if value is not None},
+        }
+        known = self.entry.defaults
+        for name in given:
+            if name not in known:
+                raise InputError(f"loss {self.loss!r} has no option {name!r}{did_you_mean(name, known)}")
+            _check_keyword(self.loss, name, given[name])
+        return given
+
+
+def _check_keyword(loss: str, name: str, value: Any) -> None:
+    """Refuse numbers that turn a loss round or leave nothing of it."""
+    if not isinstance(value, int | float):
+        return
+    if not math.isfinite(value):
+        raise InputError(f"loss {loss!r}: {name} is {value}, not a finite number")
+    least = name == "beta" and loss not in WEIGHTED_BY_BETA
+    if (name in ("beta", "rrhf_weight") and value < 0) or (least and value == 0):
+        why = "below 0 it would turn the preference round" if value < 0 else "with 0 there is no preference left"
+        raise InputError(f"loss {loss!r}: {name} {value:g} makes no sense: {why}")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How a run goes: what is computed at once, what is measured, and what happens to an earlier run's folder."""
+
+    watch: str = flag("", "module:function that grades greedy answers to 32 prompts of --eval_data at each measurement")
+    layout: str = flag("auto", "tree (prompts shared, nothing padded), padded, or auto")
+    token_budget: int = flag(4096, "most tokens run at once; longer micro-batches run in parts, with the same result")
+    two_pass: str = flag(
+        "auto",
+        "two backward passes, memory flat in the candidates: always, never, or auto where a list exceeds the budget",
+    )
+    early_stopping: int = flag(0, "stop after so many measurements without a better one; 0 does not")
+    resume: bool = flag(True, "go on from the newest checkpoint in output_dir where there is one")
+    overwrite: bool = flag(False, "start over even where output_dir holds a finished or begun run")
+
+    def __post_init__(self) -> None:
+        if self.two_pass not in TWO_PASS:
+            raise InputError(f"unknown --two_pass {self.two_pass!r} (one of: {', '.join(TWO_PASS)})")
+        if self.token_budget < 1:
+            raise InputError("--token_budget must be at least 1")
+
+
+@dataclass(frozen=True)
+class TrainerDefaults:
+    """Flags of transformers' own whose defaults differ here: those of RRHF's command line, and no log line lost."""
+
+    output_dir: str | None = flag("runs/rrhf", "where checkpoints, log.jsonl, the final model and the manifest go")
+    learning_rate: float = flag(2e-5, "peak learning rate")
+    lr_scheduler_type: str = flag("cosine", "schedule")
+    warmup_steps: float = flag(0.03, "warm-up: steps, or a share of all steps where below 1")
+    per_device_train_batch_size: int = flag(4, "prompts a micro-batch, each with all its candidates")
+    gradient_accumulation_steps: int = flag(2, "micro-batches an update")
+    logging_steps: float = flag(1, "steps between log lines")
+    save_steps: float = flag(100, "steps between checkpoints")
+    save_total_limit: int | None = flag(2, "checkpoints to keep")
+    ddp_find_unused_parameters: bool | None = flag(False, "off: every weight takes part in every update")
+    remove_unused_columns: bool = flag(False, "must stay off: batches are token lists")
+    logging_nan_inf_filter: bool = flag(False, "off: a loss that is not finite is an error here, not a gap in the log")
+
+
+GROUPS: tuple[type[Any], ...] = (ModelSettings, DataSettings, LossSettings, RunSettings, TrainerDefaults)
+"""All flags of every method, in the order in which they are shown."""
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """A setting that holds a JSON object.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    try:
+        value = loads(text)
+    except ValueError as error:
+        raise InputError(f"loss_options: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"loss_options: expected a JSON object, found {text}")
+    return value
+
+
+def describe(out: Any = sys.stdout) -> None:
+    """Print our own flags with defaults and help."""
+    for group in GROUPS:
+        for item in dataclasses.fields(group):
+            _describe(item, out)
+    print("\nof --method ppo:", file=out)
+    for item in dataclasses.fields(PPOSettings):
+        _describe(item, out)
+
+
+def _describe(item: dataclasses.Field[Any], out: Any) -> None:
+    default = item.default if item.default is not dataclasses.MISSING else ""
+    print(f"  --{item.name:<30} {item.metadata['help']} [{default}]", file=out)
