@@ -14,6 +14,7 @@ from rankalign.engines import Policy, SamplingParams
 from rankalign.errors import InputError
 from rankalign.registry import did_you_mean
 from rankalign.storage.files import read_text
+from rankalign.storage.sources import is_there
 
 T = TypeVar("T")
 
@@ -182,6 +183,6 @@ def _scalar(kind: Any, value: Any, where: str) -> Any:
 
 def resolve_near(path: str, config: str | None) -> str:
     """A path in a config: as it is if it exists, else beside the config file, else unchanged for the error message."""
-    if config and not Path(path).exists() and (Path(config).parent / path).exists():
+    if config and not is_there(path) and is_there(Path(config).parent / path):
         return str(Path(config).parent / path)
     return path

@@ -22,6 +22,7 @@ from rankalign.errors import InputError
 from rankalign.evaluation import by_policy, cut_warning
 from rankalign.evaluation.tables import Table, from_dict, render
 from rankalign.registry import did_you_mean
+from rankalign.storage.sources import is_there
 
 if TYPE_CHECKING:
     from rankalign.evaluation.pairwise.alpaca_eval import Leaderboard
@@ -142,7 +143,7 @@ def _shown(found: Comparison | Leaderboard, flags: Sequence[Flag | Suspicion] = 
 def _load(spec: str, form: str) -> list[CandidateSet]:
     """Records of a file, or with ``FILE:POLICY`` one policy's answers in it."""
     path, colon, policy = spec.rpartition(":")
-    if not colon or Path(spec).exists():
+    if not colon or is_there(spec):
         return list(load(spec, form))
     found = by_policy(load(path, form))
     if policy not in found:
@@ -152,7 +153,7 @@ def _load(spec: str, form: str) -> list[CandidateSet]:
 
 def _name(spec: str) -> str:
     """What to call a system: its policy, or its file without the ending."""
-    return Path(spec).stem if Path(spec).exists() else spec.rpartition(":")[2]
+    return Path(spec).stem if is_there(spec) else spec.rpartition(":")[2]
 
 
 def _live(

@@ -56,5 +56,6 @@ def show(result: dict[str, Any]) -> None:
     for error in result["errors"]:
         print(f"skipped {error['file']}:{error['line']}: {error['field']}: {error['reason']}", file=sys.stderr)
     lost = "".join(f"; left out: {count} {reason}" for reason, count in result["lost"].items())
+    lost += "".join(f"; unread: {column} ({count})" for column, count in result.get("unread", {}).items())
     test = f" and {result['written_test']} held out" if "written_test" in result else ""
     print(f"read {result['read']}, wrote {result['written']}{test}, skipped {result['skipped']}{lost}")

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 from rankalign.data.convert import Intake
+from rankalign.data.formats.unread import ALL
 from rankalign.data.lint import RULES, LintReport, fix, lint
 from rankalign.data.load import load
 from rankalign.data.records import write
@@ -31,11 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """``{"records", "skipped", "findings": {code: count}}``, with examples and baselines beside."""
-    intake = Intake(args.skip_invalid)
+    intake = Intake(args.skip_invalid, ALL)
     sets = list(load(args.file[0], args.format, intake, *args.file[1:]))
     report = lint(sets, list(load(args.held_out)) if args.held_out else (), _control(args.model))
     result = {"records": report.records, "skipped": len(intake.errors), "findings": report.counts()}
     result["left_out"] = intake.losses.counts
+    result |= {"unread": intake.unread.counts, "renamed_ids": intake.renamed}
     if args.fix:
         mended, counts = fix(sets)
         result |= {"fixed": counts, "written": write(args.fix, mended)}

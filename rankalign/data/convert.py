@@ -4,37 +4,55 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rankalign.data.formats import FORMATS, Format, Losses
 from rankalign.data.formats.answers import AnswerFormat
-from rankalign.data.formats.arrow import parts, rows_of, write_folder, write_parquet
 from rankalign.data.formats.common import Dropped, RowFormat
 from rankalign.data.formats.detect import detect
 from rankalign.data.formats.layout import parse_columns
 from rankalign.data.formats.named import DATASETS
-from rankalign.data.formats.spreadsheet import is_spreadsheet, read_cells, write_sheet
 from rankalign.data.formats.table import FORMAT, Table, checked_names
+from rankalign.data.formats.unread import NOTHING, Ignored
 from rankalign.data.mixing import Mixture, with_own_ids
 from rankalign.data.records import CandidateSet
 from rankalign.errors import InputError, RecordError
 from rankalign.registry import did_you_mean
 from rankalign.storage.files import atomic_writer
 from rankalign.storage.jsonl import OnError, Row, dumps, write_rows
+from rankalign.storage.sources import Source, parts, rows_of
+from rankalign.storage.spreadsheet import is_spreadsheet, read_cells, write_sheet
+from rankalign.storage.tables import write_folder, write_parquet
 
-Source = str | os.PathLike[str]
 EVERYTHING = Mixture()
 
 
 class Intake:
-    """Takes the errors of a reader: rows dropped by rule are counted, bad ones raise or, if so wished, are skipped."""
+    """Takes the errors of a reader: rows dropped by rule are counted, bad ones raise or, if so wished, are skipped.
+
+    Args:
+        skip_invalid: leave bad rows out and keep their errors, instead of raising the first.
+        ignore_columns: names with commas between them, or ``all``: columns that may stay unread, see
+            :mod:`rankalign.data.formats.unread`.
+        columns: what each column of a table is, see :func:`rankalign.data.formats.layout.parse_columns`.
+
+    Attributes:
+        read: how many rows there were.
+        errors: the bad rows' errors.
+        losses: rows dropped by rule, by reason.
+        unread: rows with a column that nothing was made of, by column; it waits in ``meta``.
+        renamed: records that were given another id, because theirs was taken.
+    """
 
     def __init__(self, skip_invalid: bool, ignore_columns: str = "", columns: str = "") -> None:
-        self.skip_invalid, self.ignored = skip_invalid, checked_names(ignore_columns.split(","))
+        self.skip_invalid, self.ignored = skip_invalid, Ignored.of(ignore_columns)
+        self.of_table = checked_names(ignore_columns.split(","))
         self.layout = parse_columns(columns) if columns else None
-        self.read, self.errors, self.losses = 0, list[RecordError](), Losses()
+        self.read, self.errors, self.losses, self.unread = 0, list[RecordError](), Losses(), Losses()
+        self.renamed = 0
 
     def __call__(self, error: RecordError) -> None:
         """Take one error."""
@@ -50,6 +68,27 @@ class Intake:
         self.read += 1
         self(error)
 
+    def watch(self, form: Format, records: Iterable[CandidateSet], file: str) -> Iterator[CandidateSet]:
+        """``records`` as they pass, their unread columns counted, and said at the end."""
+        found, before = Losses(), self.renamed
+        for record in records:
+            if isinstance(form, RowFormat | AnswerFormat) and not isinstance(form, Table):
+                for column in form.unread(record):
+                    found.add(column)
+                    self.unread.add(column)
+            if isinstance(form, RowFormat) and not isinstance(form, Table):
+                self.renamed += form.own_id(record) not in (None, record.id)
+            yield record
+        if renamed := self.renamed - before:
+            print(f"{file}: {renamed} ids stood there already; these records were named by their line", file=sys.stderr)
+        if found.counts:
+            named = ", ".join(f"{column} ({count})" for column, count in found.counts.items())
+            print(f"{file}: columns that are not read, with their rows (they stay in meta): {named}", file=sys.stderr)
+
+    def rename(self) -> None:
+        """Count a record whose id another source had taken."""
+        self.renamed += 1
+
     def count(self, rows: Iterable[Row]) -> Iterator[Row]:
         """``rows``, counted as they pass."""
         for row in rows:
@@ -63,17 +102,16 @@ def find_format(name: str, judge: str = "", pairs: str = "all") -> Format:
     return dataclasses.replace(found, judge=judge, pairs=pairs) if isinstance(found, RowFormat) else found
 
 
-def find_reader(name: str) -> Format:
-    """The format ``name``, or what reads the published data set of that name.
+def find_reader(name: str, ignored: Ignored = NOTHING) -> Format:
+    """The format ``name``, or what reads the published data set of that name; ``ignored`` columns stay unread.
 
     Raises:
         InputError: neither is known.
     """
-    if name in DATASETS:
-        return DATASETS[name].open()
-    if name not in FORMATS:
+    if name not in FORMATS and name not in DATASETS:
         raise InputError(f"unknown format {name!r}{did_you_mean(name, [*FORMATS, *DATASETS])}")
-    return find_format(name)
+    found = DATASETS[name].open() if name in DATASETS else find_format(name)
+    return dataclasses.replace(found, ignored=ignored) if isinstance(found, RowFormat) else found
 
 
 def load(sources: Sequence[Source], from_format: str, intake: Intake) -> Iterator[CandidateSet]:
@@ -82,15 +120,15 @@ def load(sources: Sequence[Source], from_format: str, intake: Intake) -> Iterato
     Raises:
         InputError: the format reads one file at a time.
     """
-    form = find_reader(from_format)
+    form = find_reader(from_format, intake.ignored)
     if isinstance(form, Table):
-        form = dataclasses.replace(form, layout=intake.layout, ignore=intake.ignored)
+        form = dataclasses.replace(form, layout=intake.layout, ignore=intake.of_table)
     files = [(str(path), intake.count(_rows(form, path, intake.unreadable))) for path in sources]
     if len(files) == 1:
-        return form.read(files[0][1], files[0][0], intake)
+        return intake.watch(form, form.read(files[0][1], files[0][0], intake), files[0][0])
     if not isinstance(form, AnswerFormat):
         raise InputError(f"format {from_format!r} reads one file at a time, got {len(files)}")
-    return form.read_files(files, intake)
+    return intake.watch(form, form.read_files(files, intake), files[0][0])
 
 
 def _rows(form: Format, path: Source, on_error: OnError) -> Iterator[Row]:
@@ -120,7 +158,9 @@ def load_each(
     names = [detect(path) if told == "auto" else told for path in paths]
     if extra or (len(set(names)) == 1 and isinstance(find_reader(names[0]), AnswerFormat)):
         return [load([*paths, *extra], names[0], intake)]
-    return with_own_ids([(path, load([path], name, intake)) for path, name in zip(paths, names, strict=True)])
+    return with_own_ids(
+        [(path, load([path], name, intake)) for path, name in zip(paths, names, strict=True)], intake.rename
+    )
 
 
 def convert(
@@ -153,13 +193,15 @@ def convert(
             to AlpacaEval's outputs.
         mixture: what to take of each source, and what to hold out: into ``NAME.test.ENDING`` beside the target, or as
             the split ``test`` of a folder.
-        ignore_columns: columns that may stay unread, or ``all``.
+        ignore_columns: columns that may stay unread, or ``all``; without it a row without any score that has a column
+            nobody reads is a bad row.
         columns: what each column is, see :func:`rankalign.data.formats.layout.parse_columns`.
 
     Returns:
         ``read`` and ``written`` (rows; with a test part its rows are counted as ``written_test``), ``skipped`` (bad
-        rows), ``errors`` (one entry a bad row), and ``lost``: what sound rows held and the target does not, by field
-        or reason.
+        rows), ``errors`` (one entry a bad row), ``lost``: what sound rows held and the target does not, by field
+        or reason; and where there are any, ``unread``: rows by column that nothing was made of, and ``renamed_ids``:
+        how many ids stood twice and were replaced.
 
     Raises:
         RecordError: a bad row, unless ``skip_invalid``.
@@ -179,6 +221,8 @@ def convert(
         "skipped": len(intake.errors),
         "errors": [error.as_dict() for error in intake.errors],
         "lost": intake.losses.counts,
+        **({"unread": intake.unread.counts} if intake.unread.counts else {}),
+        **({"renamed_ids": intake.renamed} if intake.renamed else {}),
     }
 
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from rankalign.data.convert import Intake, load_each
-from rankalign.data.formats.arrow import parts
 from rankalign.data.records import UNUSED, CandidateSet, refusal, unused
 from rankalign.errors import InputError
 from rankalign.storage.jsonl import OnError
+from rankalign.storage.sources import parts
 
 
 def load(

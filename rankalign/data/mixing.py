@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rankalign.data.formats import Losses
+from rankalign.data.ids import FreshIds
 from rankalign.data.lint.rules import prompt_key
 from rankalign.data.records import CandidateSet
 from rankalign.errors import InputError
@@ -105,16 +106,23 @@ class Mixture:
         return hashlib.sha256(f"{self.seed}\n{text}".encode()).digest()
 
 
-def with_own_ids(sources: Sequence[tuple[str, Iterable[CandidateSet]]]) -> list[Iterator[CandidateSet]]:
-    """Sources of which no two records share an id: one that is taken gets the name of its file in front."""
-    seen = set[str]()
+def with_own_ids(
+    sources: Sequence[tuple[str, Iterable[CandidateSet]]], renamed_one: Callable[[], None] = lambda: None
+) -> list[Iterator[CandidateSet]]:
+    """Sources of which no two records share an id: one that is taken gets the name of its file in front.
+
+    Args:
+        sources: names of files and their records.
+        renamed_one: called for each record that was given another id.
+    """
+    fresh = FreshIds()
 
     def renamed(file: str) -> Callable[[CandidateSet], CandidateSet]:
         def rename(record: CandidateSet) -> CandidateSet:
-            ident = record.id if record.id not in seen else f"{Path(file).name.split('.')[0]}/{record.id}"
-            while ident in seen:
-                ident += "+"
-            seen.add(ident)
+            taken = record.id in fresh.seen
+            ident = fresh.take(f"{Path(file).name.split('.')[0]}/{record.id}" if taken else record.id)
+            if taken:
+                renamed_one()
             return record if ident == record.id else dataclasses.replace(record, id=ident)
 
         return rename

@@ -8,12 +8,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from rankalign.errors import InputError, RecordError
-from rankalign.storage.jsonl import HALF_A_PAIR, OnError, give_up, kind, read_rows, write_rows
+from rankalign.errors import InputError, RecordError, on_line
+from rankalign.storage.jsonl import HALF_A_PAIR, OnError, give_up, kind, write_rows
+from rankalign.storage.sources import rows_of
 
 Message = dict[str, Any]
 Prompt = str | list[Message]
 
+# The judge of a verdict between two answers that came with the data: 1 for the better, 0 for the worse, a half each.
+PREFERENCE = "preference"
 ROLES = ("system", "user", "assistant", "tool")
 # What tells a model something beside a message's content, by the names that data sets and servers give it.
 MESSAGE_FIELDS = (
@@ -150,7 +153,7 @@ def by_id(sets: Iterable[CandidateSet]) -> dict[str, CandidateSet]:
 
 
 def choose_judge(sets: Iterable[CandidateSet], judge: str = "") -> str:
-    """The judge to rank by.
+    """The judge to rank by: the one that is named, else the verdict that the data came with, else the only one.
 
     Raises:
         InputError: nobody scored, several did and none is named, or the named one did not.
@@ -160,6 +163,8 @@ def choose_judge(sets: Iterable[CandidateSet], judge: str = "") -> str:
         raise InputError(
             f"no response has a score by judge {judge!r} (judges in the data: {', '.join(names) or 'none'})"
         )
+    if not judge and PREFERENCE in names:
+        return PREFERENCE
     if not judge and len(names) != 1:
         what = f"several judges scored: {', '.join(names)}" if names else "no response has a score"
         raise InputError(f"{what}; name one with --judge" if names else f"{what}; run `rankalign score` first")
@@ -175,10 +180,13 @@ class Checker:
     Args:
         file: path for messages.
         line: 1-based line of the row.
+
+    Attributes:
+        nulls: columns of the row whose cell is null, where the row was handed on without them.
     """
 
     def __init__(self, file: str | os.PathLike[str], line: int) -> None:
-        self.file, self.line = str(file), line
+        self.file, self.line, self.nulls = str(file), line, frozenset[str]()
 
     def fail(self, path: str, reason: str) -> RecordError:
         """The error for field ``path``, to be raised by the caller."""
@@ -222,6 +230,8 @@ class Checker:
 
     def need(self, row: dict[str, Any], key: str, path: str = "") -> Any:
         """``row[key]`` of the object at ``path``; a missing key is an error that lists what is there."""
+        if key not in row and not path and key in self.nulls:
+            return None
         if key not in row:
             found = f"found: {', '.join(map(str, row)) or 'nothing'}"
             raise self.fail(f"{path}.{key}" if path else key, f"is missing ({found})")
@@ -337,18 +347,19 @@ def read(path: str | os.PathLike[str], on_error: OnError | None = None) -> Itera
     """Yield the records of a file, checked at the door.
 
     Args:
-        path: JSON Lines or one JSON list; gzip, BOM and CRLF are fine.
+        path: JSON Lines or one JSON list (gzip, BOM and CRLF are fine), Parquet, a folder: see
+            :mod:`rankalign.storage.sources`.
         on_error: takes each bad record, which is then left out; without it the first one raises.
 
     Raises:
         RecordError: a record is wrong, an id stands twice, or something would go unused (see :func:`unused`).
     """
     report, seen = on_error or give_up, dict[str, int]()
-    for number, row in read_rows(path, on_error):
+    for number, row in rows_of(path, on_error):
         try:
             record = parse(row, path, number)
             if record.id in seen:
-                raise RecordError(str(path), number, "id", f"{record.id!r} stands already on line {seen[record.id]}")
+                raise RecordError(str(path), number, "id", f"{record.id!r} stands already {on_line(seen[record.id])}")
             if fields := unused(record):
                 raise refusal(record, fields[0], UNUSED)
         except RecordError as error:

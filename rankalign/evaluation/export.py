@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankalign.data.formats.delimited import write_csv
-from rankalign.data.formats.workbook import need_openpyxl, write_xlsx
 from rankalign.errors import InputError
 from rankalign.evaluation.tables import Table, cell, printable
 from rankalign.registry import did_you_mean
+from rankalign.storage.delimited import write_csv
 from rankalign.storage.files import write_text
+from rankalign.storage.workbook import need_openpyxl, write_xlsx
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rankalign.data.encode import encode_text
+from rankalign.data.load import load
 from rankalign.data.records import CandidateSet, read, score_of, write
 from rankalign.errors import InputError
 from rankalign.models import load as models
@@ -24,6 +25,7 @@ from rankalign.storage import manifest
 from rankalign.storage.files import read_text, sha256_file, write_text
 from rankalign.storage.journal import differences
 from rankalign.storage.jsonl import dumps, loads, read_rows, write_rows
+from rankalign.storage.sources import is_there, sha256_of
 from rankalign.training.arguments import TrainConfig, parse_settings
 from rankalign.training.online import Block, StartModel, plan, train_online
 from rankalign.training.run import train
@@ -97,12 +99,12 @@ def _check(config: IterateConfig) -> None:
 
 def _settings(config: IterateConfig) -> dict[str, Any]:
     """All that the result depends on, as it reads back from JSON."""
-    if not Path(config.prompts).is_file():
+    if not is_there(config.prompts):
         raise InputError(f"{config.prompts}: no such file")
     own = {
         key: value for key, value in dataclasses.asdict(config).items() if key not in ("output", "keep", "overwrite")
     }
-    hashes = {"prompts_sha256": sha256_file(config.prompts), "model_sha256": models.weights_of(config.model)}
+    hashes = {"prompts_sha256": sha256_of(config.prompts), "model_sha256": models.weights_of(config.model)}
     return dict(loads(dumps({**own, **hashes})))
 
 
@@ -207,7 +209,7 @@ def _gatherer(config: IterateConfig, start: StartModel) -> Gatherer:
 
 def _online(config: IterateConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """One training run that answers its next prompts anew every ``refresh_every`` updates; rows of blocks, and log."""
-    prompts = list(read(config.prompts))
+    prompts = list(load(config.prompts))
     prompts = prompts[: config.max_prompts] if config.max_prompts else prompts
     wanted = _training(config, 1, model=config.model, data=config.prompts, output_dir=f"{config.output}/model")
     if "train_sampling_strategy" not in config.train:

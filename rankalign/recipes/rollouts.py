@@ -145,7 +145,7 @@ def _rouge_watch(config: TrainConfig) -> Measure:
 
 
 def _held_out(settings: DataSettings) -> list[CandidateSet]:
-    return list(data.load(settings.eval_data, settings.format, Intake(settings.skip_invalid)))
+    return list(data.load(settings.eval_data, settings.format, Intake(settings.skip_invalid, settings.ignore_columns)))
 
 
 def greedy(

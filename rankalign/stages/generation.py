@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rankalign.config import SampleConfig, ScoreConfig, ScorerConfig
-from rankalign.data.records import CandidateSet, Checker, Response, parse_response, read, response_to_dict
+from rankalign.data.load import load
+from rankalign.data.records import CandidateSet, Checker, Response, parse_response, response_to_dict
 from rankalign.engines import ENGINES, Engine, Policy
 from rankalign.engines.settings import policy_settings
 from rankalign.errors import InputError
@@ -16,8 +17,8 @@ from rankalign.scorers import JUDGE, SCORERS, Scorer, attach, grade
 from rankalign.stages.shards import Collected, collect
 from rankalign.stages.stage import Batch, Items, Ledger, Scale, Stage, partial, run_plans
 from rankalign.storage import manifest
-from rankalign.storage.files import sha256_file
 from rankalign.storage.journal import Calls, Remembering
+from rankalign.storage.sources import sha256_of
 
 SCORE_BATCH = 32  # records handed to a scorer at once; what a judge was paid for is kept call by call
 
@@ -54,7 +55,7 @@ def sample(
     prompts = _prompts(config.prompts, config.max_prompts)
     policies = [_seeded(policy, config.seed) for policy in config.policies]
     settings = {
-        "prompts": sha256_file(config.prompts),
+        "prompts": sha256_of(config.prompts),
         "max_prompts": config.max_prompts,
         "policies": [describe(policy) for policy in policies],
     }
@@ -78,7 +79,7 @@ def sample(
 
 
 def _prompts(path: str | Path, most: int) -> list[CandidateSet]:
-    prompts = list(read(path))
+    prompts = list(load(path))
     return prompts[:most] if most else prompts
 
 
@@ -178,10 +179,10 @@ def score(config: ScoreConfig, grader: Callable[[ScorerConfig], Grader] | None =
         raise InputError("scorers: name at least one")
     if Path(config.input).resolve() == Path(config.output).resolve():
         raise InputError(f"input and output are the same file, {config.input}; name another output")
-    sets = list(read(config.input))
+    sets = list(load(config.input))
     graders = [(grader or Grader)(scorer) for scorer in config.scorers]
     settings = {
-        "input": sha256_file(config.input),
+        "input": sha256_of(config.input),
         "scorers": [{"name": each.name, **each.scorer.fingerprint()} for each in graders],
     }
     stage = Stage(

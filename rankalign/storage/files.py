@@ -115,7 +115,12 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
     U+2028, U+0085 and friends may stand inside JSON strings, so ``str.splitlines`` would cut records in two.
     Bytes, because one line that is not UTF-8 must not hide the others: see :func:`decode`.
     """
-    for number, raw in enumerate(read_bytes(path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    yield from split_lines(read_bytes(path))
+
+
+def split_lines(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file's content; see :func:`read_lines`."""
+    for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         yield number, raw.removesuffix(b"\r")
 
 

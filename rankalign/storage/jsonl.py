@@ -9,8 +9,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from rankalign.errors import InputError, RecordError
-from rankalign.storage.files import atomic_writer, decode, read_lines
+from rankalign.errors import InputError, Line, RecordError
+from rankalign.storage.files import atomic_writer, decode, read_bytes, split_lines
+from rankalign.storage.sniff import trouble
 
 Row = tuple[int, dict[str, Any]]
 OnError = Callable[[RecordError], None]
@@ -59,18 +60,21 @@ def loads(text: str) -> Any:
 def read_rows(path: str | os.PathLike[str], on_error: OnError | None = None) -> Iterator[Row]:
     """Yield ``(line, object)`` of a JSON Lines file, or of a file that is one JSON list of objects.
 
-    Blank lines are passed over. A bad line goes to ``on_error`` and is left out; without ``on_error`` it raises.
+    The line of a list's element is a :class:`Line`, which knows the element's number, too. Blank lines are passed over.
+    A bad line goes to ``on_error`` and is left out; without ``on_error`` it raises.
 
     Raises:
         RecordError: a line is not UTF-8, not JSON or not an object.
-        InputError: the file is missing or holds nothing.
+        InputError: the file is missing, holds nothing, or is no text at all: UTF-16, a pickle, a Git LFS pointer, ...
     """
-    report = on_error or give_up
-    lines = [(number, raw) for number, raw in read_lines(path) if raw.strip()]
+    report, content = on_error or give_up, read_bytes(path)
+    if wrong := trouble(content):
+        raise InputError(f"{path}: {wrong}")
+    lines = [(number, raw) for number, raw in split_lines(content) if raw.strip()]
     if not lines:
         raise InputError(f"{path}: the file is empty")
     if lines[0][1].lstrip().startswith(b"["):
-        yield from _list_rows(path, report)
+        yield from _list_rows(path, content, report)
         return
     for number, raw in lines:
         try:
@@ -112,13 +116,13 @@ def _torn_strings(value: Any, path: str) -> Iterator[str]:
             yield from _torn_strings(element, f"{path}.{key}" if path else key)
 
 
-def _list_rows(path: str | os.PathLike[str], report: OnError) -> Iterator[Row]:
-    """Elements of a JSON list, each with the line on which it starts; the list ends where its JSON breaks."""
-    text = "\n".join(decode(path, number, raw) for number, raw in read_lines(path))
-    line, counted = 1, 0
+def _list_rows(path: str | os.PathLike[str], content: bytes, report: OnError) -> Iterator[Row]:
+    """Elements of a JSON list, each with its number and the line on which it starts; it ends where its JSON breaks."""
+    text = "\n".join(decode(path, number, raw) for number, raw in split_lines(content))
+    line, counted = Line.of(1, 1), 0
     try:
-        for start, end in _elements(text):
-            line, counted = line + text.count("\n", counted, start), start
+        for number, (start, end) in enumerate(_elements(text), start=1):
+            line, counted = Line.of(line + text.count("\n", counted, start), number), start
             try:
                 element = _object_at(path, line, text[start:end])
             except RecordError as error:
@@ -126,7 +130,8 @@ def _list_rows(path: str | os.PathLike[str], report: OnError) -> Iterator[Row]:
             else:
                 yield line, element
     except json.JSONDecodeError as error:
-        report(RecordError(str(path), error.lineno, "", f"the JSON list is broken here: {error.msg}"))
+        reason = f"the JSON list is broken here, and read no further: {error.msg} at column {error.colno}"
+        report(RecordError(str(path), Line.of(error.lineno, line.element + (counted > 0)), "", reason))
     except RecursionError:
         report(RecordError(str(path), line, "", "not valid JSON: nested too deeply"))
 

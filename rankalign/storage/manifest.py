@@ -19,6 +19,7 @@ from rankalign.errors import InputError
 from rankalign.storage.files import sha256_file, write_text
 from rankalign.storage.journal import differences
 from rankalign.storage.jsonl import dumps, loads, without_nan
+from rankalign.storage.sources import shards
 
 RELATIVE = "place"  # stands in manifests whose paths are relative to them
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "peft", "safetensors", "tokenizers", "numpy")
@@ -52,10 +53,12 @@ class Entry:
 
 
 def hashes(paths: Sequence[str | os.PathLike[str]]) -> dict[str, str]:
-    """SHA-256 by path; of a folder, each file in it but its manifest."""
+    """SHA-256 by path; of a folder, each file in it but its manifest; of a pattern, each file that it names."""
     found: dict[str, str] = {}
     for path in map(Path, paths):
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
+        if not path.is_dir():
+            files = [path] if path.exists() else shards(path) or [path]
         found.update({str(p): sha256_file(p) for p in files if p.name != "manifest.json"})
     return found
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,13 +16,14 @@ from transformers import PreTrainedTokenizerBase
 from rankalign.data import load as data
 from rankalign.data.convert import Intake
 from rankalign.data.encode import EncodeOptions, TokenList, encode_all, said
+from rankalign.data.formats import Losses
 from rankalign.data.records import CandidateSet, choose_judge, judges
 from rankalign.errors import InputError
 from rankalign.models import adapters
 from rankalign.models import load as models
 from rankalign.rows import logps, rewards
-from rankalign.storage.files import sha256_file
 from rankalign.storage.jsonl import dumps
+from rankalign.storage.sources import is_there, sha256_of
 from rankalign.training.fit import check_end
 from rankalign.training.measures import BY_PAIRS
 from rankalign.training.reference import ReferenceCache
@@ -31,6 +31,7 @@ from rankalign.training.reward import freeze_lower
 from rankalign.training.reward import load as load_reward
 from rankalign.training.settings import DataSettings, LossSettings, ModelSettings
 
+UNWANTED = "label"  # judge that says whether people wanted an answer
 CUT_TOO_OFTEN = 0.05  # share of texts cut, from which on the data is not what its author meant
 UNSCORED = "only"  # judge of single responses that nobody scored, which SFT may still learn from
 
@@ -46,9 +47,9 @@ def data_hashes(settings: DataSettings) -> list[str]:
     if not settings.data:
         raise InputError("--data is missing: a file of scored candidates (run `rankalign score` to make one)")
     for path in settings.paths:
-        if not Path(path).is_file():
+        if not is_there(path):
             raise InputError(f"{path}: no such file")
-    return [sha256_file(path) for path in settings.paths]
+    return [sha256_of(path) for path in settings.paths]
 
 
 def start_hash(settings: ModelSettings, method: str = "rank") -> str:
@@ -153,8 +154,10 @@ def encode(
         whole: as reward models read them.
     """
     check_end(tokenizer)
-    intake = Intake(settings.skip_invalid)
+    intake = Intake(settings.skip_invalid, settings.ignore_columns)
     sets = list(data.load(path, settings.format, intake))
+    if alone and settings.judge in ("", UNWANTED):
+        without_unwanted(sets, intake.losses)
     options = EncodeOptions(
         judge=_judge(settings.judge, sets, alone),
         template=settings.template,
@@ -170,7 +173,19 @@ def encode(
     lists, counts = encode_all(sets, tokenizer, options, intake)
     for sentence in said(counts):
         print(f"{path}: {sentence}", file=sys.stderr)
-    return lists, {**counts, **intake.losses.counts, "skipped_invalid": len(intake.errors)}
+    unread = {f"rows with the unread column {column}": count for column, count in intake.unread.counts.items()}
+    renamed = {"renamed ids": intake.renamed} if intake.renamed else {}
+    return lists, {**counts, **intake.losses.counts, **unread, **renamed, "skipped_invalid": len(intake.errors)}
+
+
+def without_unwanted(sets: list[CandidateSet], losses: Losses) -> None:
+    """Take out of lists for supervised training every answer that people labelled as unwanted, and count them."""
+    for record in sets:
+        wanted = [response for response in record.responses if response.scores.get(UNWANTED) != 0]
+        if left := len(record.responses) - len(wanted):
+            losses.add("answers labelled as unwanted, which are not imitated", left)
+            record.responses = wanted
+    sets[:] = [record for record in sets if record.responses]
 
 
 def _judge(asked: str, sets: Sequence[CandidateSet], alone: bool) -> str:

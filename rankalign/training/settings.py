@@ -91,6 +91,7 @@ class DataSettings:
     only_use_sample: bool = flag(False, "all but the last two responses (RRHF's settings D and B)")
     stop_response: bool = flag(False, "cut responses at the marks of HH dialogues")
     skip_invalid: bool = flag(False, "leave bad lines of the data out, with their count, instead of stopping")
+    ignore_columns: str = flag("", "columns of the data that may stay unread, comma-separated, or `all`")
 
     def __post_init__(self) -> None:
         if self.only_use_provide and self.only_use_sample:

@@ -47,7 +47,7 @@ OPTIONAL = {
     "rouge_score": {"rankalign/evaluation/texts/lexical.py"},
     "vllm": {"rankalign/engines/vllm.py"},
     "gradio": {"rankalign/interactive/pages/chat.py"},
-    "openpyxl": {"rankalign/data/formats/workbook.py"},
+    "openpyxl": {"rankalign/storage/workbook.py"},
     "pandas": {"rankalign/data/frame.py", "rankalign/evaluation/export.py"},
     "uvicorn": {"rankalign/interactive/pages/chat.py"},
 }

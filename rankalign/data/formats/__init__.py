@@ -68,6 +68,22 @@ FORMATS = Registry(
         "fastchat": Entry("rankalign.data.formats.fastchat:FORMAT", "questions, answers, reviews (FastChat)"),
         "minchatgpt": Entry("rankalign.data.formats.minchatgpt:FORMAT", "answers of three policies (minChatGPT)"),
         "arena-hard": Entry("rankalign.data.formats.arena_hard:FORMAT", "questions and model answers (Arena-Hard)"),
+        "pku": Entry("rankalign.data.formats.pairs:PKU_FORMAT", "two answers, the better and the safer (PKU-SafeRLHF)"),
+        "helpsteer": Entry("rankalign.data.formats.rated:HELPSTEER", "axes of an answer, or pairs (HelpSteer 1, 2, 3)"),
+        "nectar": Entry("rankalign.data.formats.candidates:NECTAR", "seven ranked answers a prompt (Nectar)"),
+        "arena-battles": Entry("rankalign.data.formats.battles:FORMAT", "two models, a winner (Chatbot Arena, LMSYS)"),
+        "beavertails": Entry("rankalign.data.formats.rated:BEAVERTAILS", "an answer, safe or not (BeaverTails)"),
+        "distilabel": Entry("rankalign.data.formats.candidates:DISTILABEL", "generations and ratings (distilabel)"),
+        "openhermes-preferences": Entry(
+            "rankalign.data.formats.candidates:OPENHERMES", "three ranked completions (OpenHermesPreferences)"
+        ),
+        "prometheus": Entry("rankalign.data.formats.prometheus:FORMAT", "what a judge compared or graded (Prometheus)"),
+        "ultrainteract": Entry("rankalign.data.formats.ultrainteract:FORMAT", "pairs of steps (UltraInteract)"),
+        "best-of-n": Entry("rankalign.data.formats.candidates:BEST_OF_N", "a prompt, a list of answers, their rewards"),
+        "pairs": Entry("rankalign.data.formats.pairs:PAIRS", "two answers in columns, a verdict in words"),
+        "prompt-response": Entry(
+            "rankalign.data.formats.rated:PROMPT_RESPONSE", "an answer a row, with or without a score (dolly, ...)"
+        ),
         "text-score": Entry("rankalign.data.formats.text_score:FORMAT", "whole texts with scores (DSP)"),
         "columns": Entry("rankalign.data.formats.columns:FORMAT", "an answer a column (PandaLM, LLMBar, DSP, ...)"),
         "table": Entry(

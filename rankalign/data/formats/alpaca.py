@@ -51,6 +51,7 @@ class Alpaca(RowFormat):
     """The output is a response of policy ``output``; rows without one are prompts."""
 
     name = "alpaca"
+    reads = frozenset({"text"})  # the same row, put into Stanford's template
 
     def record(self, row: dict[str, Any], check: Checker) -> CandidateSet:
         """One row; ``input`` and ``output`` may be missing."""

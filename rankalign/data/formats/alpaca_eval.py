@@ -30,6 +30,10 @@ class AlpacaEval(AnswerFormat):
     """Prompts are told apart by ``prompt_id``, or by the instruction where there is none."""
 
     name = "alpaca-eval"
+    reads = frozenset(
+        {"instruction", "input", "annotated", "preference", "annotator"}
+        | {"raw_completion", "time_per_example", "price_per_example", "generator_1", "generator_2"}
+    )
 
     def stage(self, row: dict[str, Any], check: Checker) -> int:
         """Outputs first, then what was said of them."""

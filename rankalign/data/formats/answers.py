@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from rankalign.data.formats import FORMATS, Losses
 from rankalign.data.formats.common import Dropped, lost_details
+from rankalign.data.formats.unread import says_something, unread
 from rankalign.data.records import CandidateSet, Checker, Response
 from rankalign.errors import RecordError
 from rankalign.storage.jsonl import OnError, Row
@@ -40,6 +41,18 @@ class AnswerFormat(ABC):
     """Reads rows in stages (questions, answers, verdicts), from several files where they are apart."""
 
     name: ClassVar[str]
+    # Columns that were made something of although they are kept with the answer.
+    reads: ClassVar[frozenset[str]] = frozenset()
+
+    def unread(self, record: CandidateSet) -> list[str]:
+        """The columns of the record's rows that nothing was made of and that do not just describe it."""
+        kept = [response.meta.get(self.name) for response in record.responses]
+        columns = {key: value for key, value in record.meta.items() if key not in FORMATS}
+        note = record.meta.get(self.name)
+        own = dict(note) if isinstance(note, dict) else {}
+        for row in [*kept, *own.pop("annotations", []), own]:
+            columns |= {key: value for key, value in (row or {}).items() if says_something(value)}
+        return unread(columns, self.reads)
 
     def read(self, rows: Iterable[Row], file: str, on_error: OnError) -> Iterator[CandidateSet]:
         """Records from one file."""
@@ -61,10 +74,12 @@ class AnswerFormat(ABC):
                 self.take(row, check, table)
             except RecordError as error:
                 on_error(error)
+        # Questions alone are prompts to be answered; beside answers, one that nobody answered is left out.
+        alone = not any(record.responses for record in table.sets.values())
         for key, record in table.sets.items():
             first = table.first[key]
             record.origin = (first.file, first.line)
-            if record.prompt and record.responses:
+            if record.prompt and (record.responses or alone):
                 yield record
             elif record.prompt:
                 on_error(Dropped(first.file, first.line, "", "questions without an answer"))

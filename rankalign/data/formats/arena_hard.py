@@ -16,6 +16,7 @@ class ArenaHard(LoneAnswers):
     """The answer is the last message; its content is text or an object with ``answer``."""
 
     name = "arena-hard"
+    reads = frozenset({"message"})
 
     def stage(self, row: dict[str, Any], check: Checker) -> int:
         """Questions, then answers."""

@@ -57,8 +57,12 @@ def winner(value: Any) -> tuple[float | None, float | None]:
     )
 
 
+def _is_pandalm(column: str) -> bool:
+    return column.startswith("annotator") or column in ("gpt35_result", "pandalm_result")
+
+
 def _pandalm(row: dict[str, Any]) -> Verdicts:
-    judges = [key for key in row if key.startswith("annotator") or key in ("gpt35_result", "pandalm_result")]
+    judges = [key for key in row if _is_pandalm(key)]
     return {judge.removesuffix("_result"): winner(row[judge]) for judge in judges}
 
 
@@ -92,6 +96,11 @@ class Columns(RowFormat):
     """Policies are called as the columns."""
 
     name = "columns"
+    reads = frozenset({"label", "judges", "judge_preferred", "shuffled_index"})
+
+    def unread(self, record: CandidateSet) -> list[str]:
+        """As everywhere; PandaLM has a column for each annotator and each judge's result."""
+        return [name for name in super().unread(record) if not _is_pandalm(name)]
 
     def record(self, row: dict[str, Any], check: Checker) -> CandidateSet:
         """One row of a known layout."""

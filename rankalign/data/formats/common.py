@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from rankalign.data.formats import FORMATS, Losses
-from rankalign.data.records import CandidateSet, Checker, Prompt, Response
+from rankalign.data.formats.system import put_system, take_system, without_system
+from rankalign.data.formats.unread import NOTHING, Ignored, refusal, unread
+from rankalign.data.ids import FreshIds
+from rankalign.data.records import PREFERENCE as PREFERENCE
+from rankalign.data.records import CandidateSet, Checker, Prompt, Response, judges
 from rankalign.data.templates import render
-from rankalign.errors import InputError, RecordError
+from rankalign.errors import InputError, RecordError, number_of
 from rankalign.storage.jsonl import OnError, Row, kind
 
 # Where records carry several judges and none is named, the first of these that is there ranks.
-PREFERENCE = "preference"
-DEFAULT_JUDGES = (PREFERENCE, "score", "overall_score")
+DEFAULT_JUDGES = (PREFERENCE, "score", "overall_score", "helpfulness")
 EQUAL_PAIRS = "pairs of equal answers"
 # A row from the better response, the worse one and the judge who says so.
 Build = Callable[[Response, Response, str], dict[str, Any]]
@@ -40,31 +43,81 @@ class RowFormat(ABC):
     Attributes:
         judge: scores of this judge rank when writing; empty picks the only one, or the first of ``DEFAULT_JUDGES``.
         pairs: ``all`` writes every strict pair of a ranked list, ``best-worst`` one pair a list.
+        ignored: columns that are left unread by wish.
     """
 
     judge: str = ""
     pairs: str = "all"
+    ignored: Ignored = NOTHING
     name: ClassVar[str]
     id_columns: ClassVar[tuple[str, ...]] = ("id", "prompt_id")
+    # Columns that were made something of although they stay in `meta` as they came, and those known to say nothing new.
+    reads: ClassVar[frozenset[str]] = frozenset()
+    # Whether a row without a score is refused where it has columns that nobody reads.
+    strict: ClassVar[bool] = True
+    # Columns with a system message for which the format has a place of its own.
+    own_system: ClassVar[tuple[str, ...]] = ()
 
     def read(self, rows: Iterable[Row], file: str, on_error: OnError) -> Iterator[CandidateSet]:
         """Records from foreign rows, in order; a bad row goes to ``on_error`` and is left out."""
-        ids = Ids(file, self.id_columns)
+        ids, pending = Ids(file, self.id_columns), None
         for line, row in rows:
             check = Checker(file, line)
             try:
-                record = self.record(row, check)
+                record = self.take(row, check)
                 _drop_equal_pair(record, check)
             except RecordError as error:
                 on_error(error)
-            else:
-                record.id, record.origin = ids.take(row, line), (file, line)
-                yield record
+                continue
+            if pending is not None and self.joins(pending, record):
+                pending.responses += record.responses
+                continue
+            if pending is not None:
+                yield pending
+            record.id, record.origin = ids.take(row, line), (file, line)
+            pending = record
+        if pending is not None:
+            yield pending
+
+    def joins(self, pending: CandidateSet, record: CandidateSet) -> bool:
+        """Whether a row's record goes on with that of the row before: more answers to the same prompt."""
+        return False
+
+    def take(self, row: dict[str, Any], check: Checker) -> CandidateSet:
+        """One row as a record without an id: null cells are absent, a column ``system`` is the system message."""
+        present, hidden = self.ignored.hide(row)
+        check.nulls = frozenset(hidden.keys() - self.ignored.names)
+        system, present = take_system(present, check, self.own_system)
+        record = self.record(present, check)
+        if system is not None:
+            put_system(record, self.name, *system, check)
+        _put_back(record, self.name, hidden)
+        if (left := self._suspicious(record)) and not judges([record]):
+            raise check.fail(", ".join(left), refusal(left, self.name))
+        return record
+
+    def _suspicious(self, record: CandidateSet) -> list[str]:
+        allowed = not self.strict or self.ignored.everything
+        return [] if allowed else [name for name in self.unread(record) if name not in self.ignored.names]
+
+    def unread(self, record: CandidateSet) -> list[str]:
+        """The columns of the record's row that nothing was made of and that do not just describe it."""
+        note = note_of(record, self.name) or {}
+        columns = {key: value for key, value in record.meta.items() if key not in FORMATS}
+        return unread({**columns, **note.get("columns", {})}, self.reads)
+
+    def own_id(self, record: CandidateSet) -> str | None:
+        """The id that the record's row brought along."""
+        kept = [response.meta.get(self.name) for response in record.responses[:1]]
+        rows = [record.meta, *(row for row in kept if isinstance(row, dict))]
+        return next((found for row in rows if (found := own_id(row, self.id_columns)) is not None), None)
 
     def write(self, records: Iterable[CandidateSet], losses: Losses) -> Iterator[dict[str, Any]]:
         """Foreign rows from records, in order; what does not fit is counted in ``losses``."""
         for record in records:
-            yield from self.rows(record, losses)
+            bare, system = without_system(record, self.name)
+            for row in self.rows(bare, losses):
+                yield {**row, **system}
 
     @abstractmethod
     def record(self, row: dict[str, Any], check: Checker) -> CandidateSet:
@@ -131,6 +184,13 @@ class PairFormat(RowFormat):
         """The row of the prompt with its only answer, if it has one."""
 
 
+def _put_back(record: CandidateSet, name: str, hidden: dict[str, Any]) -> None:
+    """Let what was hidden from a reader wait in ``meta`` with the columns that were not read."""
+    for key, value in hidden.items():
+        place = record.meta.setdefault(name, {}).setdefault("columns", {}) if key in FORMATS else record.meta
+        place.setdefault(key, value)
+
+
 def _same(one: Response, other: Response) -> bool:
     """Whether two responses are the same message."""
     return as_message(one) == as_message(other)
@@ -143,21 +203,26 @@ def _drop_equal_pair(record: CandidateSet, check: Checker) -> None:
 
 
 class Ids:
-    """Gives each record of a file an id: the row's own where it has a fresh one, else ``<file stem>-<line>``."""
+    """Gives each record of a file an id: the row's own where it has a fresh one, else ``<file stem>-<line>``.
+
+    In a JSON list the element's number takes the place of the line's.
+    """
 
     def __init__(self, file: str, columns: tuple[str, ...]) -> None:
         self.stem = Path(file).name.split(".")[0] or "row"
-        self.columns, self.seen = columns, set[str]()
+        self.columns, self.fresh = columns, FreshIds()
 
     def take(self, row: dict[str, Any], line: int) -> str:
         """The id of the row on ``line``."""
-        own = (row.get(column) for column in self.columns)
-        named = next((str(value) for value in own if type(value) in (str, int) and str(value).strip()), None)
-        ident = named if named is not None and named not in self.seen else f"{self.stem}-{line:06d}"
-        while ident in self.seen:
-            ident += "+"
-        self.seen.add(ident)
-        return ident
+        named = own_id(row, self.columns)
+        taken = named is None or named in self.fresh.seen
+        return self.fresh.take(f"{self.stem}-{number_of(line):06d}" if taken else str(named))
+
+
+def own_id(columns: dict[str, Any], names: Iterable[str]) -> str | None:
+    """The id that a row brings along: the first of the columns ``names`` that holds a text or a whole number."""
+    values = (columns.get(name) for name in names)
+    return next((str(value) for value in values if type(value) in (str, int) and str(value).strip()), None)
 
 
 # --- columns -----------------------------------------------------------------------------------------------------

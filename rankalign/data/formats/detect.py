@@ -1,33 +1,48 @@
-"""The format of a file, told by the keys of its first record."""
+"""The format of a file, told by the columns of its first record that hold anything."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from rankalign.data.formats import FORMATS
-from rankalign.data.formats.arrow import rows_of
+from rankalign.data.formats.aliases import ANSWERS, LISTS, PROMPTS, first
+from rankalign.data.formats.hh import MARK
 from rankalign.data.formats.layout import fits
-from rankalign.data.formats.spreadsheet import columns_of, is_spreadsheet
-from rankalign.errors import InputError
+from rankalign.data.formats.pairs import PAIRS
+from rankalign.errors import InputError, RecordError
+from rankalign.storage.sources import rows_of
+from rankalign.storage.spreadsheet import columns_of, is_spreadsheet
 
 # A record of ours has no other keys than these; `id` and `prompt` alone also stand in many foreign rows.
 NATIVE = {"id", "prompt", "responses", "meta"}
-# The keys that tell a format; the first line that fits is taken.
+# The columns that tell a format; the first line that fits is taken, so that what is told by more columns stands first.
 SHAPES: tuple[tuple[str, set[str]], ...] = (
+    ("arena-battles", {"model_a", "model_b", "conversation_a"}),
+    ("arena-battles", {"model_a", "model_b", "response_a", "winner_model_a"}),
+    ("pku", {"response_0", "response_1", "better_response_id"}),
+    ("pku", {"response_0", "response_1", "safer_response_id"}),
+    ("prometheus", {"orig_instruction", "orig_response_A"}),
+    ("prometheus", {"orig_instruction", "orig_response"}),
+    ("openhermes-preferences", {"candidates_completions", "ranks"}),
+    ("ultrainteract", {"trajectory", "chosen", "rejected"}),
+    ("helpsteer", {"response_1", "response_2", "preference_strength"}),
+    ("helpsteer", {"response1", "response2", "overall_preference"}),
+    ("helpsteer", {"response", "helpfulness"}),
+    ("beavertails", {"prompt", "response", "is_safe"}),
+    ("nectar", {"prompt", "answers", "good_natured"}),
     ("rrhf", {"query", "responses", "scores"}),
     ("rrhf", {"prompt", "response", "scores"}),
     ("llama-factory", {"conversations"}),
     ("halos", {"output_A", "output_B"}),
     ("halos", {"prompt", "output", "type"}),
-    ("webgpt", {"answer_0", "answer_1"}),
+    ("webgpt", {"answer_0", "answer_1", "score_0"}),
     ("shp", {"history", "human_ref_A"}),
     ("stack-exchange", {"question", "response_j", "response_k"}),
     ("gpt4-compare", {"user_input", "completion_a"}),
     ("gpt4-compare", {"user_input", "responses_and_scores"}),
-    ("ultrafeedback", {"instruction", "completions"}),
-    ("nemo-rl", {"context", "completions"}),
     ("pro", {"prefix", "suffix", "reward"}),
-    ("fastchat", {"question_id"}),
+    *(("fastchat", {"question_id", column}) for column in ("text", "turns", "choices", "generation", "review_id")),
     ("text-score", {"text", "score"}),
     ("summarize", {"info", "summaries"}),
     ("summarize", {"subreddit", "post", "summary"}),
@@ -37,41 +52,93 @@ SHAPES: tuple[tuple[str, set[str]], ...] = (
     ("columns", {"input", "output_1", "output_2", "label"}),
     ("columns", {"prompt", "reference", "summary"}),
     ("columns", {"instruction", "reference", "candidates"}),
-    ("columns", {"query", "responses"}),
     ("trl", {"chosen", "rejected"}),
     ("ms-swift", {"messages", "rejected_response"}),
     ("ms-swift", {"messages", "rejected_messages"}),
-    ("trl", {"prompt", "completion"}),
-    ("arena-hard", {"uid", "messages"}),
-    ("trl", {"messages"}),
     ("alpaca-eval", {"instruction", "output", "generator"}),
     ("alpaca-eval", {"generator_2", "preference"}),
+    ("arena-hard", {"uid", "messages"}),
+    ("arena-hard", {"uid", "prompt"}),
+)
+# Told by less, and only where none of the guesses between them and the lines above fits.
+LAST: tuple[tuple[str, set[str]], ...] = (
+    ("trl", {"prompt", "completion"}),
+    ("trl", {"messages"}),
+    ("trl", {"conversation"}),
+    ("alpaca", {"instruction", "output"}),
+)
+BARE: tuple[tuple[str, set[str]], ...] = (
     ("alpaca", {"instruction"}),
     ("trl", {"prompt"}),
+    ("fastchat", {"question_id"}),
 )
 
 
 def detect(path: str | os.PathLike[str]) -> str:
-    """Name of a file's format, by the keys of its first sound row.
+    """Name of a file's format, by the columns of its first sound row.
 
     Raises:
-        InputError: no format has such keys.
+        InputError: no format has such columns.
+        RecordError: no row is sound.
     """
-    row = next((row for _, row in rows_of(path, lambda error: None)), {})
-    keys = set(row)
-    if is_spreadsheet(path):  # an empty cell in the first row is a column all the same
-        keys = set(columns_of(path))
-        if fits(keys):
-            return "table"
-    if {"id", "prompt"} <= keys <= NATIVE:
+    errors: list[RecordError] = []
+    columns = list(columns_of(path)) if is_spreadsheet(path) else []
+    if columns and fits(set(columns)):
+        return "table"
+    row = next((row for _, row in rows_of(path, errors.append)), {})
+    if errors and not row:
+        raise errors[0]
+    # An empty cell in the first row of a spreadsheet is a column all the same.
+    return detect_row(dict.fromkeys(columns, "") | row, str(path))
+
+
+def detect_row(row: dict[str, Any], file: str = "<memory>") -> str:
+    """Name of the format of a row, see :func:`detect`."""
+    held = {key: value for key, value in row.items() if value is not None} or row
+    if {"id", "prompt"} <= held.keys() <= NATIVE:
         return "rankalign"
-    found = next((name for name, shape in SHAPES if shape <= keys), None)
+    found = _named(held, SHAPES) or _listed(held) or _named(held, LAST) or _guessed(held) or _named(held, BARE)
     if found == "alpaca" and isinstance(row.get("output"), list):
         return "gpt4-compare"
-    if found is None:
+    if found == "trl" and "prompt" not in held and _are_dialogues(held.get("chosen"), held.get("rejected")):
+        return "hh"
+    if not found:
         raise InputError(
-            f"{path}: cannot tell the format from the keys {', '.join(sorted(keys)) or '(none)'}; "
+            f"{file}: cannot tell the format from the keys {', '.join(sorted(held)) or '(none)'}; "
             f"name it with --format or --from (one of: {', '.join(FORMATS)}), "
             "or say what they are with `convert --columns`"
         )
     return found
+
+
+def _are_dialogues(*sides: Any) -> bool:
+    """Whether a pair holds whole dialogues in HH form: read as TRL's, their prompt would end where their texts part."""
+    return all(isinstance(side, str) and side.lstrip().startswith("Human:") and MARK in side for side in sides)
+
+
+def _named(row: dict[str, Any], shapes: tuple[tuple[str, set[str]], ...]) -> str:
+    return next((name for name, shape in shapes if shape <= row.keys()), "")
+
+
+def _listed(row: dict[str, Any]) -> str:
+    """A prompt with a list of answers; what stands in the list tells whose it is."""
+    if "query" in row and isinstance(row.get("responses"), dict):
+        return "columns"
+    column = first({key: value for key, value in row.items() if isinstance(value, list)}, LISTS)
+    if not column or not first(row, PROMPTS):
+        return ""
+    entry = next(iter(row[column]), None)
+    if column == "completions" and isinstance(entry, dict):
+        if "context" in row and "completion" in entry:
+            return "nemo-rl"
+        if "instruction" in row and "response" in entry:
+            return "ultrafeedback"
+    return "distilabel" if column == "generations" and "instruction" in row else "best-of-n"
+
+
+def _guessed(row: dict[str, Any]) -> str:
+    """Two answers in columns, or one, under any of their usual names."""
+    if PAIRS.fits(row):
+        return "pairs"
+    asked = first(row, PROMPTS)
+    return "prompt-response" if asked and first({key: row[key] for key in row if key != asked}, ANSWERS) else ""

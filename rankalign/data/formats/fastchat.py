@@ -1,10 +1,11 @@
 """FastChat's judge files: questions, answers of either generation, two-score reviews, and listwise orders.
 
 Questions and answers are files apart, joined by ``question_id``; of an answer in several turns the first is the
-response and the others are kept. Reviews add scores to the answers they name: the two numbers of a review, or 1, 0.5,
-0 where one number names the winner; -1 (nothing parsed) is missing. Their judge is the review's ``file``, else
-``<reviewer>: <first> | <second>``. A listwise review that brings its question and answers is a record of its own with
-scores by judge ``order``.
+response and the others are kept, and so it is with questions in several turns (MT-bench): the first is the prompt,
+all of them wait in ``meta["turns"]``, and the later ones are counted. Questions without any answers are prompts.
+Reviews add scores to the answers they name: the two numbers of a review, or 1, 0.5, 0 where one number names the
+winner; -1 (nothing parsed) is missing. Their judge is the review's ``file``, else ``<reviewer>: <first> | <second>``.
+A listwise review that brings its question and answers is a record of its own with scores by judge ``order``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,13 @@ class FastChat(LoneAnswers):
     """Policies are ``answers_of``, ``model_id`` or, in a listwise review, its ``model_ids``."""
 
     name = "fastchat"
+    reads = frozenset({"text", "prompt", "turns", "choice", "answers_of", "review_id"})
+
+    def unread(self, record: CandidateSet) -> list[str]:
+        """As everywhere, and the later turns, which follow the model's own first answer."""
+        asked = record.meta.get("turns", [])[1:]
+        later = asked or any(response.meta.get(self.name, {}).get("turns") for response in record.responses)
+        return [*super().unread(record), *(["turns[1:]"] if later else [])]
 
     def stage(self, row: dict[str, Any], check: Checker) -> int:
         """Questions, answers, reviews."""

@@ -5,14 +5,13 @@ Consecutive samples of one prompt become one record, so that a list of candidate
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from rankalign.data.formats import Losses
 from rankalign.data.formats.common import (
     PREFERENCE,
-    Ids,
     RowFormat,
     answered,
     as_message,
@@ -22,10 +21,10 @@ from rankalign.data.formats.common import (
     note_of,
     pick_judge,
 )
+from rankalign.data.formats.unread import unread
 from rankalign.data.records import CandidateSet, Checker, Response
 from rankalign.data.templates import as_messages
-from rankalign.errors import RecordError
-from rankalign.storage.jsonl import OnError, Row, kind
+from rankalign.storage.jsonl import kind
 
 SAMPLES = ("sample", "scalar_feedback")
 
@@ -36,27 +35,21 @@ class Halos(RowFormat):
 
     name = "halos"
     id_columns = ("prompt_id",)
+    reads = frozenset({"label", "reward_A", "reward_B", "reward_difference", "sample_id", "type", "text"})
 
-    def read(self, rows: Iterable[Row], file: str, on_error: OnError) -> Iterator[CandidateSet]:
-        """A record for each feedback row and for each run of samples with one prompt."""
-        ids, pending, first = Ids(file, self.id_columns), None, (0, dict[str, Any]())
-        for line, row in rows:
-            try:
-                record = self.record(row, Checker(file, line))
-                record.origin = (file, line)
-            except RecordError as error:
-                on_error(error)
-                continue
-            if pending is not None and _same_prompt(pending, record, first[1], row):
-                pending.responses += record.responses
-                continue
-            if pending is not None:
-                pending.id = ids.take(first[1], first[0])
-                yield pending
-            pending, first = record, (line, row)
-        if pending is not None:
-            pending.id = ids.take(first[1], first[0])
-            yield pending
+    def unread(self, record: CandidateSet) -> list[str]:
+        """The columns of all samples, or of the feedback, that nothing was made of."""
+        rows: dict[str, Any] = {}
+        for response in record.responses:
+            rows |= response.meta.get("halos", {})
+        return [*super().unread(record), *unread(rows, self.reads)]
+
+    def joins(self, pending: CandidateSet, record: CandidateSet) -> bool:
+        """Samples of one prompt, one behind the other."""
+        first, own = (each.responses[0].meta.get("halos", {}) for each in (pending, record))
+        samples = all((note_of(each, self.name) or {}).get("type") in SAMPLES for each in (pending, record))
+        same = "prompt_id" in own and own["prompt_id"] == first.get("prompt_id")
+        return samples and same and record.prompt == pending.prompt
 
     def record(self, row: dict[str, Any], check: Checker) -> CandidateSet:
         """One row."""
@@ -132,16 +125,6 @@ class Halos(RowFormat):
             yield row
         if any(key != self.name for key in record.meta):
             losses.add("meta of a prompt with several samples")
-
-
-def _same_prompt(pending: CandidateSet, record: CandidateSet, first: dict[str, Any], row: dict[str, Any]) -> bool:
-    samples = all(entry.get("type", "sample") in SAMPLES for entry in (first, row))
-    return (
-        samples
-        and "prompt_id" in row
-        and row["prompt_id"] == first.get("prompt_id")
-        and record.prompt == pending.prompt
-    )
 
 
 def _label(row: dict[str, Any], check: Checker) -> float:

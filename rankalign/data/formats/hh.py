@@ -15,6 +15,7 @@ from typing import Any
 from rankalign.data.formats import Losses
 from rankalign.data.formats.common import (
     PREFERENCE,
+    Dropped,
     RowFormat,
     complete,
     dialogue_text,
@@ -27,6 +28,7 @@ from rankalign.data.records import CandidateSet, Checker, Message, Response
 
 MARK = "\n\nAssistant:"
 ROLES = {"Human": "user", "Assistant": "assistant"}
+INTO_NEXT = "answers that go on into another turn"
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -74,6 +76,8 @@ class HH(RowFormat):
             other, rejected = split_reply(check, rejected, "rejected")
             if head != other:
                 raise check.fail("rejected", "differs from chosen before the last 'Assistant:'")
+        if any(_TURN.search(side) for side in (chosen, rejected)):
+            raise Dropped(check.file, check.line, "", INTO_NEXT)
         record = CandidateSet("", read_dialogue(head), paired(_reply(chosen), _reply(rejected)))
         check.prompt(record.prompt)
         if write_dialogue(record, Losses()) != head:

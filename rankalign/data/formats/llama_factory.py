@@ -36,6 +36,9 @@ class LlamaFactory(PairFormat):
     """Pairs are judge ``preference``, ``kto_tag`` is judge ``label``."""
 
     name = "llama-factory"
+    own_system = ("system",)
+    # What OpenHermes says of its conversations.
+    reads = frozenset({"custom_instruction", "skip_prompt_formatting", "title", "views", "avatarUrl"})
 
     def record(self, row: dict[str, Any], check: Checker) -> CandidateSet:
         """One row of either form."""

@@ -16,6 +16,7 @@ from rankalign.data.formats import Losses
 from rankalign.data.formats.answers import AnswerFormat, Table, find
 from rankalign.data.formats.common import Dropped, lost_details, note_of, prompt_text
 from rankalign.data.records import CandidateSet, Checker, Response
+from rankalign.errors import on_line
 
 JUDGE = "preference_{}_{}"
 RESERVED = ("prompt", "winner")
@@ -42,7 +43,7 @@ class MinChatGPT(AnswerFormat):
             return
         asked = check.text(row["prompt"], "prompt", empty=False)
         if asked in table.sets:
-            raise check.fail("prompt", f"stands already on line {table.first[asked].line}")
+            raise check.fail("prompt", f"stands already {on_line(table.first[asked].line)}")
         if not texts:
             raise check.fail("", "holds no answer: a column of text beside 'prompt'")
         kept = {key: value for key, value in row.items() if key != "prompt" and key not in texts}

@@ -57,6 +57,7 @@ class Mapped(RowFormat):
     """
 
     name: ClassVar[str] = "alpaca"
+    strict: ClassVar[bool] = False  # who names the data set knows its columns
 
     prompt: str = "prompt"
     answers: Mapping[str, str] = field(default_factory=dict)

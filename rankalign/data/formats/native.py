@@ -7,7 +7,7 @@ from typing import Any
 
 from rankalign.data.formats import Losses
 from rankalign.data.records import CandidateSet, parse, to_dict
-from rankalign.errors import RecordError
+from rankalign.errors import RecordError, on_line
 from rankalign.storage.jsonl import OnError, Row
 
 
@@ -21,7 +21,7 @@ class Native:
             try:
                 record = parse(row, file, line)
                 if record.id in seen:
-                    raise RecordError(file, line, "id", f"{record.id!r} stands already on line {seen[record.id]}")
+                    raise RecordError(file, line, "id", f"{record.id!r} stands already {on_line(seen[record.id])}")
             except RecordError as error:
                 on_error(error)
             else:

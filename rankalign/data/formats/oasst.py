@@ -15,7 +15,7 @@ from rankalign.data.formats import Losses
 from rankalign.data.formats.common import Dropped
 from rankalign.data.formats.named import TURNS_OF_TEXT
 from rankalign.data.records import CandidateSet, Checker, Message, Response
-from rankalign.errors import InputError, RecordError
+from rankalign.errors import InputError, RecordError, on_line
 from rankalign.storage.jsonl import OnError, Row
 
 ROLES = {"prompter": "user", "assistant": "assistant"}
@@ -68,7 +68,7 @@ class Oasst:
 def _checked(row: dict[str, Any], check: Checker, nodes: dict[str, Node]) -> str:
     ident = check.text(row["message_id"], "message_id", empty=False)
     if ident in nodes:
-        raise check.fail("message_id", f"{ident!r} stands already on line {nodes[ident].check.line}")
+        raise check.fail("message_id", f"{ident!r} stands already {on_line(nodes[ident].check.line)}")
     check.text(check.need(row, "text"), "text")
     if check.need(row, "role") not in ROLES:
         raise check.fail("role", f"expected one of {', '.join(ROLES)}, found {row['role']!r}")

@@ -41,7 +41,7 @@ class OpenRLHF(Trl):
         note = note_of(record, self.name)
         renamed = note is None or note.get("input")
         for row in super().rows(record, losses):
-            alone = renamed and "chosen" not in row and "messages" not in row
+            alone = renamed and row.get("chosen") is None and row.get("messages") is None
             yield {TO_OPENRLHF.get(key, key): value for key, value in row.items()} if alone else row
 
 

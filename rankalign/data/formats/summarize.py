@@ -54,6 +54,7 @@ class Summarize(RowFormat):
     """A choice is judge ``preference``; rated axes are judges of their names."""
 
     name = "summarize"
+    reads = frozenset({"choice"})
 
     def record(self, row: dict[str, Any], check: Checker) -> CandidateSet:
         """One row of any of the shapes."""

@@ -8,9 +8,9 @@ from datetime import date, time
 from typing import Any
 
 from rankalign.data.formats.layout import SCORE, Layout
-from rankalign.data.formats.spreadsheet import number_of, text_of
 from rankalign.data.records import CandidateSet, Checker, Prompt, Response
 from rankalign.storage.jsonl import dumps, loads
+from rankalign.storage.spreadsheet import number_of, text_of
 
 PREFIXES = ("score:", "sampling.", "meta.", "response.meta.")
 _NO_SCORE = {"", "na", "n/a", "nan", "none"}  # as pandas and R write a missing number

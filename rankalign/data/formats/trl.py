@@ -45,6 +45,20 @@ ASSISTANT_MARKS = (
 )
 
 
+# A pair's prompt under another name, as Intel's and argilla's sets have it.
+QUESTIONS = ("question", "instruction", "input", "query", "problem")
+CONVERSATIONS = ("messages", "conversation")
+# Columns that say how good the two answers of a pair are, and the judge that they become.
+SIDES = {
+    ("score_chosen", "score_rejected"): "score",
+    ("chosen_score", "rejected_score"): "score",
+    ("rating_chosen", "rating_rejected"): "rating",
+    ("chosen_rating", "rejected_rating"): "rating",
+    ("reward_chosen", "reward_rejected"): "reward",
+    ("chosen_reward", "rejected_reward"): "reward",
+}
+
+
 def split_shared(chosen: str, rejected: str) -> int:
     """Length of the prompt that two full texts share, or 0 where none can be told apart."""
     pairs = enumerate(zip(chosen, rejected, strict=False))
@@ -70,9 +84,26 @@ def _shared_prompt(check: Checker, chosen: Any, rejected: Any) -> tuple[Prompt, 
     return check.prompt(chosen[:-1], "chosen"), chosen[-1:], rejected[-1:]
 
 
+def _add_scores(responses: list[Response], row: dict[str, Any], check: Checker) -> None:
+    """The scores of a pair's two answers, where both have one."""
+    for columns, judge in SIDES.items():
+        if all(row.get(column) is not None for column in columns):
+            for response, column in zip(responses, columns, strict=True):
+                response.scores[judge] = check.number(row[column], column)
+
+
+def _label(row: dict[str, Any], check: Checker) -> dict[str, float | None]:
+    """Judge ``label`` of an answer that people wanted or did not want."""
+    if "label" not in row:
+        return {}
+    if not isinstance(row["label"], bool):
+        raise check.fail("label", f"expected a boolean, found {kind(row['label'])}")
+    return {"label": float(row["label"])}
+
+
 def _is_implicit(row: dict[str, Any]) -> bool:
     """Some data sets add the prompt as a string although the messages repeat it."""
-    prompt, chosen = row.get("prompt"), row["chosen"]
+    prompt, chosen = row.get("prompt"), row.get("chosen")
     return prompt is None or (isinstance(prompt, str) and isinstance(chosen, list) and len(chosen) > 1)
 
 
@@ -81,14 +112,16 @@ class Trl(RowFormat):
     """``chosen`` and ``rejected`` are responses of policies so named, scored 1 and 0 by judge ``preference``."""
 
     name = "trl"
-    held: ClassVar[tuple[str, ...]] = (PREFERENCE,)
+    held: ClassVar[tuple[str, ...]] = (PREFERENCE, *dict.fromkeys(SIDES.values()))
+    # `messages` beside a pair repeats its better side.
+    reads: ClassVar[frozenset[str]] = frozenset({"messages", *(column for pair in SIDES for column in pair)})
 
     def record(self, row: dict[str, Any], check: Checker) -> CandidateSet:
         """One row of any of the types."""
         if "chosen" in row or "rejected" in row:
             return self._read_pair(row, check)
-        if "messages" in row:
-            return self._read_messages(row, check)
+        if talk := next((column for column in CONVERSATIONS if column in row), ""):
+            return self._read_messages(row, talk, check)
         if "completion" in row:
             return self._read_completion(row, check)
         if "prompt" not in row:
@@ -98,36 +131,38 @@ class Trl(RowFormat):
     def _read_pair(self, row: dict[str, Any], check: Checker) -> CandidateSet:
         chosen, rejected = check.need(row, "chosen"), check.need(row, "rejected")
         note: dict[str, Any] = {}
-        if _is_implicit(row):
+        asked = next((column for column in QUESTIONS if column in row), "")
+        if asked and "prompt" not in row and isinstance(chosen, str):
+            prompt, note = check.prompt(row[asked], asked), {"question": asked}
+        elif _is_implicit(row):
             prompt, chosen, rejected = _shared_prompt(check, chosen, rejected)
             note = {"implicit": True} | ({"prompt": row["prompt"]} if "prompt" in row else {})
         else:
             prompt = check.prompt(row["prompt"])
         responses = paired(answered(check, chosen, "chosen"), answered(check, rejected, "rejected"))
+        _add_scores(responses, row, check)
         if type(chosen) is not type(rejected):
             raise check.fail("rejected", f"is {kind(rejected)} where chosen is {kind(chosen)}")
         note |= _odd_form(prompt, chosen)
-        return CandidateSet("", prompt, responses, keep(self.name, note, row, ("prompt", "chosen", "rejected")))
+        used = ("prompt", note.get("question", "prompt"), "chosen", "rejected")
+        return CandidateSet("", prompt, responses, keep(self.name, note, row, used))
 
-    def _read_messages(self, row: dict[str, Any], check: Checker) -> CandidateSet:
-        messages = check.prompt(row["messages"], "messages")
+    def _read_messages(self, row: dict[str, Any], column: str, check: Checker) -> CandidateSet:
+        messages = check.prompt(row[column], column)
         if isinstance(messages, str):
-            raise check.fail("messages", "expected a list of messages, found a string")
-        responses = []
+            raise check.fail(column, "expected a list of messages, found a string")
+        responses, note = [], {"messages": True if column == "messages" else column}
         if messages[-1]["role"] == "assistant" and len(messages) > 1:
-            responses = [answered(check, messages[-1:], "messages", policy="completion")]
+            responses = [answered(check, messages[-1:], column, policy="completion", scores=_label(row, check))]
             messages = messages[:-1]
-        prompt = check.prompt(messages, "messages")
-        return CandidateSet("", prompt, responses, keep(self.name, {"messages": True}, row, ("messages",)))
+        prompt = check.prompt(messages, column)
+        used = (column, "label") if responses and responses[0].scores else (column,)
+        return CandidateSet("", prompt, responses, keep(self.name, note, row, used))
 
     def _read_completion(self, row: dict[str, Any], check: Checker) -> CandidateSet:
         prompt = check.prompt(check.need(row, "prompt"))
         note = _odd_form(prompt, row["completion"])
-        scores: dict[str, float | None] = {}
-        if "label" in row:
-            if not isinstance(row["label"], bool):
-                raise check.fail("label", f"expected a boolean, found {kind(row['label'])}")
-            scores = {"label": float(row["label"])}
+        scores = _label(row, check)
         response = answered(check, row["completion"], "completion", policy="completion", scores=scores)
         return CandidateSet("", prompt, [response], keep(self.name, note, row, ("prompt", "completion", "label")))
 
@@ -145,7 +180,7 @@ class Trl(RowFormat):
         note = note_of(record, self.name) or {}
         chosen, rejected = (self._form(record, response) for response in record.responses)
         if not note.get("implicit"):
-            row = {"prompt": record.prompt, "chosen": chosen, "rejected": rejected}
+            row = {note.get("question", "prompt"): record.prompt, "chosen": chosen, "rejected": rejected}
         else:
             row = {"chosen": record.prompt + chosen, "rejected": record.prompt + rejected}
             if "prompt" in note:
@@ -164,11 +199,14 @@ class Trl(RowFormat):
     def _single_row(self, record: CandidateSet, losses: Losses) -> dict[str, Any]:
         lost_details(record.responses, losses, ["label"], policy=False, meta=False)
         row: dict[str, Any] = {"prompt": record.prompt}
-        if (note_of(record, self.name) or {}).get("messages") and isinstance(record.prompt, list):
-            row = {"messages": record.prompt + [as_message(response) for response in record.responses]}
+        note = note_of(record, self.name) or {}
+        if (talk := note.get("messages")) and isinstance(record.prompt, list):
+            column = talk if isinstance(talk, str) else "messages"
+            row = {column: record.prompt + [as_message(response) for response in record.responses]}
         elif record.responses:
             row["completion"] = self._form(record, record.responses[0])
-            row |= label_column(record.responses[0])
+        for response in record.responses:
+            row |= label_column(response)
         return complete(row, record, self.name, losses)
 
     def _form(self, record: CandidateSet, response: Response) -> Any:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankalign.data.formats import Losses
-from rankalign.data.formats.common import PREFERENCE, complete, keep, lost_details, note_of, pick_judge, prompt_text
+from rankalign.data.formats.common import complete, keep, lost_details, note_of, pick_judge, prompt_text
 from rankalign.data.formats.trl import Trl
 from rankalign.data.records import CandidateSet, Checker, Response
 
 OVERALL = ("overall_score", "fine-grained_score")
-SIDES = ("score_chosen", "score_rejected")
 
 
 @dataclass(frozen=True)
@@ -23,25 +22,17 @@ class UltraFeedback(Trl):
     """
 
     name = "ultrafeedback"
-    held = (PREFERENCE, "score")
 
     def record(self, row: dict[str, Any], check: Checker) -> CandidateSet:
         """One row of either form."""
         if "completions" not in row:
-            return self._binarised(row, check)
+            return super().record(row, check)
         asked = check.text(check.need(row, "instruction"), "instruction", empty=False)
         entries = check.array(row["completions"], "completions")
         responses = [_completion(check, entry, f"completions[{index}]") for index, entry in enumerate(entries)]
         note = {"models": check.array(row["models"], "models") if "models" in row else None}
         meta = keep(self.name, note, row, ("instruction", "completions", "models"))
         return CandidateSet("", [{"role": "user", "content": asked}], responses, meta)
-
-    def _binarised(self, row: dict[str, Any], check: Checker) -> CandidateSet:
-        record = super().record(row, check)
-        for side, response in zip(SIDES, record.responses, strict=False):
-            if row.get(side) is not None:
-                response.scores["score"] = check.number(row[side], side)
-        return record
 
     def rows(self, record: CandidateSet, losses: Losses) -> Iterator[dict[str, Any]]:
         """Binarised rows as TRL's; any other list with all its completions."""

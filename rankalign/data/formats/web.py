@@ -82,6 +82,7 @@ class WebGPT(QuestionFormat):
     """``openai/webgpt_comparisons``: graded from -1 to 1, equal scores are ties, and the better need not be first."""
 
     name = "webgpt"
+    reads = frozenset({"score_0", "score_1"})
     question, answers, judges = "question", ("answer_0", "answer_1"), ("score",)
 
     def read_question(self, value: Any, check: Checker) -> tuple[str, dict[str, Any]]:
@@ -110,6 +111,7 @@ class SHP(QuestionFormat):
     """``stanfordnlp/SHP``: label 1 says that A is better, 0 that B is; the votes are kept as judge ``votes``."""
 
     name = "shp"
+    reads = frozenset({"labels", "score_A", "score_B", "score_ratio"})
     question, answers, judges = "history", ("human_ref_A", "human_ref_B"), (PREFERENCE, "votes")
 
     def scores(self, row: dict[str, Any], check: Checker) -> tuple[Scores, Scores]:

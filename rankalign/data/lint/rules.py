@@ -14,6 +14,7 @@ from itertools import combinations
 
 import regex
 
+from rankalign.data.formats.unread import left_unread
 from rankalign.data.lint.control import found_in
 from rankalign.data.records import CandidateSet, judges
 from rankalign.data.shares import wilson
@@ -321,6 +322,12 @@ def _length_decides(records: list[CandidateSet], held_out: frozenset[str]) -> It
             yield "", f"calling the longer answer the better one agrees with judge {judge!r} on {seen}"
 
 
+def _unread(records: list[CandidateSet], held_out: frozenset[str]) -> Iterator[tuple[str, str]]:
+    counts = Counter(column for record in records for column in left_unread(record))
+    for column, count in counts.items():
+        yield "", f"{column!r} of {count} records is read by nothing: does it hold an answer, a score or a verdict?"
+
+
 RULES: dict[str, Rule] = {
     rule.code: rule
     for rule in (
@@ -346,5 +353,6 @@ RULES: dict[str, Rule] = {
         Rule("L401", "prompt that stands in the set twice", whole=_same_prompt),
         Rule("L402", "prompt that stands in the held-out set", whole=_contaminated),
         Rule("L403", "the longer answer is mostly the better one", whole=_length_decides),
+        Rule("L404", "column that nothing reads and that could hold an answer or a verdict", whole=_unread),
     )
 }

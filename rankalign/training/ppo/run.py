@@ -19,10 +19,11 @@ from rankalign.models import load as models
 from rankalign.progress import Progress
 from rankalign.rows import logps
 from rankalign.storage import manifest
-from rankalign.storage.files import sha256_file, write_text
+from rankalign.storage.files import write_text
 from rankalign.storage.folders import check_writable, remove_strays
 from rankalign.storage.journal import differences
 from rankalign.storage.jsonl import dumps, loads, without_nan
+from rankalign.storage.sources import is_there, sha256_of
 from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import PPOConfig
 from rankalign.training.card import write_card
@@ -85,12 +86,12 @@ def _settings(config: PPOConfig, reward: Reward) -> dict[str, Any]:
     """All that the result depends on, as it reads back from JSON."""
     if not config.data:
         raise InputError("--data is missing: a file of prompts")
-    if not Path(config.data).is_file():
+    if not is_there(config.data):
         raise InputError(f"{config.data}: no such file")
     named = {"model_sha256": config.model, "value_sha256": config.value_model}
     hashes = {key: models.weights_of(model) for key, model in named.items() if model}
     hashes["tokenizer_sha256"] = tokenizer_hash(config.model)
-    found = {**config.own_settings(), "data_sha256": sha256_file(config.data), **hashes}
+    found = {**config.own_settings(), "data_sha256": sha256_of(config.data), **hashes}
     return dict(loads(dumps({**found, "reward_sha256": reward.fingerprint()})))
 
 
@@ -103,7 +104,7 @@ def load_questions(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> tup
     room = config.max_length - config.max_new_tokens
     if room < 1:
         raise InputError(f"--max_length {config.max_length} leaves no prompt beside --max_new_tokens")
-    intake, questions, cut = Intake(config.skip_invalid), [], 0
+    intake, questions, cut = Intake(config.skip_invalid, config.ignore_columns), [], 0
     rendering = Rendering(tokenizer, config.template, config.system, config.allow_special_in_text)
     for record in data.load(config.data, config.format, intake):
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -49,6 +50,10 @@ def lengths(right: int, wrong: int) -> list[CandidateSet]:
     ]
 
 
+def extra(**meta: object) -> CandidateSet:
+    return dataclasses.replace(made("a"), meta=meta)
+
+
 # code: (records that it must name, the response it names, records that it must not name)
 CASES: dict[str, tuple[list[CandidateSet], int | None, list[CandidateSet]]] = {
     "L101": ([made("fine.", " \n")], 1, [made("x")]),
@@ -80,6 +85,7 @@ CASES: dict[str, tuple[list[CandidateSet], int | None, list[CandidateSet]]] = {
     "L304": ([rated(10, 1, 2, 1)], 0, [rated(10, 5, 4), rated(1, 1, 1), rated(10, 1)]),
     "L401": ([made("a"), CandidateSet("two", "why is the  sky blue at noon?")], None, [made("a")]),
     "L403": (lengths(90, 10), None, lengths(60, 40)),
+    "L404": ([extra(response_b="an answer")], None, [extra(source="s", prompt_id=3), extra(score=None, tools="[]")]),
 }
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from published_rows import PUBLISHED
 
-from rankalign.data.convert import find_format
+from rankalign.data.convert import find_format, find_reader
 from rankalign.data.formats import FORMATS, Losses
+from rankalign.data.formats.unread import Ignored
 from rankalign.data.records import CandidateSet, Response, parse, to_dict
 from rankalign.errors import RecordError
 
@@ -22,7 +24,8 @@ OTHER = {"role": "assistant", "content": "No idea."}
 def load(name: str, *rows: dict[str, Any]) -> list[CandidateSet]:
     """Records of rows, through JSON and back, as a file of records would give them."""
     errors: list[RecordError] = []
-    sets = list(find_format(name).read(enumerate(copy.deepcopy(rows), 1), "set.jsonl", errors.append))
+    form = find_reader(name, Ignored.of("all"))
+    sets = list(form.read(enumerate(copy.deepcopy(rows), 1), "set.jsonl", errors.append))
     assert [str(error) for error in errors] == []
     return [parse(json.loads(json.dumps(to_dict(record)))) for record in sets]
 
@@ -89,6 +92,7 @@ def ranked(rank: int, message: dict[str, Any]) -> dict[str, Any]:
 
 
 ROWS: dict[str, list[dict[str, Any]]] = {
+    **PUBLISHED,
     "table": [
         {"id": "1", "prompt": "p", "policy": "q", "text": "t", "finished": False, "score:rm": 1, "meta.source": "x"},
         {"id": "2", "prompt": "p", "policy": "q", "text": "", "finished": True, "count": 2, "sampling.seed": 3},

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from rankalign.data.convert import convert
+from rankalign.data.ids import FreshIds
 from rankalign.data.records import read
 from rankalign.data.templates import render
 from rankalign.errors import InputError, RecordError
@@ -183,3 +185,81 @@ def test_results_of_tools_are_left_out_of_texts_and_counted(tmp_path: Path, name
 def test_templates_without_a_place_for_tools_refuse_them(template: str) -> None:
     with pytest.raises(InputError, match=f"template '{template}' has no place for the results of tools; use chat"):
         render([TURN, {"role": "tool", "content": "42"}], template)
+
+
+# --- whole dialogues, ids that stand twice, lists on one line ----------------------------------------------------
+
+RAW = {"chosen": "\n\nHuman: Hi\n\nAssistant: Good day.", "rejected": "\n\nHuman: Hi\n\nAssistant: Good grief."}
+
+
+def test_raw_dialogues_are_told_by_their_turns(tmp_path: Path) -> None:
+    """As TRL's implicit pairs they would part behind the shared word of the answers."""
+    report = convert(put(tmp_path / "in.jsonl", json.dumps(RAW)), tmp_path / "out.jsonl")
+    (record,) = read(tmp_path / "out.jsonl")
+    assert (report["written"], record.prompt) == (1, [{"role": "user", "content": "Hi"}])
+    assert [response.text for response in record.responses] == ["Good day.", "Good grief."]
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_an_answer_that_goes_on_into_another_turn_is_counted(tmp_path: Path, side: str) -> None:
+    row = RAW | {side: RAW[side] + "\n\nHuman: Bye"}
+    cut = {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " a", "rejected": " b"}
+    lines = [json.dumps(each) for each in (RAW, row, cut | {side: " a\n\nHuman: Bye"})]
+    report = convert(put(tmp_path / "in.jsonl", *lines), tmp_path / "out.jsonl", "hh")
+    assert (report["written"], report["lost"]) == (1, {"answers that go on into another turn": 2})
+
+
+def test_ids_that_stand_twice_are_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [json.dumps({"id": "a", "prompt": str(n)}) for n in range(3)]
+    pairs = [json.dumps({"id": "a", "prompt": "p", "chosen": "x", "rejected": str(n)}) for n in range(3)]
+    report = convert(put(tmp_path / "in.jsonl", *pairs), tmp_path / "out.jsonl")
+    assert (report["written"], report["renamed_ids"]) == (3, 2)
+    assert "2 ids stood there already" in capsys.readouterr().err
+    one, two = put(tmp_path / "one.jsonl", rows[0]), put(tmp_path / "two.jsonl", rows[1])
+    assert convert([one, two], tmp_path / "out.jsonl")["renamed_ids"] == 1
+
+
+class Counting(set[str]):
+    """A set that counts how often it is asked."""
+
+    asked = 0
+
+    def __contains__(self, item: object) -> bool:
+        Counting.asked += 1
+        return super().__contains__(item)
+
+
+@pytest.mark.parametrize("wanted", [lambda n: "same", lambda n: f"list-{n % 2}", str])
+def test_fresh_names_take_steps_in_proportion(wanted: Callable[[int], str]) -> None:
+    steps = []
+    for size in (100, 200, 400):
+        fresh, Counting.asked = FreshIds(), 0
+        fresh.seen = Counting()
+        names = [fresh.take(wanted(n)) for n in range(size)]
+        assert len(set(names)) == size
+        assert max(map(len, names)) <= 12
+        steps.append(Counting.asked)
+    assert [steps[1] / steps[0], steps[2] / steps[1]] == pytest.approx([2, 2], abs=0.1)
+
+
+def test_a_list_on_one_line_is_as_large_as_its_lines(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n}?", "chosen": "a", "rejected": "b"} for n in range(500)]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    convert(tmp_path / "list.json", tmp_path / "out.jsonl")
+    put(tmp_path / "list.jsonl", *map(json.dumps, rows))
+    convert(tmp_path / "list.jsonl", tmp_path / "lines.jsonl")
+    assert (tmp_path / "out.jsonl").read_text() == (tmp_path / "lines.jsonl").read_text()
+    assert [record.id for record in read(tmp_path / "out.jsonl")][:2] == ["list-000001", "list-000002"]
+
+
+def test_an_error_names_the_element_of_the_list(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "b"}] * 2 + [{"prompt": "p", "chosen": "a"}]
+    (tmp_path / "in.json").write_text(json.dumps(rows))
+    with pytest.raises(RecordError, match=r"in\.json:1: rejected: .* \(element 3 of the list\)$"):
+        convert(tmp_path / "in.json", tmp_path / "out.jsonl")
+    report = convert(tmp_path / "in.json", tmp_path / "out.jsonl", skip_invalid=True)
+    assert [(error["line"], error["element"]) for error in report["errors"]] == [(1, 3)]
+    native = [{"id": "a", "prompt": "p"}, {"id": "b", "prompt": "p"}, {"id": "a", "prompt": "p"}]
+    (tmp_path / "in.json").write_text(json.dumps(native))
+    with pytest.raises(RecordError, match="'a' stands already in element 1"):
+        list(read(tmp_path / "in.json"))

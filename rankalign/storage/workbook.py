@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from rankalign.data.formats.delimited import FORMULA, Cells, Spool
 from rankalign.errors import InputError, RecordError, missing_extra
+from rankalign.storage.delimited import FORMULA, Cells, Spool
 from rankalign.storage.files import atomic_writer
 from rankalign.storage.jsonl import OnError, dumps
 

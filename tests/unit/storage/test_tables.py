@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from rankalign.data import load as data
 from rankalign.data.convert import Intake, convert
-from rankalign.data.formats import arrow
-from rankalign.data.formats.arrow import read_table, write_folder, write_parquet
 from rankalign.data.mixing import Mixture
 from rankalign.errors import InputError, RecordError
+from rankalign.storage import tables as arrow
 from rankalign.storage.jsonl import read_rows, write_rows
+from rankalign.storage.tables import read_table, write_folder, write_parquet
 
 USER, ASSISTANT = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
 PAIR = {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [ASSISTANT | {"content": "No."}]}

@@ -19,13 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankalign.data.convert import Intake, convert
-from rankalign.data.formats import workbook
-from rankalign.data.formats.delimited import GUARDED
 from rankalign.data.formats.layout import Layout, parse_columns
-from rankalign.data.formats.spreadsheet import read_cells, write_sheet
 from rankalign.data.load import load
 from rankalign.data.records import CandidateSet, Response, read, to_dict, write
 from rankalign.errors import InputError, RecordError
+from rankalign.storage import workbook
+from rankalign.storage.delimited import GUARDED
+from rankalign.storage.spreadsheet import read_cells, write_sheet
 
 ENDINGS = ["csv", "tsv", "csv.gz", "xlsx"]
 

@@ -18,40 +18,16 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from rankalign.data.formats.spreadsheet import is_spreadsheet, read_sheet
 from rankalign.errors import InputError, RecordError
 from rankalign.storage.files import atomic_writer
 from rankalign.storage.folders import new_folder
-from rankalign.storage.jsonl import OnError, Row, dumps, loads, read_rows
+from rankalign.storage.jsonl import OnError, Row, dumps, give_up, loads
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 BATCH = 1000
 IN_MEMORY = 1 << 26
-
-
-def is_table(path: str | os.PathLike[str]) -> bool:
-    """Whether a path names a Parquet file or a folder."""
-    return str(path).endswith(".parquet") or os.path.isdir(path)
-
-
-def parts(path: str | os.PathLike[str]) -> list[str]:
-    """The folders of the splits of a saved ``DatasetDict``, in its own order; any other path as it is."""
-    listing = Path(path) / "dataset_dict.json"
-    if not listing.is_file():
-        return [str(path)]
-    try:
-        return [str(Path(path) / name) for name in json.loads(listing.read_text(encoding="utf-8"))["splits"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{listing}: does not list the splits: {error}") from None
-
-
-def rows_of(path: str | os.PathLike[str], on_error: OnError) -> Iterator[Row]:
-    """Rows of a table, of a spreadsheet, of JSON Lines or of a JSON list."""
-    if is_spreadsheet(path):
-        return read_sheet(path, on_error)
-    return read_table(path, on_error) if is_table(path) else read_rows(path, on_error)
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -61,13 +37,13 @@ class _Cell(Exception):
     """A cell that JSON cannot hold: its path and the reason."""
 
 
-def read_table(path: str | os.PathLike[str], on_error: OnError) -> Iterator[Row]:
+def read_table(path: str | os.PathLike[str], on_error: OnError | None = None) -> Iterator[Row]:
     """Yield ``(row number, object)`` of a Parquet file or a ``datasets`` folder, a batch in memory at a time.
 
     Raises:
         InputError: the file or folder is missing or damaged, or the folder holds several splits.
     """
-    number = 0
+    number, report = 0, on_error or give_up
     for batch in _batches(path):
         types = {field.name: field.type for field in batch.schema}
         if len(types) < len(batch.schema):
@@ -79,7 +55,7 @@ def read_table(path: str | os.PathLike[str], on_error: OnError) -> Iterator[Row]
                     name: _json(value, types[name], name) for name, value in cells.items() if _there(value, types[name])
                 }
             except _Cell as error:
-                on_error(RecordError(str(path), number, *error.args))
+                report(RecordError(str(path), number, *error.args))
             else:
                 yield number, row
 
@@ -103,13 +79,15 @@ def _batches(path: str | os.PathLike[str]) -> Iterator[Any]:
 def _open_folder(path: str | os.PathLike[str]) -> Any:
     import datasets
 
-    splits = parts(path)
-    if len(splits) > 1:
-        raise InputError(f"{path}: holds several splits; name one: {', '.join(splits)}")
     try:
-        return datasets.load_from_disk(splits[0])
+        found = datasets.load_from_disk(str(path))
     except (ValueError, LookupError, TypeError) as error:
         raise InputError(f"{path}: is no folder that `datasets` can read: {error}") from None
+    if not isinstance(found, dict):
+        return found
+    if len(found) == 1:
+        return next(iter(found.values()))
+    raise InputError(f"{path}: holds several splits; name one: {', '.join(f'{path}/{name}' for name in found)}")
 
 
 def _checked(path: str | os.PathLike[str], batch: Any) -> list[dict[str, Any]]:

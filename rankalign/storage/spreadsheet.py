@@ -2,7 +2,7 @@
 
 An empty cell is a column that the row does not have. A row that has more or fewer cells than there are columns, bytes
 that are not UTF-8 and a quote that never closes are errors, not guesses. Texts that a spreadsheet program would take
-for formulas are written so that it does not (see :func:`rankalign.data.formats.delimited.write_csv`), and come back as
+for formulas are written so that it does not (see :func:`rankalign.storage.delimited.write_csv`), and come back as
 they were.
 """
 
@@ -16,10 +16,10 @@ from datetime import date, time
 from pathlib import Path
 from typing import Any
 
-from rankalign.data.formats.delimited import GUARDED, Cells, csv_rows, write_csv
-from rankalign.data.formats.workbook import EXACT, write_xlsx, xlsx_rows
 from rankalign.errors import InputError, RecordError
+from rankalign.storage.delimited import GUARDED, Cells, csv_rows, write_csv
 from rankalign.storage.jsonl import OnError, Row, loads
+from rankalign.storage.workbook import EXACT, write_xlsx, xlsx_rows
 
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?")
 # Columns of the formats we know that hold numbers, truth values or lists; a cell of any other column is a text.
