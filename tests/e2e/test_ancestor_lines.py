@@ -72,7 +72,16 @@ def words_of(name: str, **paths: str) -> list[str]:
 
 
 @pytest.fixture
-def one_cpu_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def beside_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the scripts' own DeepSpeed files lie; one that is not there is refused."""
+    for name in ("scripts/ds_config_zero3_auto.json", "configs/default_offload_opt_param.json", "zero3.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def one_cpu_process(beside_the_files: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
 
@@ -105,7 +114,7 @@ def test_renamed_settings_keep_their_values(name: str, one_cpu_process: None) ->
     assert (config.fsdp or None, config.deepspeed, config.tf32 or None) == (None, None, None)
 
 
-def test_under_a_launcher_sharding_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_under_a_launcher_sharding_stays(beside_the_files: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "0")
     found, notes = modernise({"fsdp": "full_shard auto_wrap", "deepspeed": "zero3.json"})
     assert found == {"fsdp": "full_shard auto_wrap", "deepspeed": "zero3.json"}

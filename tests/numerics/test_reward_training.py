@@ -465,7 +465,7 @@ def test_the_best_checkpoint_is_kept_and_training_stops(
         ({"freeze_layers": 1.5}, "--freeze_layers is a share"),
         ({"freeze_layers": 0.5, "method": "rank"}, "--freeze_layers is a share"),
         ({"early_stopping": 2}, "--early_stopping needs --load_best_model_at_end"),
-        ({"load_best_model_at_end": True}, "the best checkpoint by accuracy needs --eval_data"),
+        ({"load_best_model_at_end": True}, "the best checkpoint by ranking_accuracy needs --eval_data"),
     ],
 )
 def test_bad_input_is_named(tmp_path: Path, data: Path, change: dict[str, Any], message: str) -> None:

@@ -152,7 +152,7 @@ def test_the_token_budget_does_not_change_the_step(
     [
         ({"two_pass": "yes"}, "unknown --two_pass"),
         ({"two_pass": "always", "method": "reward"}, "two_pass always"),
-        ({"two_pass": "always", "lora_dropout": 0.1}, "two_pass always"),
+        ({"two_pass": "always", "use_lora": True, "lora_dropout": 0.1}, "two_pass always"),
         ({"token_budget": 0}, "token_budget"),
     ],
 )
