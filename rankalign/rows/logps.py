@@ -134,7 +134,7 @@ def _check_head(lm: Any, prompts: Sequence[Tokens], responses: Lists) -> None:
     ids = torch.tensor([[*prompt, *response]], device=ours.device)
     logits = lm(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].to(ours.dtype)
     theirs = logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None]).squeeze(1)
-    if not float((ours - theirs).abs().mean()) <= TOLERANCE[precision(lm)]:
+    if bool(theirs.isfinite().all()) and not float((ours - theirs).abs().mean()) <= TOLERANCE[precision(lm)]:
         raise InputError(f"{lm.config.model_type} models change their logits in a way that rankalign does not know")
 
 
@@ -152,6 +152,9 @@ def _try_out(lm: Any) -> None:
     tolerance = TOLERANCE[precision(lm)]
     with _evaluating(lm):
         states, early = (trunk_of(lm)(input_ids=some, use_cache=False).last_hidden_state for some in (ids, ids[:, :3]))
+        # Damaged weights say nothing of how a model is made; a loss that is not finite is named with its prompt.
+        if not bool(states.isfinite().all()):
+            return
         if not float((states[:, :3] - early).abs().mean() / early.abs().mean()) <= tolerance:
             raise InputError(
                 f"the tokens of this {kind} model see what follows them, so it has no log-probs of answers: load a "
@@ -173,7 +176,8 @@ def _is_head_known(lm: Any, states: Tensor, ids: Tensor) -> bool:
         return False
     logits = lm(input_ids=ids, use_cache=False).logits[0, :-1].to(ours.dtype)
     theirs = logits.log_softmax(-1).gather(1, ids[0, 1:, None]).squeeze(1)
-    return float((ours - theirs).abs().mean()) <= TOLERANCE[precision(lm)]
+    damaged = not bool(theirs.isfinite().all())
+    return damaged or float((ours - theirs).abs().mean()) <= TOLERANCE[precision(lm)]
 
 
 def _can_be_tried(lm: Any) -> bool:
