@@ -48,7 +48,7 @@ def csv_rows(path: str | os.PathLike[str], on_error: OnError) -> Iterator[Cells]
                 cells = next(reader, None)
             except csv.Error as error:
                 end = reader.line_num + offset
-                if "unexpected end" in str(error):
+                if "unexpected end" in str(error):  # csv.Error has no kinds, only texts
                     raise InputError(f"{path}:{start}: a quote opens in this row and never closes") from None
                 on_error(RecordError(str(path), start, "", f"not valid CSV: {error}"))
                 continue
@@ -63,7 +63,7 @@ def _open(path: str | os.PathLike[str]) -> IO[bytes]:
     stream: Any = open(path, "rb")  # noqa: SIM115  (closed by the caller)
     head = stream.read(4)
     stream.seek(0)
-    if head.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
+    if head.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):  # zip, as .xlsx is; OLE, as .xls is
         stream.close()
         raise InputError(f"{path}: is a workbook and no text; name it .xlsx, or save it as CSV UTF-8")
     return gzip.open(stream) if head.startswith(GZIP_MAGIC) else stream  # type: ignore[return-value]
@@ -78,6 +78,7 @@ def _lines(path: str | os.PathLike[str], stream: IO[bytes], bad: set[int], on_er
             bad.add(number)
             advice = f"{error.reason}; save it as `CSV UTF-8`, or name the encoding's own program to convert it"
             on_error(RecordError(error.file, error.line, "", advice))
+            # The reader still needs the line: a quoted cell may go on in it. Its row is left out by its number.
             yield raw.decode("utf-8", "replace")
 
 
@@ -86,6 +87,7 @@ def _bytes_of(stream: IO[bytes]) -> Iterator[bytes]:
     first = next(iter(stream.readline, b""), b"")
     if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         stream.seek(0)
+        # Half of a surrogate pair becomes bytes that are not UTF-8, and its line is refused by number like any other.
         for line in io.TextIOWrapper(stream, "utf-16", errors="surrogatepass", newline=""):
             yield line.encode("utf-8", "surrogatepass")
         return
@@ -123,6 +125,7 @@ def write_csv(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -
         writer = csv.writer(text, delimiter="\t" if tabs else ",")  # CRLF, as RFC 4180 has it
         writer.writerow(spool.names)
         writer.writerows([_plain(row.get(name)) for name in spool.names] for row in spool)
+        # A wrapper that is collected closes what it wraps, which atomic_writer has yet to sync.
         text.detach()
     return spool.count
 
@@ -149,6 +152,7 @@ class Spool:
     def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
         self.names: list[str] = []
         self.count = 0
+        # 64 MiB stay in memory, more goes to disk.
         self._kept: IO[bytes] = tempfile.SpooledTemporaryFile(1 << 26)  # noqa: SIM115  (closed by __exit__)
         seen: dict[str, None] = {}
         for row in rows:

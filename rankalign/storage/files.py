@@ -53,13 +53,14 @@ def _renamed_into_place(target: Path) -> Iterator[IO[bytes]]:
         with open(part, "wb") as raw:
             if target.suffix == ".gz":
                 with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed:
-                    yield packed  # type: ignore[misc]
+                    yield packed  # type: ignore[misc]  # typeshed's GzipFile is no IO[bytes]
             else:
                 yield raw
+            # Synced before the rename: else a power cut could leave the final name with nothing behind it.
             raw.flush()
             os.fsync(raw.fileno())
         os.replace(part, target)
-    except BaseException:
+    except BaseException:  # Ctrl-C, too, leaves no .part behind
         with contextlib.suppress(OSError):
             part.unlink()
         raise

@@ -30,6 +30,7 @@ def new_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         raise InputError(f"{target}: is there already and is not overwritten; name another folder or move it away")
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_strays(target.parent, target.name)
+    # Beside the target: a rename from another file system would be a copy, which can be cut short.
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.part-", dir=target.parent))
     lock = os.open(fresh, os.O_RDONLY)
     try:
@@ -71,7 +72,7 @@ def readable(folder: Path) -> None:
 
 def _umask() -> int:
     """What new files are denied; mkdtemp makes a folder private, a model is not."""
-    mask = os.umask(0)
+    mask = os.umask(0)  # it can only be read by setting it
     os.umask(mask)
     return mask
 
@@ -96,6 +97,7 @@ def cached_folder(folder: Path, build: Callable[[Path], None]) -> Path:
     ``checksums.json`` lies in it; a folder whose files do not match is built again, and that is said on stderr.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # The lock's file is never removed: who waits on a removed one and who makes it anew would both go in.
     with _locked(folder.with_name(folder.name + ".lock")):
         if folder.exists():
             if _intact(folder):

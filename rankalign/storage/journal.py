@@ -87,12 +87,14 @@ class Journal:
         for (key, value), size in _whole_lines(self.path):
             self.done[key] = value
             self._end += size
+        # What is appended next must begin a line of its own, so a torn one is cut off first.
         os.ftruncate(self._handle, self._end)
         os.lseek(self._handle, self._end, os.SEEK_SET)
         self.old = older is not None and HEADER in self.done and FORMAT not in self.done[HEADER]
-        header = loads(dumps(older if self.old else header))
+        header = loads(dumps(older if self.old else header))  # as it reads back: tuples become lists
         if HEADER not in self.done:
             self.append([(HEADER, header)])
+            # A new file's name lies in its folder: without this a power cut could lose the journal as a whole.
             sync_directory(self.path.parent)
         elif changed := differences(self.done[HEADER], header):
             raise InputError(
@@ -113,6 +115,7 @@ class Journal:
             _write_all(self._handle, block)
             os.fsync(self._handle)
         except OSError as error:
+            # Half a block would be a damaged line as soon as another one stands behind it.
             os.ftruncate(self._handle, self._end)
             os.lseek(self._handle, self._end, os.SEEK_SET)
             what = "no space left on the disk" if error.errno == errno.ENOSPC else error.strerror or str(error)
@@ -200,6 +203,7 @@ class Remembering(Protocol):
 
 def content_digest(content: Any) -> str:
     """Sixteen hex digits of the SHA-256 of something JSON-like."""
+    # 64 bits: two of a million items share a digest with a chance of 3 in 10^8.
     return hashlib.sha256(dumps(content).encode("utf-8")).hexdigest()[:16]
 
 

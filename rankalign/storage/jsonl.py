@@ -17,6 +17,8 @@ Row = tuple[int, dict[str, Any]]
 OnError = Callable[[RecordError], None]
 
 HALF_A_PAIR = "holds half of a surrogate pair, which UTF-8 cannot write"
+# Lines are decoded as strict UTF-8, so half of a pair can only come from an escape; the search spares other rows a
+# walk.
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -122,6 +124,7 @@ def _list_rows(path: str | os.PathLike[str], content: bytes, report: OnError) ->
     line, counted = Line.of(1, 1), 0
     try:
         for number, (start, end) in enumerate(_elements(text), start=1):
+            # Only what lies between two elements is counted: counting from the start would take n squared.
             line, counted = Line.of(line + text.count("\n", counted, start), number), start
             try:
                 element = _object_at(path, line, text[start:end])

@@ -126,6 +126,7 @@ def is_finished(output: str | os.PathLike[str], settings: dict[str, Any]) -> boo
     found = read(output) if Path(output).exists() else None
     if found is None:
         return False
+    # Compared as JSON has them: tuples of the settings are lists in the manifest.
     if changed := differences(found["settings"], loads(dumps(settings))):
         raise InputError(
             f"{output} was made with other settings ({'; '.join(changed[:4])}); "

@@ -6,6 +6,7 @@ import re
 
 # Beginnings of files that stand where rows were expected: https://www.garykessler.net/library/file_sigs.html has more.
 _MAGIC: tuple[tuple[bytes, str], ...] = (
+    # before UTF-16, whose mark it begins with
     (b"\xff\xfe\x00\x00", "is UTF-32, not UTF-8: `iconv -f UTF-32 -t UTF-8` makes it readable"),
     (b"\x00\x00\xfe\xff", "is UTF-32, not UTF-8: `iconv -f UTF-32 -t UTF-8` makes it readable"),
     (b"\xff\xfe", "is UTF-16, not UTF-8: `iconv -f UTF-16 -t UTF-8` makes it readable"),
@@ -45,14 +46,14 @@ def trouble(raw: bytes) -> str:
         return "is a Python pickle, which is not read because loading one runs whatever it says: write it as JSON Lines"
     if _MARKUP.match(raw):
         return "is a web page or XML, perhaps the answer of a server that asked to log in: fetch the file itself"
-    if raw[257:262] == b"ustar":
+    if raw[257:262] == b"ustar":  # tar's magic stands behind the name, rights and sizes of its first file
         return "is a tar archive: unpack it first"
     return _zeros(raw[:_LOOKED_AT])
 
 
 def _zeros(raw: bytes) -> str:
     """Text without a byte-order mark in two bytes a letter has a zero in every other place; text has none at all."""
-    if raw.count(0) >= max(1, len(raw) // 3):
+    if raw.count(0) >= max(1, len(raw) // 3):  # a third and not a half: letters beyond Latin-1 have no zero byte
         order = "LE" if raw[1::2].count(0) >= raw[::2].count(0) else "BE"
         return f"looks like UTF-16, not UTF-8: `iconv -f UTF-16{order} -t UTF-8` makes it readable"
     return ""

@@ -45,7 +45,7 @@ def parts(path: Source) -> list[str]:
     splits: dict[str, list[Path]] = {}
     for shard in shards(path):
         splits.setdefault(_split_of(shard, Path(path)), []).append(shard)
-    if len(splits) < 2 or "" in splits:
+    if len(splits) < 2 or "" in splits:  # where one shard belongs to no split, the names say nothing of splits
         return [str(path)]
     return [_pattern(files) for files in splits.values()]
 
@@ -83,9 +83,10 @@ def shards(path: Source) -> list[Path]:
     """The files of a folder or of a pattern with ``*``, in the order of their names; none for a single file."""
     if os.path.isdir(path):
         found = sorted(inner for inner in Path(path).rglob("*") if inner.is_file())
+        # Caches of other tools, and our own folders that are still being made, begin with a dot.
         hidden = [any(name.startswith(".") for name in inner.relative_to(path).parts) for inner in found]
         return [inner for inner, skip in zip(found, hidden, strict=True) if not skip and _is_shard(inner)]
-    if glob.has_magic(str(path)) and not os.path.exists(path):
+    if glob.has_magic(str(path)) and not os.path.exists(path):  # a file may be called `a[1].jsonl`
         return [inner for inner in map(Path, sorted(glob.glob(str(path), recursive=True))) if inner.is_file()]
     return []
 

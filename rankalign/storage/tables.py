@@ -26,8 +26,8 @@ from rankalign.storage.jsonl import OnError, Row, dumps, give_up, loads
 if TYPE_CHECKING:
     import pyarrow as pa
 
-BATCH = 1000
-IN_MEMORY = 1 << 26
+BATCH = 1000  # rows
+IN_MEMORY = 1 << 26  # bytes of rows kept aside; more goes to disk
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -92,6 +92,7 @@ def _open_folder(path: str | os.PathLike[str]) -> Any:
 
 def _checked(path: str | os.PathLike[str], batch: Any) -> list[dict[str, Any]]:
     try:
+        # By default a map becomes a list of pairs; the strict way also refuses a key that stands twice.
         return list(batch.to_pylist(maps_as_pydicts="strict"))
     except (ValueError, KeyError) as error:  # UnicodeDecodeError is a ValueError
         raise InputError(f"{path}: holds a value that cannot be read: {error}") from None

@@ -14,6 +14,8 @@ from rankalign.storage.delimited import FORMULA, Cells, Spool
 from rankalign.storage.files import atomic_writer
 from rankalign.storage.jsonl import OnError, dumps
 
+# OOXML spells what XML cannot hold as _xHHHH_, carriage returns too (XML reads them as line feeds), and so must the
+# underscore of a text that looks like such a spelling.
 _ESCAPE = re.compile("_(?=x[0-9A-Fa-f]{4})|[\x00-\x08\x0b-\x1f\ufffe\uffff]")
 _ESCAPED = re.compile(r"_x([0-9A-Fa-f]{4})_")
 _MOST_ROWS, _MOST_CHARACTERS = 1_048_576, 32_767  # of an XLSX sheet, of a cell in it
@@ -37,6 +39,7 @@ def xlsx_rows(path: str | os.PathLike[str], on_error: OnError) -> Iterator[Cells
     """Rows of the only sheet that holds any. Formulas are read as the value that was stored with them."""
     openpyxl = need_openpyxl(path)
     try:
+        # One gives formulas, the other the values stored with them: a formula without a value is no empty cell.
         books = [openpyxl.load_workbook(path, read_only=True, data_only=stored) for stored in (False, True)]
     except FileNotFoundError:
         raise
