@@ -137,6 +137,7 @@ def merge(responses: Sequence[Response]) -> list[Response]:
     """Responses with identical texts of one policy as one, at the place of the first, with their count."""
     kept: dict[tuple[str, str, bool], Response] = {}
     for response in responses:
+        # a cut text is another answer: it gets no end in training
         key = (response.policy, response.text, response.finished)
         if key in kept:
             kept[key].count += response.count
@@ -229,7 +230,7 @@ def _failures(grades: Any) -> list[dict[str, Any]]:
 def _score(sets: list[CandidateSet], graders: list[Grader], scale: Scale, ledger: Ledger) -> None:
     batches = list(_chunks(sets, SCORE_BATCH))
     plans = [scale.plan(grader, batches) for grader in graders]
-    graders.clear()
+    graders.clear()  # as in _sample
     run_plans("scoring", plans, ledger)
 
 

@@ -38,6 +38,7 @@ def run_on_ray(worker: Worker, batches: Sequence[Batch], workers: int = 0) -> It
     _start()
     rows = [{"number": n, "records": dumps([to_dict(r) for r in batch])} for n, batch in enumerate(batches)]
     count, cpus, gpus = _pool(workers)
+    # A block a batch: blocks are what Ray shares out, and by default one actor could get them all.
     results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _Actor,
         fn_constructor_args=(worker,),
@@ -86,4 +87,4 @@ def _pool(workers: int) -> tuple[int, float, float]:
     there = cluster.cluster_resources()
     cpus, gpus = there.get("CPU", 1), there.get("GPU", 0)
     count = workers or int(gpus) or len(cluster.nodes())
-    return count, cpus // count or cpus / count, gpus // count or gpus / count
+    return count, cpus // count or cpus / count, gpus // count or gpus / count  # Ray takes parts of one, too

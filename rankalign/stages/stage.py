@@ -45,9 +45,9 @@ class Worker(Protocol):
         ...
 
 
+ON_ERROR = ("stop", "skip")
 # Each runner is called with (worker, batches, how many workers; 0 for its own choice) and yields (batch, values) as
 # they come, in any order.
-ON_ERROR = ("stop", "skip")
 RUNNERS = Registry(
     "runner",
     {
@@ -149,7 +149,7 @@ class Ledger:
         self.items: dict[Key, Any] = {}
         self.failed: list[dict[str, Any]] = []
         self._partial: dict[Key, Any] = {}
-        self._digests: dict[int, str] = {}
+        self._digests: dict[int, str] = {}  # by id(): whoever makes a ledger holds its records longer
 
     def calls(self, name: str) -> Calls:
         """The calls of a policy or judge."""
@@ -177,7 +177,7 @@ class Ledger:
                 self.failed += [{"name": name, "id": record.id, **each} for each in self._partial[key][FAILED]]
 
     def _key(self, name: str, record: CandidateSet) -> Key:
-        if self.journal.old:
+        if self.journal.old:  # version 0.1 had no digests
             return (name, record.id)
         if id(record) not in self._digests:
             told = to_dict(record)
@@ -316,6 +316,7 @@ class Stage:
     def _finish(self, put: Callable[[], object], counts: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
         try:
             put()
+            # Last, and before the journal goes: only a manifest says that the output is whole.
             manifest.write(self.target, self.name, self.settings, [self.source], [self.target], counts=counts, **facts)
         except InputError as error:
             raise InputError(f"{error}; all that was computed is safe, run the same command again") from None
@@ -323,7 +324,7 @@ class Stage:
 
 
 def _remove(target: Path) -> None:
-    for path in (manifest.path_for(target), target):
+    for path in (manifest.path_for(target), target):  # in this order a kill leaves no manifest of a file that is gone
         path.unlink(missing_ok=True)
 
 
