@@ -98,7 +98,7 @@ class Conversation:
         if not (text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after)):
             raise InputError("the model's chat template writes this answer in another way than others")
         found = text[len(before) : len(text) - len(after)]
-        if not _squeezed(found).endswith(_squeezed(self._safe(answer))):
+        if not _squeezed(found).endswith(_squeezed(self._safe(answer))):  # templates may trim white space
             raise InputError("the model's chat template leaves out a part of this answer (a thought, perhaps)")
         return found
 

@@ -214,7 +214,7 @@ def convert(
     records = mixture.take(load_each(sources, from_format, intake, extra), intake.losses)
     sides = [records] if not mixture.test_size else list(mixture.split(records))
     rows = [writer.write(side, intake.losses) for side in sides]
-    counts = write_any(target, rows, lines=to_format == "rrhf")
+    counts = write_any(target, rows, lines=to_format == "rrhf")  # RRHF's own loader reads lines from .json files
     return {
         "read": intake.read,
         **dict(zip(("written", "written_test"), counts, strict=False)),

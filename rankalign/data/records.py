@@ -40,6 +40,7 @@ MESSAGE_FIELDS = (
 )
 # The same of a whole row: columns that change what a model reads, wherever a template has a place for them.
 ROW_FIELDS = ("tools", "functions", "chat_template_kwargs", "documents", "image", "images", "audios", "videos")
+# Also as JSON spells it: tables often keep tools and arguments as text.
 NOTHING: tuple[Any, ...] = (None, "", "[]", "{}", "null", [], {})
 UNUSED = "has a meaning that is not used yet; take it out of the row, or leave such rows out with --skip_invalid"
 
@@ -196,6 +197,7 @@ class Checker:
         """A string that can be written as UTF-8; with ``empty=False`` it must hold more than white space."""
         if not isinstance(value, str):
             raise self.fail(path, f"expected a string, found {kind(value)}")
+        # most texts pass by the first test, which is instant
         if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
             raise self.fail(path, HALF_A_PAIR)
         if not empty and not value.strip():
@@ -208,7 +210,7 @@ class Checker:
             raise self.fail(path, f"expected a number, found {kind(value)}")
         try:
             finite = math.isfinite(value)
-        except OverflowError:
+        except OverflowError:  # a whole number beyond a double
             finite = False
         if not finite:
             raise self.fail(path, "is not a finite number")

@@ -144,6 +144,7 @@ class Rendering:
         """Special tokens as the tokenizer adds them, less a doubled start and a closing end."""
         bos, eos = self.tokenizer.bos_token, self.tokenizer.eos_token_id
         ids = special.encode(self.tokenizer, text, add_special_tokens=not (bos and text.startswith(bos)))
+        # Some tokenizers close every text with the end of sequence; behind a prompt an answer is still to come.
         if len(ids) > 1 and ids[-1] == eos and not text.endswith(self.tokenizer.eos_token or "\0"):
             ids.pop()
         return ids
@@ -266,7 +267,7 @@ class Rendering:
             end = special.encode(self.tokenizer, conversation.end) if conversation.end else []
             opening = conversation.opening.rpartition(str(NEUTRAL[0]["content"]))[2]
         except InputError:
-            return "\0", self.tokenizer.eos_token_id
+            return "\0", self.tokenizer.eos_token_id  # with which no prompt ends
         return opening.strip() or "\0", end[-1] if end else self.tokenizer.eos_token_id
 
     def _alone(self, answer: Answer, end: int | None) -> list[int]:

@@ -40,5 +40,6 @@ def clustered_wilson(right: Sequence[float], trials: Sequence[float]) -> tuple[f
     rate = math.fsum(right) / total
     spread = math.fsum((r - rate * n) ** 2 for r, n in zip(right, trials, strict=True))
     agree = not 0 < rate < 1
+    # The spread is 0 where all prompts have the same share; the bound keeps the quotient finite.
     count = sum(n > 0 for n in trials) if agree else min(total, rate * (1 - rate) * total**2 / max(spread, 1e-12))
     return wilson(rate, count)

@@ -40,6 +40,7 @@ class Controls:
     def broken(self, text: str) -> str:
         """``text`` with a break in every control token."""
         text = text.replace(BREAK, "")
+        # tokens can overlap: the rest of a broken one may begin another
         while self.pattern and self.pattern.search(text):
             text = self.pattern.sub(lambda found: found[0][0] + BREAK + found[0][1:], text)
         return text
@@ -64,7 +65,7 @@ def controls(tokenizer: PreTrainedTokenizerBase) -> Controls:
         sorted((n for n in {*marked, *tokenizer.all_special_tokens} if len(n) > 1), key=lambda n: (-len(n), n))
     )
     found = _known.get(tokenizer)
-    if found is None or found.names != names:
+    if found is None or found.names != names:  # tokens can be added at any time
         pattern = re.compile("|".join(map(re.escape, names))) if names else None
         found = _known[tokenizer] = Controls(names, pattern)
     return found
@@ -105,6 +106,7 @@ def _renaming(told: dict[str, Any], known: Controls) -> dict[str, Any]:
         model["unk_token"] = new[model["unk_token"]]
     if "merges" in model:  # one that spells a control token would bring it back
         model["merges"] = [m for m in model["merges"] if "".join(m.split() if isinstance(m, str) else m) not in new]
+    # what a tokenizer is set to do to batches must not touch a text here
     return {**told, "truncation": None, "padding": None}
 
 

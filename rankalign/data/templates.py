@@ -149,6 +149,7 @@ def render(prompt: Prompt, name: str, system: str = "", meta: dict[str, Any] | N
 
 def is_rendered(prompt: str) -> bool:
     """Whether a string prompt ends where an answer begins under some template: a mention of its marks is no sign."""
+    # Templates of models that reason open the thought themselves, behind the mark of the assistant's turn.
     return prompt.rstrip().removesuffix("<think>").rstrip().endswith(OPENINGS)
 
 

@@ -53,6 +53,7 @@ class Shape:
 def winner(value: Any) -> tuple[float | None, float | None]:
     """Scores of two answers from 1, 2, 0 or a word; None each where the value names no winner."""
     return (
+        # True equals 1
         WINNERS.get(value, NO_VERDICT) if isinstance(value, int | str) and not isinstance(value, bool) else NO_VERDICT
     )
 
@@ -71,6 +72,7 @@ def _llmbar(row: dict[str, Any]) -> Verdicts:
     for judge, said in (row["judges"] if isinstance(row.get("judges"), dict) else {}).items():
         both = [winner(said.get(key)) for key in ("order_1", "order_2_swapped")] if isinstance(said, dict) else []
         sums = [[pair[side] for pair in both if pair[side] is not None] for side in (0, 1)]
+        # Both orders or nothing: one alone may speak for a place as much as for an answer.
         means = [sum(side) / 2 if len(side) == 2 else None for side in sums]  # type: ignore[arg-type]
         found[judge] = (means[0], means[1])
     return found

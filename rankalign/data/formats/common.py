@@ -222,6 +222,7 @@ class Ids:
 def own_id(columns: dict[str, Any], names: Iterable[str]) -> str | None:
     """The id that a row brings along: the first of the columns ``names`` that holds a text or a whole number."""
     values = (columns.get(name) for name in names)
+    # True is an int, and no id
     return next((str(value) for value in values if type(value) in (str, int) and str(value).strip()), None)
 
 

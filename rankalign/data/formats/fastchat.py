@@ -39,7 +39,7 @@ class FastChat(LoneAnswers):
         """Questions, answers, reviews."""
         key_of(row, "question_id", check)
         if "review_id" in row:
-            return 1 if "order" in row else 2
+            return 1 if "order" in row else 2  # an order brings its question and answers along
         return 1 if row.keys() & {"answer_id", "choices", "generation", "model_id"} else 0
 
     def take(self, row: dict[str, Any], check: Checker, table: Table) -> None:

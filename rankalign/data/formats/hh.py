@@ -36,7 +36,7 @@ def read_dialogue(text: str) -> list[Message]:
     """The turns of a dialogue that ends with ``Assistant:``, the blank behind each name taken off."""
     lead, *turns = _TURN.split(text)
     messages = [{"role": "system", "content": lead}] if lead.strip() else []
-    for name, content in zip(turns[:-2:2], turns[1:-2:2], strict=True):
+    for name, content in zip(turns[:-2:2], turns[1:-2:2], strict=True):  # the last turn is the answer's
         messages.append({"role": ROLES[name], "content": content.removeprefix(" ")})
     return messages
 

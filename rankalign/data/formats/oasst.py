@@ -90,7 +90,7 @@ def _record(ident: str, node: Node, nodes: dict[str, Node]) -> CandidateSet:
 def _way(node: Node, nodes: dict[str, Node]) -> list[Message]:
     """The messages from the root to this one."""
     messages: list[Message] = []
-    seen = set[str]()
+    seen = set[str]()  # damaged files have messages that answer each other in a circle
     while True:
         row = node.row
         messages.insert(0, {"role": ROLES[row["role"]], "content": row["text"]})

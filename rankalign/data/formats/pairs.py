@@ -201,7 +201,7 @@ class PKU(PairColumns):
 
 
 def _signed(value: float | None, sign: int) -> float | None:
-    return None if value is None else (sign * value) or 0.0
+    return None if value is None else (sign * value) or 0.0  # a 0 turned round is no -0.0
 
 
 def text_of(record: CandidateSet) -> Any:

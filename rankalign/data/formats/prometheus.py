@@ -69,6 +69,7 @@ class Prometheus(Rated):
         """One row of either collection."""
         if PAIR.columns(row) is not None:
             return PAIR.record(row, check)
+        # `input` would pass for the prompt's context
         bare = {key: value for key, value in row.items() if key not in _ASKED}
         record = super().record(bare, check)
         record.responses[0].meta[self.name] |= {key: row[key] for key in row if key in _ASKED}

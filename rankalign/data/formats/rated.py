@@ -68,6 +68,7 @@ class Rated(RowFormat):
         rest = {key: value for key, value in row.items() if key not in used}
         response.scores = {AXES[key]: number_in(rest[key], key, check) for key in rest if key in AXES}
         writer = first(rest, ENTRY_MODELS)
+        # Beside an answer a source says where the row is from, not who answered.
         named = writer not in ("", "source") and isinstance(rest[writer], str) and rest[writer].strip()
         response.policy = rest[writer] if named else "output"
         response.meta[self.name] = rest
@@ -168,6 +169,7 @@ def turns_of(text: str) -> Any:
     messages = [{"role": "user", "content": pieces[0]}]
     for name, content in zip(pieces[1::2], pieces[2::2], strict=True):
         messages.append({"role": name.lower(), "content": content})
+    # Prompts end with the mark behind which the answer is to stand.
     if messages[-1]["role"] == "assistant" and not messages[-1]["content"].strip():
         messages.pop()
     return messages

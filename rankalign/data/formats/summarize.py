@@ -27,7 +27,7 @@ from rankalign.data.formats.common import (
 )
 from rankalign.data.records import CandidateSet, Checker, Response
 
-MIN_WORDS = 5
+MIN_WORDS = 5  # trlX's rule for pairs of summaries
 ENDING = "\nTL;DR:"
 
 

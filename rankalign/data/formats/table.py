@@ -36,7 +36,7 @@ class Table(RowFormat):
 
     def read(self, rows: Iterable[Row], file: str, on_error: OnError) -> Iterator[CandidateSet]:
         """Records from the rows of a table; a bad row goes to ``on_error`` and is left out."""
-        held = list(rows)
+        held = list(rows)  # a column may first be filled far down
         columns = list(dict.fromkeys(name for _, row in held for name in row))
         layout = self._layout(columns, file)
         groups = _Groups(file, layout, by_id=bool(layout.id) and (layout.own or self.layout is not None))
