@@ -71,6 +71,7 @@ class TrainConfig(TrainingArguments):
             self.loss = "sft"
         self._check_launch()
         self._check_adapter()
+        # Pinning without a GPU does nothing but warn.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         self._check_method()
         check_optimiser(self)
@@ -330,5 +331,5 @@ def _build(content: dict[str, Any]) -> TrainConfig:
         return parser.parse_args_into_dataclasses(words)[0]
     except InputError:
         raise
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # argparse still exits on some mistakes
         raise InputError(f"the training settings do not fit: {error or words}") from error

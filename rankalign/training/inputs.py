@@ -255,6 +255,7 @@ def choose_layout(
         reward: whether the model grades.
     """
     first = lists[: min(batch, 8)]
+    # Whatever dropout is left would make the two ways differ by chance.
     model.eval()
     choose = rewards.choose_layout if reward else logps.choose_layout
     chosen = choose(model, [t.prompt for t in first], [t.responses for t in first])  # also compares the model's own

@@ -136,6 +136,7 @@ class OnlineTrainer(RankTrainer):
         evaluation: Sequence[Example] = (),
         **more: Any,
     ) -> None:
+        # Order and number of updates come from the prompts alone; the lists come with their block.
         places = [Example(TokenList(ident, [], [], [])) for ident in ids]
         super().__init__(model, config, places, evaluation, config.layout, **more)
         self.plan, self.refresh, self.start = plan, refresh, start

@@ -104,7 +104,7 @@ def freeze_lower(model: nn.Module, share: float) -> list[str]:
     """
     lm = causal_lm(model)
     count, base = lm.config.num_hidden_layers, lm.base_model
-    frozen = count - int((1 - share) * count + 1e-9)
+    frozen = count - int((1 - share) * count + 1e-9)  # (1 - 0.9) * 10 is an ulp short of 1
     stacks = [m for m in base.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if not stacks:
         raise InputError(f"--freeze_layers: {lm.config.model_type} models have no plain stack of layers")

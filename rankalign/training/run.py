@@ -65,7 +65,7 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
     hashes = read_hashes(config.data_settings, config.model_settings, loss.method)
     settings = {**config.own_settings(), **hashes}
     if config.overwrite:
-        with PartialState().main_process_first():
+        with PartialState().main_process_first():  # one removes it, and the others find it gone
             shutil.rmtree(output, ignore_errors=True)
     elif manifest.is_finished(output, settings):
         print(f"{output} is finished already with these settings: nothing to do", file=sys.stderr)
@@ -83,7 +83,7 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
     layout, why = choose_layout(config.layout, model, lists, config.per_device_train_batch_size, loss.grades)
     print(f"layout: {layout} ({why})", file=sys.stderr)
     if loss.grades:
-        start_at_zero(model)
+        start_at_zero(model)  # behind the choice of a layout, with which zeros would always agree
     everything = [*lists, *held_out]
     references = references_of(config.model_settings, loss, config.precision, model, layout, everything)
     examples = [Example(*pair) for pair in zip(everything, references, strict=True)]

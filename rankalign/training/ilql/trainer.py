@@ -339,6 +339,7 @@ def _encode(
 ) -> tuple[list[TokenList], dict[str, int]]:
     options = EncodeOptions(judge=RETURN, template=settings.template, max_length=settings.max_length)
     lists, counts = encode_all(records, tokenizer, options)
+    # A text without a prompt is learned from its first token on, which needs one before it to be predicted from.
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     lists = [t if t.prompt else TokenList(t.id, [start], t.responses, t.scores) for t in lists]
     if not lists:

@@ -53,7 +53,7 @@ class Heap:
     """
 
     def __init__(self) -> None:
-        self.mapped, self.top, self.threshold = 0, 0, 128 << 10
+        self.mapped, self.top, self.threshold = 0, 0, 128 << 10  # glibc's M_MMAP_THRESHOLD at the start
         self._free: list[tuple[int, int]] = []  # (size, start), sorted
         self._starts: dict[int, int] = {}  # start -> size of a free block
         self._ends: dict[int, int] = {}  # end -> start of a free block
@@ -65,7 +65,7 @@ class Heap:
 
     def take(self, size: int) -> tuple[int, int]:
         """Allocate ``size`` bytes; returns the block, ``(-1, size)`` for a mapped one."""
-        size = -(-size // 16) * 16 + 16
+        size = -(-size // 16) * 16 + 16  # chunks are multiples of 16 bytes, with a header
         if size >= self.threshold:
             self.mapped += size
             return -1, size
@@ -88,7 +88,7 @@ class Heap:
         start, size = block
         if start < 0:
             self.mapped -= size
-            if self.threshold < size <= LARGEST_THRESHOLD:
+            if self.threshold < size <= LARGEST_THRESHOLD:  # glibc learns that blocks of this size come and go
                 self.threshold = size
             return
         end = start + size
@@ -98,7 +98,7 @@ class Heap:
             before = self._ends[start]
             self._forget(before)
             start = before
-        if end == self.top and end - start > 2 * self.threshold:
+        if end == self.top and end - start > 2 * self.threshold:  # M_TRIM_THRESHOLD, which moves along
             self.top = start
         else:
             self._keep(start, end - start)

@@ -76,7 +76,7 @@ def masked_whiten(values: Tensor, mask: Tensor, sums: Tensor | None = None) -> T
         sums: of :func:`masked_sums` over more than these values, such as those of all processes.
     """
     mean, variance = moments(masked_sums(values, mask) if sums is None else sums)
-    white = (values.double() - mean) * (variance + 1e-8).rsqrt()
+    white = (values.double() - mean) * (variance + 1e-8).rsqrt()  # the floor of trlX and TRL
     return torch.where(mask, white, 0.0).to(values.dtype)
 
 

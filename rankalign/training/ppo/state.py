@@ -33,7 +33,7 @@ def save(folder: Path, module: nn.Module, optimizer: Optimizer, facts: dict[str,
     with new_folder(folder) as fresh:
         save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, fresh / "state.safetensors")
         write_text(fresh / "state.json", dumps(facts) + "\n")
-    for old in checkpoints(folder.parent)[: -keep if keep else 0]:
+    for old in checkpoints(folder.parent)[: -keep if keep else 0]:  # only now: a kill leaves one too many, never none
         shutil.rmtree(old)
 
 

@@ -336,8 +336,10 @@ class PPOTrainer:
         for part in parts:
             last = part is parts[-1]
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                # DDP takes the mean over ranks
                 loss = self._loss(rollouts, part, means) * self._world / tokens.clamp(min=1)
                 self.accelerator.backward(loss)
+        # measured also where 0 asks for no limit
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm or math.inf)
         if norm is None or not torch.isfinite(norm):
             raise InputError(f"step {self.step + 1}: the gradient is not finite; lower --learning_rate")
@@ -393,6 +395,6 @@ def _shuffled(count: int, *key: int) -> list[int]:
     """A permutation that depends on nothing but its arguments."""
     seed = 0
     for part in key:
-        seed = (seed * 1_000_003 + part + 1) % 2**63
+        seed = (seed * 1_000_003 + part + 1) % 2**63  # a large prime keeps neighbouring keys apart
     order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     return order
