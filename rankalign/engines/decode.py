@@ -45,6 +45,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def reorder_cache(self, beam_idx: Any) -> None:
         """Keep, repeat or reorder rows."""
+        # The rows are chosen into tensors of their own, no longer views into the room.
         super().reorder_cache(beam_idx)
         self.rooms = None
 

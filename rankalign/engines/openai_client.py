@@ -42,9 +42,10 @@ UNREACHED_TRIES, UNREACHED_S = 4, 8.0
 DRAIN_S = 120.0
 """How long the requests on their way may still take when another one has ended the run: they are paid for."""
 
-_RETRIED = {408, 409, 425, 429}
+_RETRIED = {408, 409, 425, 429}  # those of the official client, and 425 (too early)
 _ABOUT_ONE = {400, 413, 422, 451}
 """Statuses of a refusal that is about the request; others are about the key, the model or the account."""
+# Routers answer 403 to a prompt that a moderator flagged, too.
 _MODERATED = re.compile(r"moderat|flagged|content policy|safety", re.I)
 _NOT_TAKEN = re.compile(
     r"unsupported|not support|unexpected|unknown|unrecogni|permitted|not allowed|array too long|extra", re.I
@@ -106,9 +107,9 @@ class Client:
         self._headers: dict[str, Any] = dict.fromkeys(("OpenAI-Organization", "OpenAI-Project"), openai.Omit())
         self._headers["Authorization"] = f"Bearer {self._key}" if self._key else openai.Omit()
         self._openai = openai.AsyncOpenAI(
-            api_key=self._key or "none",
+            api_key=self._key or "none",  # the library does not start without one; the header below decides
             base_url=base_url,
-            max_retries=0,
+            max_retries=0,  # ours keep all requests back at one gate
             timeout=openai.Timeout(TIMEOUT_S, connect=min(CONNECT_S, TIMEOUT_S)),
         )
         self._loop = asyncio.new_event_loop()
@@ -253,7 +254,7 @@ class Client:
         status, code, said = error.status_code, getattr(error, "code", None), self.clean(_said(error))
         headers, self._reached = error.response.headers, True
         passing = (status in _RETRIED or status >= 500) and headers.get("x-should-retry") != "false"
-        if passing and code != "insufficient_quota":
+        if passing and code != "insufficient_quota":  # a 429 that no wait mends
             wait = wait_asked(headers, limited=status == 429) or 0.0
             if wait > LONGEST_WAIT_S:
                 raise InputError(f"the server asks for a wait of {wait:.0f} s: {status} {said}")

@@ -52,7 +52,7 @@ def _duration(text: str | None) -> float | None:
     """``6m0s``, ``20ms``, plain seconds, or a point in time in seconds since 1970."""
     number = _number(text, 1)
     if number is not None:
-        return number if number < 1e9 else max(number - time.time(), 0.0)
+        return number if number < 1e9 else max(number - time.time(), 0.0)  # 31 years to wait, or a day in 2001
     parts = re.findall(r"(\d+(?:\.\d+)?)(ms|[smhd])", text or "")
     if not parts or "".join(a + b for a, b in parts) != (text or "").strip():
         return None
