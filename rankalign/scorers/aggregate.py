@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 Ranks = Sequence[float | None]
 
 PRIOR = 0.5
-KEMENY_MOST = 10
+KEMENY_MOST = 10  # each further candidate takes more than twice the time
 
 
 class Strengths(NamedTuple):
@@ -180,7 +180,7 @@ def _fit(chosen: Array, present: Array, prior: float, start: Sequence[float] | N
 def _posterior(values: Array, chosen: Array, present: Array, prior: float) -> tuple[float, Array, Array]:
     """Log-posterior, its gradient (N,) and minus its Hessian (N, N)."""
     top = values.max(initial=0.0)
-    weights = present * np.exp(values - top)
+    weights = present * np.exp(values - top)  # less the top, or large strengths overflow
     sums, times = weights.sum(axis=1), chosen.sum(axis=1)
     shares = weights / sums[:, None]
     virtual = 1 / (1 + np.exp(-values))

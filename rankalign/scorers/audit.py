@@ -11,7 +11,7 @@ from rankalign.scorers import JUDGE
 
 FEWEST = 10
 """Verdicts below which a share means nothing."""
-READABLE = 0.9
+READABLE = 0.9  # a smaller share of readable verdicts is named
 ONE_SIDED = 0.9
 """From this share of one place, or of longer answers, on, that explains the verdicts better than the answers do."""
 

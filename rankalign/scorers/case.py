@@ -99,7 +99,7 @@ def counts(case: Case, mode: str) -> dict[str, int]:
         once = [call for call in case.calls if not call.repeat]
         ranks = {call.shown: [rank(r) for r in call.verdict] for call in once if call.verdict}
         both = [(own, ranks[shown[::-1]]) for shown, own in ranks.items() if shown[::-1] in ranks]
-        same = sum(_sign(a) == -_sign(b) for a, b in both) // 2
+        same = sum(_sign(a) == -_sign(b) for a, b in both) // 2  # each pair stands in it twice, from either order
         found |= {"pairs": len(both) // 2, "consistent": same}
     return found
 

@@ -221,6 +221,7 @@ def _instructions(code: CodeType) -> str:
 def _constant(value: Any) -> str:
     if isinstance(value, CodeType):
         return _instructions(value)
+    # The order of a set of texts is another in every process.
     return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
 
 
@@ -245,7 +246,7 @@ def _load(spec: str, where: str) -> tuple[Callable[..., Any], str | None]:
 
 
 def _from_file(path: Path) -> ModuleType:
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]  # two files may have one name
     spec = importlib.util.spec_from_file_location(f"{path.stem}_{digest}", path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise InputError(f"{path}: no such file")

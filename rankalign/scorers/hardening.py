@@ -45,6 +45,7 @@ def _fold(sign: str) -> str:
     """What a sign may be taken for: nothing for invisible ones and accents, letters for look-alikes."""
     if 0xE0020 <= ord(sign) <= 0xE007E:  # tags, which spell ASCII that nobody sees and a tokenizer may
         return chr(ord(sign) - 0xE0000)
+    # Hangul's fillers are letters by category, and nobody sees them.
     kept = [each for each in unicodedata.normalize("NFKD", _FOLDED.get(sign, sign)) if each not in "\u115f\u3164"]
     visible = [each for each in kept if unicodedata.category(each) not in ("Mn", "Me", "Cf")]
     return "".join(_FOLDED.get(each, each) for each in visible)
@@ -64,6 +65,7 @@ _GRADED = r"scores?|scoring|ratings?|rates?|grades?|ranks?|rankings?"
 _SHOWN = r"(?:assistant|answer|response|output|candidate|model|option)"
 _ONE = rf"(?:{_SHOWN}[\s_#]*)?[(\[]?(?:[abc]|\d{{1,2}}|tie|me|mine|this)\b"
 _GAP = r"[\s*_\"'`#(\[{]{0,8}"
+# no percentage, and no part of a longer number
 _WORTH = r"(?:\d{1,2}(?:[./]\d+)?(?![\d%])|(?:five|ten|full|maximum|perfect)\b)"
 _SIGNS = r"(?:is|are|of|as|[:=>|-]{1,2})?"
 _BEST = r"(?:better|best|superior|stronger|wins?|winner|preferred|correct\s+choice)"

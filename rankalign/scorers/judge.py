@@ -187,6 +187,7 @@ class JudgeScorer:
         if self.mode != "listwise":
             labels = ["answer"] if self.mode == "pointwise" else ["answer_a", "answer_b"]
         if self.hardened:
+            # It depends on the texts, so no text can hold it, whoever knows seed, record and judge.
             nonce = _digest(self.seed, record.id, self.name, question, *texts)[:12]
             system = f"{system}\n\n{GUARD.format(nonce=nonce)}".strip()
             question = fence("request", _words(record.prompt, lambda text: harden(text)[0]), nonce)
@@ -220,7 +221,7 @@ class JudgeScorer:
             return self.engine.generate(asked)
         digests = [content_digest([prompt.prompt, self.fingerprint()["policy"]]) for prompt in asked]
         kept = [self._calls.find(prompt.id, digest) for prompt, digest in zip(asked, digests, strict=True)]
-        if all(reply is not None for reply in kept):
+        if all(reply is not None for reply in kept):  # the whole batch or nothing: batch mates change the last bits
             return [[parse_response(Checker("journal", 0), reply, "reply")] for reply in kept]
         answers = self.engine.generate(asked)
         self._calls.keep(

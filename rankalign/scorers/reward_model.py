@@ -169,7 +169,7 @@ class RewardModelScorer:
             "reference_file_sha256": sha256_file(self.reference_file) if self.reference_file else "",
             "weights": self._weights(),
             "tokenizer": models.tokenizer_fingerprint(models.load_tokenizer(self.path)),
-            **({"pooling": self.pooling} if self.pooling else {}),
+            **({"pooling": self.pooling} if self.pooling else {}),  # outputs of before the option stay finished
         }
 
     def _weights(self) -> str:

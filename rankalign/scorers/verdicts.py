@@ -61,6 +61,7 @@ def _plain(text: str) -> str | None:
     said = spoken(text)
     if said is None:
         return None
+    # NFKC leaves the lenticular brackets, with which Chinese and Japanese texts write [[A]].
     said = unicodedata.normalize("NFKC", said).translate({0x3010: "[", 0x3011: "]"})
     return re.sub(r"[*`]|\\(?=[\[\]_*])", "", said)
 
@@ -157,7 +158,7 @@ _LETTER = re.compile(
 def parse_strict(text: str) -> Scores | None:
     """The published rule of FastChat: the first line, commas as blanks, must be exactly two numbers; from 1 to 10."""
     said = spoken(text) or ""
-    line = (said if said == text else said.lstrip()).split("\n", 1)[0]
+    line = (said if said == text else said.lstrip()).split("\n", 1)[0]  # what thoughts leave behind is no first line
     fields = unicodedata.normalize("NFKC", line).replace(",", " ").split()
     if len(fields) != 2 or not all(re.fullmatch(r"[0-9]+(?:\.[0-9]*)?", field) for field in fields):
         return None
