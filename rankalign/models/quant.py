@@ -40,9 +40,11 @@ class Int8Rows(nn.Module):
         count, width = matrix.shape
         group = math.gcd(width, GROUP)
         weight = torch.empty(count, width, dtype=torch.int8, device=matrix.device)
+        # Widths that have no such divisor get one scale a row: many small groups would outweigh what they save.
         scale = torch.empty(count, width // group if group >= 16 else 1, device=matrix.device, dtype=torch.float32)
         for rows in _blocks(matrix):
             wide = matrix[rows].float().reshape(-1, scale.shape[1], width // scale.shape[1])
+            # A group of zeros gets a scale above 0, by which it can be divided.
             scale[rows] = wide.abs().amax(dim=-1).clamp(min=torch.finfo(torch.float32).tiny * 127) / 127
             weight[rows] = (wide / scale[rows].unsqueeze(-1)).round().flatten(1).to(torch.int8)
         # Parameters, because a move to another device keeps the tie between two modules that share them.

@@ -167,7 +167,7 @@ class _Packer:
         The packed sizes are known only at the end, so the header's room is kept free at first: padding is allowed.
         """
         header, wanted = weights.read_header(source)
-        room = len(weights.header(dict.fromkeys(wanted, ("U8", (10**15,), 10**15))))
+        room = len(weights.header(dict.fromkeys(wanted, ("U8", (10**15,), 10**15))))  # digits enough for any size
         sizes: dict[str, int] = {}
         with open(path, "wb") as out:
             out.write(bytes(room))
