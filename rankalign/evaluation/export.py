@@ -110,7 +110,7 @@ def _distinct(names: Sequence[str]) -> list[str]:
         number, own = 1, name
         while own.lower() in (other.lower() for other in found):
             number += 1
-            own = f"{name[: _SHEET_NAME - 4]} {number}"
+            own = f"{name[: _SHEET_NAME - 4]} {number}"  # with room for a blank and three digits
         found.append(own)
     return found
 

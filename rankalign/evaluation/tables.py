@@ -49,7 +49,7 @@ def cell(value: Any) -> str:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return printable(str(value))
-    if float(value).is_integer() and abs(value) < 1e15:
+    if float(value).is_integer() and abs(value) < 1e15:  # up to where a float still has all its digits
         return f"{int(value):,}".replace(",", "\N{THIN SPACE}")
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.1f}".replace(",", "\N{THIN SPACE}")
 

@@ -195,7 +195,9 @@ def _refits(counts: Array, wins: Array, features: Array, prior: _Prior, start: A
         chance = _chance(found @ features.T)
         slope = (counts * (wins - chance)) @ features - prior.precisions * (found - prior.means)
         curve = ((counts * chance * (1 - chance)) @ products).reshape(-1, size, size)
+        # Resamples that are all won leave no curvature for the intercept, which has no prior.
         step = np.linalg.solve(curve + np.diag(prior.precisions + 1e-9), slope[:, :, None])[:, :, 0]
+        # where the curve is flat Newton's steps go too far
         found = np.clip(found + np.clip(step, -2, 2), -_FARTHEST, _FARTHEST)
         if np.abs(step).max() < 1e-10:
             break

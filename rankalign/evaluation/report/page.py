@@ -121,7 +121,7 @@ def _verdict(value: float, low: float, high: float) -> tuple[str, str]:
 def _repetition(result: dict[str, Any]) -> list[str]:
     """A rise of repetition, for runs whose texts are not at hand to test it."""
     before, after = result.get("repetition_before"), result.get("repetition_after")
-    if before is None or after is None or after - before < 0.02:
+    if before is None or after is None or after - before < 0.02:  # what hack.WATCHED asks of repetition
         return []
     return [f"The share of repeated 3-grams rose from {before:.1%} to {after:.1%}."]
 

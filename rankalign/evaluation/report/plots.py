@@ -36,6 +36,7 @@ _KEPT = (
     "stroke-dasharray",
     "text-anchor",
 )
+# Texts stay texts that can be read out and selected, and a dollar sign in a policy's name begins no formula.
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none", "text.parse_math": False, "font.size": 10, "axes.edgecolor": INK, "axes.labelcolor": INK,
     "xtick.color": INK, "ytick.color": INK, "text.color": INK, "axes.grid": True, "grid.color": GRID,
@@ -65,6 +66,7 @@ class Canvas:
             from matplotlib.figure import Figure
         except ImportError:
             raise missing_extra("the report", "report") from None
+        # else ids are random, and equal runs have unequal pages
         settings: dict[Any, Any] = {**_STYLE, "svg.hashsalt": name}
         self._settings = matplotlib.rc_context(settings)
         self._make, self.name, self.title, self.size, self.svg = Figure, name, title, size, ""
@@ -78,7 +80,7 @@ class Canvas:
     def __exit__(self, *error: Any) -> None:
         out = io.StringIO()
         if error[0] is None:
-            nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+            nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # a date would make equal pages differ
             self._figure.savefig(out, format="svg", transparent=True, metadata=nothing)
             self.svg = restyle(out.getvalue(), self.name, self.title)
         self._settings.__exit__(*error)

@@ -70,6 +70,7 @@ def evaluate_perplexity(
         raise InputError(f"unknown compat {compat!r} (known: rrhf)")
     if compat == "rrhf":
         return _rrhf(model, tokenizer, _texts(data))
+    # none: positions are computed and never end
     limit = getattr(model.config, "max_position_embeddings", None) or 2**31
     rows = _rows(tokenizer, data, template, given_prompt, limit, allow_special)
     nats = text_nats(model, [windows(row.pop("read"), row.pop("ids"), limit) for row in rows])
