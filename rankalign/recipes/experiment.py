@@ -107,7 +107,7 @@ def run(config: ExperimentConfig) -> dict[str, Any]:
     settings = {**dataclasses.asdict(config), "overwrite": False}
     inputs = [config.prompts, config.heldout]
     manifest.write(folder, "run", settings, inputs, [folder / name for name in names], metrics=result)
-    write_report(folder)
+    write_report(folder)  # behind the manifest, which it shows
     return result
 
 

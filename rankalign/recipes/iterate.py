@@ -164,9 +164,9 @@ def _iterate(config: IterateConfig) -> tuple[list[dict[str, Any]], list[dict[str
             _announce(f"round {number}/{config.rounds}: {model} answers, is graded and learns")
             row, lines = _round(config, number, model, sum(row["steps"] for row in rows))
             write_rows(folder / "log.jsonl", lines)
-            write_text(done, dumps(row) + "\n")
+            write_text(done, dumps(row) + "\n")  # last: a round that has its row is finished
         if config.keep == "last" and number > 1:
-            _forget(config, number - 1)
+            _forget(config, number - 1)  # not before the round that started from it is done
         rows.append(loads(read_text(done)))
         model = str(_model_folder(config, number))
     return rows, [line for row in rows for _, line in read_rows(_round_folder(config, row["round"]) / "log.jsonl")]
@@ -213,7 +213,7 @@ def _online(config: IterateConfig) -> tuple[list[dict[str, Any]], list[dict[str,
     prompts = prompts[: config.max_prompts] if config.max_prompts else prompts
     wanted = _training(config, 1, model=config.model, data=config.prompts, output_dir=f"{config.output}/model")
     if "train_sampling_strategy" not in config.train:
-        wanted.train_sampling_strategy = "sequential"
+        wanted.train_sampling_strategy = "sequential"  # blocks take the prompts in order
     steps = plan(wanted, len(prompts), config.refresh_every)
     start = StartModel(config.model, below_adapter=wanted.use_lora and not models.is_adapter(config.model))
     refresher = Refresher(config, prompts, _gatherer(config, start))

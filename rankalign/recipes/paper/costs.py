@@ -105,7 +105,7 @@ def add_ppo(
     lengths = [len(encode_prompt(tokenizer, p.prompt, config.template, config.system, p.meta)) for p in prompts]
     tokens = written + len(steps) * config.rollouts * sum(lengths) / len(lengths)
     cost.sampled += written
-    cost.forward += tokens * (3 + config.ppo_epochs)
+    cost.forward += tokens * (3 + config.ppo_epochs)  # 3: sampled, read by the policy, by the reference
     cost.backward += tokens * config.ppo_epochs
 
 

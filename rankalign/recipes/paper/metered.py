@@ -21,7 +21,7 @@ STATUS = Path("/proc/self/status")
 def peak_bytes() -> int:
     """The most memory that this process has held so far (resident set), in bytes."""
     if not STATUS.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS, which has no /proc
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
 

@@ -177,7 +177,7 @@ class Unit:
         self.train("train", content, settings, cost)
         parsed: Any = parse_settings(content)
         if not isinstance(parsed, PPOConfig):
-            raise TypeError(parsed)
+            raise TypeError(parsed)  # never: it tells the type checker what parse_settings makes of method ppo
         add_ppo(cost, parsed, output / "log.jsonl", list(read(prompts)), self.bench.tokenizer)
         cost.models = models_in_memory(content)
         return cost, {}, str(output)
