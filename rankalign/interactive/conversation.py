@@ -104,6 +104,7 @@ class Chat:
 
     def order(self, prompt_id: str) -> list[HFEngine]:
         """The speakers from left to right for one prompt: the toss of a coin that the seed and the id determine."""
+        # A text seeds Python's generator by its SHA-512, alike in every process.
         turned = random.Random(f"{self.seed} {prompt_id}").random() < 0.5
         return self.speakers[::-1] if turned and self.two else self.speakers
 

@@ -171,7 +171,7 @@ class Session:
         if not self._prints:
             raise InputError("nothing to rank: no record has two responses or more")
         self._journal = Journal(journal_path(output, annotator), {"annotator": annotator})
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # taken again by view, which what takes it calls
         self.rankings = replay(self._journal.done.values(), self._prints)
         others = [own.done for name, own in read_rankings(output, self._prints).items() if name != annotator]
         queue = [record for record in sets if record.id in self._prints]
