@@ -55,7 +55,7 @@ def remove_strays(parent: Path, name: str) -> None:
     for stray in parent.glob(f".{name}.part-*"):
         handle = os.open(stray, os.O_RDONLY)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its maker holds this lock as long as it lives
             shutil.rmtree(stray, ignore_errors=True)
         except BlockingIOError:
             continue

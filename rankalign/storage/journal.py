@@ -58,6 +58,7 @@ class Journal:
         self.old = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            # Not truncated: whose it is shows when the lock is ours.
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise InputError(f"{path}: cannot be written: {error.strerror}") from None

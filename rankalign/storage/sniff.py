@@ -6,7 +6,7 @@ import re
 
 # Beginnings of files that stand where rows were expected: https://www.garykessler.net/library/file_sigs.html has more.
 _MAGIC: tuple[tuple[bytes, str], ...] = (
-    # before UTF-16, whose mark it begins with
+    # Before UTF-16, whose mark it begins with.
     (b"\xff\xfe\x00\x00", "is UTF-32, not UTF-8: `iconv -f UTF-32 -t UTF-8` makes it readable"),
     (b"\x00\x00\xfe\xff", "is UTF-32, not UTF-8: `iconv -f UTF-32 -t UTF-8` makes it readable"),
     (b"\xff\xfe", "is UTF-16, not UTF-8: `iconv -f UTF-16 -t UTF-8` makes it readable"),
