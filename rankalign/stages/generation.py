@@ -137,7 +137,7 @@ def merge(responses: Sequence[Response]) -> list[Response]:
     """Responses with identical texts of one policy as one, at the place of the first, with their count."""
     kept: dict[tuple[str, str, bool], Response] = {}
     for response in responses:
-        # a cut text is another answer: it gets no end in training
+        # A cut text is another answer: it gets no end in training.
         key = (response.policy, response.text, response.finished)
         if key in kept:
             kept[key].count += response.count

@@ -49,6 +49,7 @@ class Shard:
 
     def part(self, batches: Sequence[T]) -> Sequence[T]:
         """This shard's batches of all."""
+        # Interleaved: engines put the long prompts first, and each shard gets some.
         return batches[self.index :: self.of]
 
     def path(self, output: Path) -> Path:

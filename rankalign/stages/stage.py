@@ -258,7 +258,7 @@ class Stage:
             counts = self._part(ledger.items, facts) if self.shard else self._whole(assemble(ledger.items), facts)
             if FAILED not in facts:  # else it holds what need not be asked again
                 path.unlink(missing_ok=True)
-            sync_directory(self.output.parent)
+            sync_directory(self.output.parent)  # the removal, too, or a power cut would bring the journal back
         told = {**facts, FAILED: len(facts[FAILED])} if FAILED in facts else facts
         return {"output": str(self.target), "already_finished": False, **counts, **told}
 
