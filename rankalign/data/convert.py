@@ -72,6 +72,7 @@ class Intake:
         """``records`` as they pass, their unread columns counted, and said at the end."""
         found, before = Losses(), self.renamed
         for record in records:
+            # A table refuses such columns itself.
             if isinstance(form, RowFormat | AnswerFormat) and not isinstance(form, Table):
                 for column in form.unread(record):
                     found.add(column)

@@ -134,7 +134,7 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions) -> None:
         self.tokenizer, self.options = tokenizer, options
         self.rendering = Rendering(tokenizer, options.template, options.system, options.allow_special_in_text)
-        self.counts: Counter[str] = self.rendering.counts
+        self.counts: Counter[str] = self.rendering.counts  # one counter: the rendering adds to it as well
 
     def encode(self, record: CandidateSet) -> TokenList | None:
         """One record; None (counted as ``dropped_prompts``) where no candidate is left.

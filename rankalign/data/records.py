@@ -197,7 +197,7 @@ class Checker:
         """A string that can be written as UTF-8; with ``empty=False`` it must hold more than white space."""
         if not isinstance(value, str):
             raise self.fail(path, f"expected a string, found {kind(value)}")
-        # most texts pass by the first test, which is instant
+        # Most texts pass by the first test, which is instant.
         if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
             raise self.fail(path, HALF_A_PAIR)
         if not empty and not value.strip():
@@ -261,6 +261,7 @@ class Checker:
         if role not in ROLES:
             raise self.fail(f"{path}.role", f"unknown role {role!r} (one of {', '.join(ROLES)})")
         content = self.content(value, path)
+        # The very object where nothing was joined.
         return value if content is value["content"] else {**value, "content": content}
 
     def content(self, message: dict[str, Any], path: str) -> str:

@@ -125,6 +125,7 @@ class Rendering:
             self._safe_start(prompt) if isinstance(prompt, str) else [self._safe_message(m) for m in prompt]
         )
         told = dict(meta or {})
+        # The template writes these and not the messages.
         if isinstance(told.get("alpaca"), dict):
             told["alpaca"] = {k: self._safe(v) if isinstance(v, str) else v for k, v in told["alpaca"].items()}
         return templates.render(guarded, name, self._safe(self.system), told)
@@ -198,6 +199,7 @@ class Rendering:
             return self._prompt(prompt, meta), [self._alone(answer, end) for answer in bare]
         conversation = self._conversation(prompt)
         texts = [self._read(conversation, answer) for answer in answers]
+        # Templates may write a prompt in another way once an answer follows; that part is then no longer shared.
         shared = special.encode(self.tokenizer, conversation.opening)
         for text in texts:
             shared = shared[: _common(shared, text)]
@@ -296,6 +298,7 @@ class Rendering:
         """
         if len(ids) <= room:
             return ids
+        # Told by the tokens: callers hand over no more.
         of_whole = self._chats(prompt) and ids != self._prompt(prompt, meta)
         last = prompt
         for start in [] if isinstance(prompt, str) else [i for i, m in enumerate(prompt) if m["role"] == "user"][1:]:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 BREAK = "\U0010fffd"
 # Names of control tokens while texts are encoded in which their own names are text.
-_ALIAS, _FIRST = "\U0010fffc", 0xF0000
+_ALIAS, _FIRST = "\U0010fffc", 0xF0000  # private use planes: no letter that a text is likely to hold
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Controls:
     def broken(self, text: str) -> str:
         """``text`` with a break in every control token."""
         text = text.replace(BREAK, "")
-        # tokens can overlap: the rest of a broken one may begin another
+        # Tokens can overlap: the rest of a broken one may begin another.
         while self.pattern and self.pattern.search(text):
             text = self.pattern.sub(lambda found: found[0][0] + BREAK + found[0][1:], text)
         return text
@@ -106,7 +106,7 @@ def _renaming(told: dict[str, Any], known: Controls) -> dict[str, Any]:
         model["unk_token"] = new[model["unk_token"]]
     if "merges" in model:  # one that spells a control token would bring it back
         model["merges"] = [m for m in model["merges"] if "".join(m.split() if isinstance(m, str) else m) not in new]
-    # what a tokenizer is set to do to batches must not touch a text here
+    # What a tokenizer is set to do to batches must not touch a text here.
     return {**told, "truncation": None, "padding": None}
 
 

@@ -69,7 +69,7 @@ class AnswerFormat(ABC):
                     staged.append((self.stage(row, check), check, row))
                 except RecordError as error:
                     on_error(error)
-        for _, check, row in sorted(staged, key=lambda entry: entry[0]):
+        for _, check, row in sorted(staged, key=lambda entry: entry[0]):  # stable: within a stage as in the files
             try:
                 self.take(row, check, table)
             except RecordError as error:

@@ -132,7 +132,7 @@ def _form(value: Any) -> str:
         found = loads(value)
     except ValueError:
         return "text"
-    # else writing would not give the row back
+    # Else writing would not give the row back.
     return "json" if isinstance(found, list) and dumps(found) == value else "text"
 
 

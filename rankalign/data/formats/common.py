@@ -86,7 +86,7 @@ class RowFormat(ABC):
     def take(self, row: dict[str, Any], check: Checker) -> CandidateSet:
         """One row as a record without an id: null cells are absent, a column ``system`` is the system message."""
         present, hidden = self.ignored.hide(row)
-        check.nulls = frozenset(hidden.keys() - self.ignored.names)
+        check.nulls = frozenset(hidden.keys() - self.ignored.names)  # there, but null: not missing
         system, present = take_system(present, check, self.own_system)
         record = self.record(present, check)
         if system is not None:

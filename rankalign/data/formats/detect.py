@@ -94,7 +94,7 @@ def detect(path: str | os.PathLike[str]) -> str:
 
 def detect_row(row: dict[str, Any], file: str = "<memory>") -> str:
     """Name of the format of a row, see :func:`detect`."""
-    held = {key: value for key, value in row.items() if value is not None} or row
+    held = {key: value for key, value in row.items() if value is not None} or row  # tables give every row all columns
     if {"id", "prompt"} <= held.keys() <= NATIVE:
         return "rankalign"
     found = _named(held, SHAPES) or _listed(held) or _named(held, LAST) or _guessed(held) or _named(held, BARE)

@@ -77,7 +77,7 @@ class HH(RowFormat):
             if head != other:
                 raise check.fail("rejected", "differs from chosen before the last 'Assistant:'")
         if any(_TURN.search(side) for side in (chosen, rejected)):
-            raise Dropped(check.file, check.line, "", INTO_NEXT)
+            raise Dropped(check.file, check.line, "", INTO_NEXT)  # it would teach the model to speak for the person
         record = CandidateSet("", read_dialogue(head), paired(_reply(chosen), _reply(rejected)))
         check.prompt(record.prompt)
         if write_dialogue(record, Losses()) != head:

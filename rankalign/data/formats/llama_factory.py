@@ -57,7 +57,7 @@ class LlamaFactory(PairFormat):
         else:
             responses = [_read_text(row["output"], "output", check)] if "output" in row else []
         self._label(row, check, responses)
-        unused = {"output"} if "chosen" in row else set()
+        unused = {"output"} if "chosen" in row else set()  # not read beside a pair, so it waits in meta
         unused |= set() if "system" in note else {"system"}
         used = [key for key in (TURNS if sharegpt else COLUMNS) if key not in unused]
         return CandidateSet(

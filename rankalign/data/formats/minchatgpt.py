@@ -70,6 +70,7 @@ class MinChatGPT(AnswerFormat):
         if not texts:
             losses.add("prompts without a response")
             return
+        # Either order: the judge's name tells in which the columns stood.
         note, judges = note_of(record, self.name), {JUDGE.format(*pair): pair for pair in permutations(texts, 2)}
         lost_details(record.responses, losses, judges, policy=False)
         asked = prompt_text(record.prompt, losses if note is None else Losses())

@@ -48,7 +48,7 @@ class Oasst:
             except RecordError as error:
                 on_error(error)
         yield from TURNS_OF_TEXT.read(texts, file, on_error)
-        for node in nodes.values():
+        for node in nodes.values():  # a second pass: a reply may stand before what it replies to
             if (parent := nodes.get(node.row.get("parent_id") or "")) is not None:
                 parent.replies.append(node)
         for ident, node in nodes.items():

@@ -155,7 +155,7 @@ def _is_name(value: Any) -> bool:
 def _index(row: dict[str, Any], column: str, check: Checker) -> tuple[float | None, float | None]:
     """The verdict of a column that holds the index of the better answer; -1 is none."""
     value = row[column]
-    if isinstance(value, bool) or value not in (0, 1, -1):
+    if isinstance(value, bool) or value not in (0, 1, -1):  # True equals 1
         raise check.fail(column, f"expected 0 or 1, found {value!r}")
     return {0: FIRST, 1: SECOND, -1: NONE}[int(value)]
 

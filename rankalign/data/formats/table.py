@@ -39,6 +39,7 @@ class Table(RowFormat):
         held = list(rows)  # a column may first be filled far down
         columns = list(dict.fromkeys(name for _, row in held for name in row))
         layout = self._layout(columns, file)
+        # An id that was named, or is ours, tells prompts apart; one that was only recognised may number rows.
         groups = _Groups(file, layout, by_id=bool(layout.id) and (layout.own or self.layout is not None))
         unread = self._unread(layout, columns)
         for line, row in held:

@@ -103,7 +103,7 @@ def _response(check: Checker, row: dict[str, Any], layout: Layout, index: int, n
     return Response(_text(check, row, name), policy or "unknown", scores=scores)
 
 
-_ABSENT: Any = object()
+_ABSENT: Any = object()  # None is a score that is there and says `null`
 
 
 def _score(check: Checker, row: dict[str, Any], name: str) -> Any:

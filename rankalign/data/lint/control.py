@@ -40,7 +40,7 @@ KNOWN = (
     "[TOOL_CALLS]",
     "[TOOL_RESULTS]",
     "[/TOOL_RESULTS]",
-    "]~b]",
+    "]~b]",  # MiniMax
     "]~!b[",
     "[e~[",
 )

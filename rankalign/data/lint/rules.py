@@ -24,12 +24,14 @@ from rankalign.data.words import pieces
 EOS = ("</s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<eos>", "<end_of_turn>")
 BOS = ("<s>", "<|begin_of_text|>", "<|startoftext|>", "<bos>")
 TURNS = ("\n\nHuman:", "\nHuman:", "\nUser:", "\nUSER:", "### Instruction:", "<|im_start|>", "<|prompter|>", "[INST]")
+# What judges are asked to write, or are shown: MT-bench, Arena-Hard, FastChat, graders of many kinds, AlpacaFarm.
 _JUDGE = re.compile(
     r"\[\[(?:[ABC]|\d+(?:\.\d+)?|[AB]>+[AB]|A=B)\]\]"
     r"|\[The (?:Start|End) of Assistant"
     r"|\b(?:Rating|Score|Overall score)\s*:\s*\d+(?:\.\d+)?\s*/\s*\d+"
     r"|\bOutput \([ab]\) is (?:better|preferred)"
 )
+# An answer that was cut ends inside a sentence: in a letter or digit, behind a comma or an opening bracket.
 _INSIDE = regex.compile(r"[\p{L}\p{M}\p{N},;\-–(،、，；（]$")
 TRUNCATED_WORDS, REPEATED_WORDS, LEAK_LENGTH = 20, 50, 20
 # The longest-answer rule is a finding when the lower end of its 95 % interval is above this.
@@ -271,8 +273,10 @@ def _partly_scored(record: CandidateSet) -> Seen:
 
 def _overall_against_aspects(record: CandidateSet) -> Seen:
     for index, response in enumerate(record.responses):
+        # `overall_score` and `fine-grained_score` of UltraFeedback are no aspects.
         aspects = [s for judge, s in response.scores.items() if s is not None and not judge.endswith("_score")]
         overall = response.scores.get("overall_score")
+        # Some 2,000 answers that UltraFeedback's judge gave a 1 are stored with a 10.
         if overall is not None and overall >= 9 and len(aspects) > 1 and sum(aspects) / len(aspects) <= 2:
             mean = sum(aspects) / len(aspects)
             yield index, f"overall {overall:g} beside aspects of {mean:.1f} on average: a 1 stored as 10?"
