@@ -42,6 +42,7 @@ def _made_of(groups: tuple[type[Any], ...]) -> Callable[[type[Class]], type[Clas
     """A dataclass that has the fields of the groups as fields of its own, so that each is one flag and one YAML key."""
 
     def build(kind: type[Class]) -> type[Class]:
+        # Flat, because HfArgumentParser makes no flags of a dataclass inside a dataclass.
         for item in [item for group in groups for item in dataclasses.fields(group)]:
             kind.__annotations__[item.name] = item.type
             setattr(kind, item.name, dataclasses.field(default=item.default, metadata=item.metadata))
@@ -63,7 +64,7 @@ class TrainConfig(TrainingArguments):
     def __post_init__(self) -> None:
         check_flags(self)
         if self.method == "reward":
-            self._set_reward_defaults()
+            self._set_reward_defaults()  # before transformers puts `loss` where no metric is named
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
             self.use_cpu = True  # else accelerate finds nothing that processes could talk over
         super().__post_init__()  # type: ignore[no-untyped-call]

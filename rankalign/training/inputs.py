@@ -185,7 +185,7 @@ def without_unwanted(sets: list[CandidateSet], losses: Losses) -> None:
         if left := len(record.responses) - len(wanted):
             losses.add("answers labelled as unwanted, which are not imitated", left)
             record.responses = wanted
-    sets[:] = [record for record in sets if record.responses]
+    sets[:] = [record for record in sets if record.responses]  # in place: the caller goes on with this list
 
 
 def _judge(asked: str, sets: Sequence[CandidateSet], alone: bool) -> str:

@@ -255,7 +255,7 @@ def train_online(
         callbacks=run.callbacks(config, output),
     )
     trainer.enter(0)  # with the start weights, also when a checkpoint follows: they decide the layout
-    trainer.held_out = trainer.referred(held_out)
+    trainer.held_out = trainer.referred(held_out)  # in the layout that enter has chosen
     trainer.watch = watch
     run.run_trainer(trainer, config, settings)
     run.save(trainer, tokenizer, output, of_model)

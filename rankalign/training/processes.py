@@ -43,7 +43,7 @@ def whole_weights(config: Any) -> Iterator[None]:
     name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
     zero, ram = getattr(config.deepspeed_plugin, "dschf", None), os.environ.get(name)
     unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
-    os.environ[name] = "false"
+    os.environ[name] = "false"  # transformers asks for it while it loads
     try:
         yield
     finally:

@@ -371,6 +371,7 @@ class RankTrainer(Trainer):
         more = {f"eval_{name}": value for name, value in {**meter.accuracy_bounds(), **seen}.items()}
         metrics = meter.read("eval_") | more
         self.log(metrics)
+        # As Trainer.evaluate does: early stopping and the best checkpoint wait for it.
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 

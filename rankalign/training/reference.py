@@ -44,7 +44,7 @@ class ReferenceCache:
     """
 
     def __init__(self, folder: Path, weights: str, numerics: str) -> None:
-        self.path = folder / f"{weights[:32]}-{numerics}.safetensors"
+        self.path = folder / f"{weights[:32]}-{numerics}.safetensors"  # 128 bits of the fingerprint
         self.computed, self.checked, self.found = 0, 0, 0
         self._known: dict[bytes, float] = broadcast_object_list([self._read()])[0]  # the same in all processes
 

@@ -190,6 +190,7 @@ class Launch(TrainerCallback):
 def callbacks(config: TrainConfig, output: Path) -> list[TrainerCallback]:
     """Diagnosis, log and, where asked for, early stopping."""
     stop = [EarlyStoppingCallback(config.early_stopping)] if config.early_stopping else []
+    # In this order: the first adds to the line that the second writes.
     return [Diagnosis(), JsonlLog(output / "log.jsonl"), *stop]
 
 
@@ -250,6 +251,7 @@ def begun(config: TrainConfig, settings: dict[str, Any]) -> str | None:
 def last_checkpoint(output: Path) -> str | None:
     """The newest checkpoint of a run; one that a kill left half written, without its last file, does not count."""
     whole = [p.parent for p in output.glob("checkpoint-*/trainer_state.json") if p.parent.name[11:].isdigit()]
+    # Behind `checkpoint-`; names sort 100 before 20.
     return str(max(whole, key=lambda p: int(p.name[11:]))) if whole else None
 
 

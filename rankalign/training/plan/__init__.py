@@ -245,12 +245,12 @@ def _weights(model: nn.Module) -> tuple[int, int]:
 def _work(model: Any, lists: Sequence[TokenList], config: TrainConfig, batches: Batches) -> dict[str, int]:
     """Tokens and multiply-adds times two, of the whole run over all ranks; attention's own products are left out."""
     embedding = model.get_input_embeddings().weight.numel()
-    body = sum(p.numel() for p in model.parameters() if p.dim() == 2) - embedding
+    body = sum(p.numel() for p in model.parameters() if p.dim() == 2) - embedding  # norms and biases multiply nothing
     head = model.get_output_embeddings()
     tied = head is None or head.weight is model.get_input_embeddings().weight
     rows = sum(batches.size([t]) for t in lists)
     labels = sum(len(r) for t in lists for r in t.responses)
-    body -= 0 if tied else head.weight.numel()
+    body -= 0 if tied else head.weight.numel()  # the head is reached at labels alone, below
     forward = 2 * (body * rows + (head.weight.numel() * labels if head is not None else 0))
     _, training = _weights(model)
     share = 1 + min(training / max(body + embedding, 1), 1)  # gradients of inputs, and of the weights that train
@@ -267,7 +267,7 @@ def _work(model: Any, lists: Sequence[TokenList], config: TrainConfig, batches: 
 def _disk(config: TrainConfig, model: nn.Module, footprint: Footprint) -> int:
     """Checkpoints with their optimiser states, and the model at the end."""
     whole, training = _weights(model)
-    saved = training * 4 if config.use_lora else whole
+    saved = training * 4 if config.use_lora else whole  # adapters are saved in float32
     kept = 0 if config.save_strategy == "no" else config.save_total_limit or 1
     return saved + kept * (saved + footprint.items.get("optimiser", 0))
 

@@ -138,7 +138,7 @@ def load_actor(config: PPOConfig, questions: list[Question]) -> ActorCritic:
     if critic is not None:
         print(f"value net {config.value_model}: weights sha256 {models.weights_fingerprint(critic)}", file=sys.stderr)
         disable_dropout(critic)
-    disable_dropout(policy)
+    disable_dropout(policy)  # checkpointing updates in train mode, where dropout would wake
     layout, why = _layout(config, policy, critic, questions)
     print(f"layout: {layout} ({why})", file=sys.stderr)
     if config.gradient_checkpointing:

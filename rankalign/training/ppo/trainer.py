@@ -339,7 +339,7 @@ class PPOTrainer:
                 # DDP takes the mean over ranks
                 loss = self._loss(rollouts, part, means) * self._world / tokens.clamp(min=1)
                 self.accelerator.backward(loss)
-        # measured also where 0 asks for no limit
+        # Measured also where 0 asks for no limit.
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm or math.inf)
         if norm is None or not torch.isfinite(norm):
             raise InputError(f"step {self.step + 1}: the gradient is not finite; lower --learning_rate")
