@@ -123,6 +123,7 @@ def search(rows: Rows, params: SamplingParams, ends: Ends, ends_per_step: int) -
     width = params.num_beams // params.num_beam_groups
     prompts = len(rows.logits)
     groups = [
+        # All beams begin alike, so one alone is open: the others would find the same answers.
         Group(prompt, order, [(0.0, []), *[(-math.inf, [])] * (width - 1)])
         for prompt in range(prompts)
         for order in range(params.num_beam_groups)
@@ -154,6 +155,7 @@ def _step(
         for row, place in enumerate(turn):
             for token in chosen[active[place].prompt]:
                 scores[row, :, token] -= params.diversity_penalty
+        # A beam has so many continuations that end it, so at least `width` others are among the best.
         for place, candidates in zip(turn, _best(scores, (1 + ends_per_step) * width), strict=True):
             parents[place] = active[place].advance(candidates, ends, last, params.length_penalty)
             chosen[active[place].prompt] += active[place].chosen

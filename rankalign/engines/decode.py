@@ -82,6 +82,7 @@ class Rows:
         adapted: Any = model
         base = adapted.get_base_model() if hasattr(model, "get_base_model") else adapted
         self._accepted = set(inspect.signature(base.forward).parameters)
+        # State-space models call their memory by the second name.
         self._memory = next((name for name in ("past_key_values", "cache_params") if name in self._accepted), None)
         if self._memory is None:
             raise InputError(f"engine 'hf' cannot decode with {type(base).__name__}: it has no key-value cache")
@@ -95,10 +96,12 @@ class Rows:
             ids[row, longest - len(prompt) :] = torch.tensor(prompt)
             self._mask[row, longest - len(prompt) :] = 1
         self._mask = self._mask.to(base.device)
+        # Positions count from a text's own beginning, not from the batch's left edge.
         self.logits = self._forward(ids.to(base.device), (self._mask.cumsum(dim=-1) - 1).clamp(min=0))
 
     @torch.inference_mode()
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        # Of a prompt only the last position is drawn from: logits of all would be the largest tensor by far.
         extra = {"position_ids": positions, "logits_to_keep": 1, self._memory: self._cache}
         with fast_linears(self._model, None):
             logits: Tensor = self._model(

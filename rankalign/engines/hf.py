@@ -53,6 +53,7 @@ class HFEngine(LocalEngine):
         rows = max(params.num_beams, self._copies)
         found: list[list[int]] = []
         for index in sorted(range(len(prompts)), key=lambda i: -lengths[i]):
+            # The first of a batch is its longest.
             room = min(MAX_ROWS, MAX_TOKENS // lengths[found[-1][0]]) if found else 0
             if found and (len(found[-1]) + 1) * rows <= room:
                 found[-1].append(index)
@@ -96,7 +97,7 @@ class HFEngine(LocalEngine):
     def under(self, policy: Policy) -> HFEngine:
         """The same model, loaded once, under another template or other sampling settings."""
         other = copy.copy(self)
-        LocalEngine.__init__(other, policy)
+        LocalEngine.__init__(other, policy)  # template and stop strings anew, the loaded model kept
         return other
 
     def _begin(self, prompts: Sequence[CandidateSet]) -> tuple[Rows, Ending]:

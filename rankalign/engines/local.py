@@ -92,6 +92,7 @@ class LocalEngine:
         """
         text, cut = templates.cut_at_stop(decoded(self.tokenizer, ids), self._stop)
         kept = self._prefix(ids, text) if cut else ids
+        # Training puts that one there by itself.
         usual = {self._rendering.end_id(), self.tokenizer.eos_token_id} == {end}
         last = {} if end is None or cut or usual else {"end": end}
         return Response(

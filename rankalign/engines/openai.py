@@ -79,6 +79,7 @@ class OpenAIEngine:
             raise InputError(f"policy {policy.name!r}: {error}") from None
         if self._client.holds_key(json.dumps(dataclasses.asdict(policy), ensure_ascii=False)):
             raise InputError(f"policy {policy.name!r}: the key in ${policy.api_key_env} stands in its settings too")
+        # Whatever it is called with must not hold the engine, which would then never go.
         self.close = weakref.finalize(self, _close, self._client, self.usage, policy.name)
 
     def batches(self, prompts: Sequence[CandidateSet]) -> list[list[int]]:
@@ -147,7 +148,7 @@ class OpenAIEngine:
 
     async def _ask(self, prompt: str, index: int, body: Body) -> tuple[Answer, bool]:
         """The answer to a request, kept or fetched, and whether the server took its seed."""
-        digest = content_digest([self.policy.base_url, index, body])
+        digest = content_digest([self.policy.base_url, index, body])  # the index tells the two halves of a probe apart
         if kept := self.calls.find(prompt, digest):
             return Answer(**kept["answer"]), kept["seeded"]
         if failure := self.calls.failure(prompt, digest):
@@ -213,6 +214,7 @@ class OpenAIEngine:
         except Failed:  # what it was to show stays unknown
             return
         (first, seeded), (second, _) = answers
+        # Where the seed was refused it is no news that an answer does not repeat.
         if first.text != second.text and ("seed" in sentence) <= seeded:
             self.notes.add(sentence)
 

@@ -217,6 +217,7 @@ def shortfalls(answer: Answer, params: SamplingParams, model: str, cut: bool) ->
         "the server reports no token usage for some answers": tokens is None or answer.prompt_tokens is None,
         "the server does not say why answers end; those at the token limit count as unfinished": answer.finish is None,
         "the server sends several answers where one was asked for; the first is taken": answer.choices > 1,
+        # Servers add paths and versions to it.
         f"the server answers as {named!r}, asked for {model!r}": bool(named) and model not in named,
     }
     return [sentence for sentence, true in found.items() if true]

@@ -107,7 +107,7 @@ class Client:
         self._headers: dict[str, Any] = dict.fromkeys(("OpenAI-Organization", "OpenAI-Project"), openai.Omit())
         self._headers["Authorization"] = f"Bearer {self._key}" if self._key else openai.Omit()
         self._openai = openai.AsyncOpenAI(
-            api_key=self._key or "none",  # the library does not start without one; the header below decides
+            api_key=self._key or "none",  # the library does not start without one; the header decides
             base_url=base_url,
             max_retries=0,  # ours keep all requests back at one gate
             timeout=openai.Timeout(TIMEOUT_S, connect=min(CONNECT_S, TIMEOUT_S)),
@@ -233,7 +233,7 @@ class Client:
         named = {key: body[key] for key in ("model", "messages", "prompt") if key in body}
         rest = {key: value for key, value in body.items() if key not in named}
         try:
-            async with asyncio.timeout(TIMEOUT_S):
+            async with asyncio.timeout(TIMEOUT_S):  # the HTTP library's own timeout begins again with every byte
                 create = api.with_raw_response.create
                 raw = await create(**named, extra_body=rest, extra_headers=self._headers)
         except (TimeoutError, openai.APITimeoutError) as error:
@@ -246,7 +246,7 @@ class Client:
             reason = f"connection lost or refused ({_brief(error.__cause__ or error)})"
             raise Again(reason, reached=_connected(error)) from None
         self._reached = True
-        self._hold(wait_asked(raw.headers, limited=False) or 0)
+        self._hold(wait_asked(raw.headers, limited=False) or 0)  # this reply may have used up the limit
         return _json_object(raw.http_response.content)
 
     async def _status(self, error: openai.APIStatusError, body: Body) -> Body:

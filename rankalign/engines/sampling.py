@@ -68,7 +68,7 @@ def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
     """
     cumulative = probs.cumsum(dim=-1, dtype=torch.float64)  # of 1e5 small numbers
     aims = uniforms.unsqueeze(-1) * cumulative[:, -1:]
-    # a uniform of 0 must not draw a first token of probability 0
+    # A uniform of 0 must not draw a first token of probability 0.
     return torch.searchsorted(cumulative, aims, right=True).squeeze(-1)
 
 

@@ -65,7 +65,7 @@ class UncachedRows(Rows):
         return logits
 
     def _one(self, text: tuple[int, ...]) -> Tensor:
-        forget_longer(self._base)
+        forget_longer(self._base)  # some models turn positions by the longest text they have seen
         logits: Tensor = self._model(input_ids=torch.tensor([text], device=self._base.device), use_cache=False).logits
         return logits[0, -1]
 

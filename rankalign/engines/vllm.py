@@ -160,7 +160,7 @@ class Loaded:
             [{"prompt_token_ids": ids} for ids in prompts],
             [SamplingParams(**one) for one in params],
             lora_request=self._lora,
-            use_tqdm=False,
+            use_tqdm=False,  # our own bar counts prompts
         )
         return [_read(output.outputs[0]) for output in outputs]
 
