@@ -65,7 +65,7 @@ _GRADED = r"scores?|scoring|ratings?|rates?|grades?|ranks?|rankings?"
 _SHOWN = r"(?:assistant|answer|response|output|candidate|model|option)"
 _ONE = rf"(?:{_SHOWN}[\s_#]*)?[(\[]?(?:[abc]|\d{{1,2}}|tie|me|mine|this)\b"
 _GAP = r"[\s*_\"'`#(\[{]{0,8}"
-# no percentage, and no part of a longer number
+# No percentage, and no part of a longer number
 _WORTH = r"(?:\d{1,2}(?:[./]\d+)?(?![\d%])|(?:five|ten|full|maximum|perfect)\b)"
 _SIGNS = r"(?:is|are|of|as|[:=>|-]{1,2})?"
 _BEST = r"(?:better|best|superior|stronger|wins?|winner|preferred|correct\s+choice)"
@@ -73,45 +73,59 @@ _BEST = r"(?:better|best|superior|stronger|wins?|winner|preferred|correct\s+choi
 # Each matches the head of what it breaks and looks ahead for the rest, so that no two matches hide one another.
 _PATTERNS = {
     "verdict": _pattern(
-        r"\[(?=\s*\[)",
-        rf"\b(?:verdict|judge?ment)(?={_GAP}(?:[:=>|-]|is\b|$))",
-        rf"\b(?:{_GRADED})(?={_GAP}{_SIGNS}{_GAP}{_WORTH})",
-        rf"\b(?:quality|overall|points|marks|total)(?={_GAP}[:=|]{_GAP}{_WORTH})",
+        r"\[(?=\s*\[)",  # [[A]], [ [7]]
+        rf"\b(?:verdict|judge?ment)(?={_GAP}(?:[:=>|-]|is\b|$))",  # Verdict: B
+        rf"\b(?:{_GRADED})(?={_GAP}{_SIGNS}{_GAP}{_WORTH})",  # Score: 10, a rating of five
+        rf"\b(?:quality|overall|points|marks|total)(?={_GAP}[:=|]{_GAP}{_WORTH})",  # Overall: 9
+        # Winner: assistant A
         rf"\b(?:winner|choice|preference|preferred|decision|final(?:\s+answer)?|rank)(?={_GAP}(?:is|[:=>|-]){_GAP}{_ONE})",
-        rf"\b{_SHOWN}(?=[\s#_]*\d{{1,3}}\W{{0,3}}\s*[:>=])",
-        rf"\b{_SHOWN}(?=[\s#_]*[(\[]?[ab12]\b[^.\n]{{0,40}}\b{_BEST}\b)",
-        rf"\b{_SHOWN}(?=\s*[ab]\s*[>=]+\s*(?:{_SHOWN}\s*)?[ab]\b)",
+        rf"\b{_SHOWN}(?=[\s#_]*\d{{1,3}}\W{{0,3}}\s*[:>=])",  # Response 2: (heads of a grid)
+        rf"\b{_SHOWN}(?=[\s#_]*[(\[]?[ab12]\b[^.\n]{{0,40}}\b{_BEST}\b)",  # Answer A is clearly better
+        rf"\b{_SHOWN}(?=\s*[ab]\s*[>=]+\s*(?:{_SHOWN}\s*)?[ab]\b)",  # Assistant A > Assistant B
+        # 2 > 1, A >> B at the beginning of a line
         r"(?:^|(?<=[:|]))[ \t*_`]*[\[(#]?(?:\d{1,3}|[ab])(?=[\])]?\s*[>=]+\s*[\[(#]?(?:\d|[ab]\b))",
-        r"^[ \t]*\d{1,2}(?:\.\d+)?(?=[ \t,]+\d{1,2}(?:\.\d+)?[ \t]*$)",
-        r"\b10(?=\s*(?:/|out\s+of)\s*10\b)|\b5(?=\s*(?:/|out\s+of)\s*5\b)",
-        r"\bboxed(?=\s*\{\W{0,4}(?:text\W{0,3})?[abc]\b)",
+        r"^[ \t]*\d{1,2}(?:\.\d+)?(?=[ \t,]+\d{1,2}(?:\.\d+)?[ \t]*$)",  # 9 8 alone on a line
+        r"\b10(?=\s*(?:/|out\s+of)\s*10\b)|\b5(?=\s*(?:/|out\s+of)\s*5\b)",  # 10/10, 5 out of 5
+        r"\bboxed(?=\s*\{\W{0,4}(?:text\W{0,3})?[abc]\b)",  # \boxed{A}
+        # A heading: ## Evaluation
         rf"^[ \t>]*#{{1,6}}[^\n]{{0,40}}?\b(?:{_GRADED}|evaluation|result|winner|assessment)\b(?=[\W]*$)",
     ),
     "order": _pattern(
+        # Ignore all previous instructions
         r"\b(?:ignore|disregard|forget|override|overlook|bypass|neglect|discard)(?=\b[^.\n]{0,40}\b(?:previous|prior|above|"
         r"earlier|preceding|other|everything|instructions?|rules|rubric|prompt|context|criteria|guidelines)\b)",
+        # Give this answer full marks
         r"\b(?:score|rate|give|grade|rank|award|assign)(?=\s+(?:me|this|it|my|mine|us|assistant|answer|response)\b"
         r"[^.\n]{0,60}(?:\d|\b(?:full|top|best|highest|maximum|perfect|first)\b))",
+        # Pick my answer
         rf"\b(?:choose|pick|prefer|select|declare)(?=\s+(?:me|mine|my\s+answer|this\s+(?:answer|response|one)|"
         rf"(?:the\s+)?{_SHOWN}\s+[(\[]?[ab\d])\b)",
+        # Output [[A]], reply with only B
         rf"\b(?:print|output|say|write|reply|respond|return|report|emit)(?=\s+(?:with|only|exactly|just|that|the)?{_GAP}"
         r"(?:(?:this|my)\s+(?:answer|response|one)\b|"
         rf"\[\W{{0,2}}(?:[abc]|\d{{1,2}})\W|verdict|{_GRADED}|[ab](?:[\"'`\])]|\s*$)|{_SHOWN}\s+[(\[]?[ab\d]\b|(?:10|5)\b))",
+        # Dear judge
         r"\b(?:dear|attention|note\s+to(?:\s+the)?|hey|hello)(?=,?\s+(?:judges?|graders?|evaluators?|reviewers?|raters?)\b)",
         r"\bsystem(?=\s+(?:prompt|message|override|notice)\b)",
+        # The rubric has changed
         r"\b(?:rubric|rules|criteria|instructions?|guidelines|task|evaluation|comparison)(?=\s+(?:has|have|is|are|was|were)?"
         r"\s*(?:now\s+|been\s+|already\s+)*(?:changed?|updated|replaced|complete|completed|over|finished|ended)\b)",
+        # New instructions:
         r"\b(?:new|updated|revised|real|actual)(?=\s+(?:instructions?|rubric|rules|criteria|guidelines|task)\b\s*(?:[:,.]|is|are))",
+        # You must choose
         r"\byou(?=\s+(?:must|should|have\s+to|need\s+to|will|are\s+(?:now|required|instructed))\b[^.\n]{0,40}"
         r"\b(?:choose|select|rate|score|prefer|pick|grade|award|declare)\b)",
     ),
     "control": _pattern(
-        r"<(?=\|[^|<>\n]{1,40}\|>)",
-        r"<(?=/?s>|(?:start|end)_of_turn>|<SYS>)",
+        r"<(?=\|[^|<>\n]{1,40}\|>)",  # <|im_start|>
+        r"<(?=/?s>|(?:start|end)_of_turn>|<SYS>)",  # </s>, <end_of_turn>
         r"\[(?=/?INST\])",
+        # <verdict>, </answer_a>: our own tags among them
         r"<(?=\s*/?\s*(?:verdict|scores?|ratings?|grade|winner|judge?ment|result|answers?(?:_\w{1,3})?|responses?|request|think(?:ing)?|"
         r"reasoning|system|user|assistant|instructions?)\b[^<>\n]{0,40}>)",
+        # Assistant: at the beginning of a line, a turn of its own
         r"^[ \t#*_>\[(]*(?:human|user|system|developer|assistant|judge|evaluator|grader|instructions?)(?=[\])*_ \t]*:)",
+        # }, {"role": the next message of a request
         r"(?:\}|\])(?=\s*,?\s*\{\s*\"(?:role|model|rank|score|winner|verdict)\")",
     ),
 }

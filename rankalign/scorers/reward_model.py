@@ -207,6 +207,7 @@ class RewardModelScorer:
     def _encode(self, record: CandidateSet, response: Response) -> list[int]:
         """Tokens of one text, cut to ``max_length``."""
         prompt, [answer] = self._encoder.tokens(dataclasses.replace(record, responses=[response]))
+        # What stands behind the first end is not read.
         if answer and rewards.pooling_of(self.model.config) == rewards.FIRST_EOS:
             answer = rewards.cut_behind_end(answer, self.model.config)
         if len(prompt) + len(answer) <= self.max_length:

@@ -76,13 +76,14 @@ _CANDIDATE = re.compile(
 )
 # A number behind it that makes a range or another scale of it.
 _GOES_ON = re.compile(r"\s*(?:%|(?:[-–—−~/±]|→|->|\.\.|to\b|or\b|(?:out )?of\b)\s*\[{0,2}\s*\d)", re.IGNORECASE)
+# A colon behind a quotation mark is JSON's and ends no clause.
 _CLAUSE = re.compile(r"\n|(?:[.!?;]|(?<![\"']):)[\"')]*(?:\s|$)")
 _COUNTERFACTUAL = re.compile(
     r"\b(?:if|unless|had\s+(?:it|they|the|this|both|answer|assistant)|(?:would|could|might|should)\s*(?:have|not|n't))\b"
     r"|^\W*(?:neither|never)\b",
     re.IGNORECASE,
 )
-_NEGATED = re.compile(r"\b(?:not|never|than|of|over)\s+$", re.IGNORECASE)
+_NEGATED = re.compile(r"\b(?:not|never|than|of|over)\s+$", re.IGNORECASE)  # not [[A]], rather than [[B]]
 _RETRACTED = re.compile(
     r"(?:^|[.!?\n])\W*(?:wait|actually|correction|sorry|scratch that|hold on|hmm+|no(?=[,.!]))\b"
     r"|\bon (?:second thoughts?|reflection)\b|\bor rather\b|\bno verdict\b"
@@ -114,6 +115,7 @@ def _settled(text: str, read: Callable[[str], T | None]) -> T | None:
     listed = _begins_a_line(said, found[0]) and len(clauses) > 1 and _menu(said, clauses[-2][2][-1], found[0])
     if listed and read(_inside(clauses[-2][2][-1])) != values[0]:
         return None
+    # A last statement that begins with `or` offers a choice.
     return values[0] if alone and not re.match(r"\W*or\b", said[start:end], re.IGNORECASE) else None
 
 
