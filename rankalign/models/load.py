@@ -159,6 +159,7 @@ def load_policy(
     policy = with_adapter(policy, adapter, is_trainable=train_adapter) if adapter else policy
     if quantize:
         quant.quantize_8bit(policy, pick_dtype(dtype))
+    # Quantised weights lie there already, and some refuse to move.
     placed: PreTrainedModel = (policy if bits else policy.to(device())).eval()
     return placed
 
@@ -229,6 +230,7 @@ def load_whole_policy(where: str, dtype: torch.dtype | str, **more: Any) -> Any:
 def load_as(auto: Any, where: str, dtype: torch.dtype | str, **more: Any) -> tuple[Any, list[str]]:
     """The model of a transformers class at ``where``, and the names of weights that were not there and so start at
     random; ``dtype`` "auto" is that of the files."""
+    # Pickles can run code; other shapes are told below, by name and with a way out.
     more |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     with _explained(where):
         model, info = auto.from_pretrained(_source(where), **more)
@@ -293,6 +295,7 @@ def local_folder(model: str) -> Path:
     if Path(where).is_dir():
         return Path(where)
     with _explained(model):
+        # No pickles, and no weights of other libraries.
         wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
         return Path(snapshot_download(where, allow_patterns=wanted, local_files_only=_offline()))
 

@@ -41,7 +41,7 @@ def merge_lora(folder: str, output: str) -> None:
     expected = _outputs(adapted)
     tied = _untie(adapted.get_base_model())
     with warnings.catch_warnings():
-        # the weights that they are about are untied by now
+        # The weights that they are about are untied by now.
         warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`|Input and output embeddings")
         merged = adapted.merge_and_unload()
     if tied:

@@ -91,5 +91,6 @@ def _files(folder: Path) -> list[Path]:
 def _read(file: Path) -> dict[str, Tensor]:
     if file.suffix == ".safetensors":
         return load_file(file)
+    # Tensors alone, no code.
     found: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     return found

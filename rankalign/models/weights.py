@@ -232,7 +232,7 @@ def module_tensors(module: nn.Module) -> dict[str, TensorBits]:
     """All tensors of a module's state by name; one that is there under two names (tied) counts under the first."""
     found, seen = {}, set()
     for name, tensor in module.state_dict().items():
-        # one memory may be seen as several tensors that are not the same
+        # One memory may be seen as several tensors that are not the same.
         place = (tensor.data_ptr(), tensor.shape, tensor.stride())
         if place not in seen:
             seen.add(place)

@@ -245,7 +245,7 @@ def _deflate(block: Bytes, element: int) -> bytes:
 
 
 def _inflate(packed: bytes, size: int, element: int) -> bytes:
-    planes = zlib.decompressobj().decompress(packed, size)
+    planes = zlib.decompressobj().decompress(packed, size)  # a delta made up must not unpack to more than a block
     return np.frombuffer(planes, np.uint8).reshape(element, -1).T.tobytes()
 
 
