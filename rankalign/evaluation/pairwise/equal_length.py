@@ -197,7 +197,7 @@ def _refits(counts: Array, wins: Array, features: Array, prior: _Prior, start: A
         curve = ((counts * chance * (1 - chance)) @ products).reshape(-1, size, size)
         # Resamples that are all won leave no curvature for the intercept, which has no prior.
         step = np.linalg.solve(curve + np.diag(prior.precisions + 1e-9), slope[:, :, None])[:, :, 0]
-        # where the curve is flat Newton's steps go too far
+        # Where the curve is flat Newton's steps go too far.
         found = np.clip(found + np.clip(step, -2, 2), -_FARTHEST, _FARTHEST)
         if np.abs(step).max() < 1e-10:
             break

@@ -150,6 +150,7 @@ def rank_systems(games: Sequence[Game], prior: float = PRIOR, draws: int = REFIT
     strengths = _centred(fitted, group)
     counts = np.random.default_rng(seed).multinomial(len(tables), np.full(len(tables), 1 / len(tables)), size=draws)
     drawn = (np.tensordot(row, tables, axes=1) for row in counts.astype(np.float64))
+    # From the fit to all prompts, which is near.
     refits = np.array([_centred(bradley_terry(table, prior, fitted).values, group) for table in drawn])
     order = sorted(range(len(names)), key=lambda i: (group[i], -strengths[i]))
     standings = [

@@ -189,7 +189,7 @@ def _review(check: Checker, row: dict[str, Any], answers: Answers | None) -> Rev
     if first == second:
         raise check.fail("model_2", f"both answers are by {first!r}")
     text, score = check.text(row.get("text", ""), "text"), row.get("score")
-    verdict = parse_tolerant(text) is None and parse_class(text) is not None
+    verdict = parse_tolerant(text) is None and parse_class(text) is not None  # for rows without a score of their own
     graded = isinstance(score, list) or (score is None and not verdict)
     named = answers is not None or bool(row.get("model_1") and row.get("model_2"))
     reviewer, key = (str(row.get(name) or "") for name in ("reviewer_id", "review_id"))

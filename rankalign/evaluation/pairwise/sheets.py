@@ -212,6 +212,7 @@ def _read_sheet(path: str | os.PathLike[str], items: Mapping[str, str], a: str) 
     """Points of ``a`` by item, where there is a verdict."""
     text = read_text(path)
     header = text.split("\n", 1)[0]
+    # Spreadsheets write semicolons where the comma is the decimal sign.
     rows = csv.DictReader(io.StringIO(text), delimiter=";" if header.count(";") > header.count(",") else ",")
     if missing := {"item", "verdict"} - set(rows.fieldnames or ()):
         raise InputError(f"{path}: has no column {' and no column '.join(sorted(missing))}")

@@ -103,6 +103,7 @@ def expected_best(scores: Sequence[float], n: int) -> float:
     if not 1 <= n <= total:
         raise ValueError(f"best of {n} needs at least {n} scores, got {total}")
     subsets = math.comb(total, n)
+    # Divided before anything else: whole numbers divide exactly however large, and would not fit a float.
     return math.fsum(math.comb(i, n - 1) / subsets * score for i, score in enumerate(sorted(scores)))
 
 

@@ -106,6 +106,7 @@ def evaluate_subsets(sets: Sequence[CandidateSet], judge: str, truth: str = TRUT
     if not by_subset:
         raise InputError(f"no record has scores by both {judge!r} and {truth!r} in which responses differ")
     draws = {
+        # A seed each: subsets are drawn apart from one another.
         name: np.array([np.mean(own), *bootstrap(np.array(own)[:, None], _mean_of(len(own)), seed=seed + k)])
         for k, (name, own) in enumerate(by_subset.items())
     }

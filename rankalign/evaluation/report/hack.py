@@ -104,6 +104,7 @@ def compare_hacks(
     a: Sequence[CandidateSet], b: Sequence[CandidateSet], judge: str, seed: int, names: tuple[str, str]
 ) -> list[Flag]:
     """:func:`find_hacks` in both directions, for two systems of which none is known to be the start."""
+    # One way with the judge: gains in reward and length correlate the same in both.
     there, back = find_hacks(a, b, judge, seed, names), find_hacks(b, a, "", seed, names[::-1])
     return [*there, *back]
 
@@ -200,7 +201,7 @@ def _estimate(groups: Sequence[Array], seed: int) -> Estimate | None:
     """Correlation of the (n, 2) points of all groups; sums of squares and products are all that a resample needs."""
     from scipy.stats import pearsonr
 
-    if len(groups) < 3:
+    if len(groups) < 3:  # two points always lie on a line
         return None
     columns = np.array([[len(g), *g.sum(axis=0), *(g**2).sum(axis=0), float(g[:, 0] @ g[:, 1])] for g in groups])
     if not math.isfinite(float(_pearson(columns.sum(axis=0, keepdims=True))[0])):

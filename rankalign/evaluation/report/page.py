@@ -332,6 +332,7 @@ def render(run: Run) -> str:
         run=run, headline=top, flags=flags, table=before_after(run), tables=tables,
         figures=reward_figures(run), curves=training_figures(run.log), samples=shown, total=total,
         warnings=training_warnings(run.log), ledger=ledger_parts(run), checks=check_tables(run.checks),
+        # The page's content policy lets in what has these hashes and nothing else.
         css=css, script=script, css_hash=_hash(css), script_hash=_hash(script), data=embed(run.result),
     )  # fmt: skip
 

@@ -66,7 +66,7 @@ class Canvas:
             from matplotlib.figure import Figure
         except ImportError:
             raise missing_extra("the report", "report") from None
-        # else ids are random, and equal runs have unequal pages
+        # Else ids are random, and equal runs have unequal pages.
         settings: dict[Any, Any] = {**_STYLE, "svg.hashsalt": name}
         self._settings = matplotlib.rc_context(settings)
         self._make, self.name, self.title, self.size, self.svg = Figure, name, title, size, ""

@@ -23,7 +23,7 @@ Piece = tuple[list[int], list[int]]  # tokens read, tokens predicted
 Logps = Callable[..., list[list[torch.Tensor]]]
 
 TOKENS_A_PASS = 4096
-RRHF_TOKENS = 19
+RRHF_TOKENS = 19  # its metric cuts at 20 (GPT-2's `max_length` of then), the beginning of sequence included
 MODES = ("", "rrhf")
 
 
@@ -70,7 +70,7 @@ def evaluate_perplexity(
         raise InputError(f"unknown compat {compat!r} (known: rrhf)")
     if compat == "rrhf":
         return _rrhf(model, tokenizer, _texts(data))
-    # none: positions are computed and never end
+    # None: positions are computed and never end.
     limit = getattr(model.config, "max_position_embeddings", None) or 2**31
     rows = _rows(tokenizer, data, template, given_prompt, limit, allow_special)
     nats = text_nats(model, [windows(row.pop("read"), row.pop("ids"), limit) for row in rows])
@@ -209,6 +209,6 @@ def _rrhf(model: Any, tokenizer: Any, texts: list[str]) -> EvalResult:
     clean = [text.replace("\n", " ") or " " for text in texts]
     ids = [list(tokenizer(text, add_special_tokens=False)["input_ids"])[:RRHF_TOKENS] for text in clean]
     nats = text_nats(model, [[([start_token(tokenizer)], tokens)] for tokens in ids if tokens])
-    own = [2 ** (math.fsum(values) / len(values)) for values in nats]
+    own = [2 ** (math.fsum(values) / len(values)) for values in nats]  # that metric takes exp2 of nats
     metrics = {"mean_perplexity": math.fsum(own) / len(own), "empty": float(len(texts) - len(own))}
     return EvalResult(metrics, len(own), {}, [{"id": str(i), "perplexity": value} for i, value in enumerate(own)])

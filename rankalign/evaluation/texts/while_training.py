@@ -33,7 +33,7 @@ class Watch:
         if not prompts:
             raise InputError("there are no prompts to watch")
         self.prompts, self.answer, self.scorer = list(prompts), answer, scorer
-        self.before = self._graded(start)[1]
+        self.before = self._graded(start)[1]  # once: the start model need not stay in memory
 
     def _graded(self, model: Any) -> tuple[list[str], list[float | None]]:
         texts = self.answer(model, self.prompts)
