@@ -104,7 +104,7 @@ def run(config: ExperimentConfig) -> dict[str, Any]:
     result["training"] = {key: training[key] for key in ("steps", "counts", "seconds")}
     write_text(folder / "result.json", dumps(result) + "\n")
     names = ("candidates.jsonl", "before.jsonl", "after.jsonl", "result.json")
-    settings = {**dataclasses.asdict(config), "overwrite": False}
+    settings = {**dataclasses.asdict(config), "overwrite": False}  # how a run began is no part of what it is
     inputs = [config.prompts, config.heldout]
     manifest.write(folder, "run", settings, inputs, [folder / name for name in names], metrics=result)
     write_report(folder)  # behind the manifest, which it shows

@@ -94,7 +94,7 @@ def _check(config: IterateConfig) -> None:
     }
     if broken := [text for text, yes in problems.items() if yes]:
         raise InputError(broken[0])
-    _training(config, 1)
+    _training(config, 1)  # refused now, not when the first round is sampled and scored
 
 
 def _settings(config: IterateConfig) -> dict[str, Any]:
@@ -215,9 +215,11 @@ def _online(config: IterateConfig) -> tuple[list[dict[str, Any]], list[dict[str,
     if "train_sampling_strategy" not in config.train:
         wanted.train_sampling_strategy = "sequential"  # blocks take the prompts in order
     steps = plan(wanted, len(prompts), config.refresh_every)
+    # Where the start is an adapter that trains on, switching it off would give its base.
     start = StartModel(config.model, below_adapter=wanted.use_lora and not models.is_adapter(config.model))
     refresher = Refresher(config, prompts, _gatherer(config, start))
     ids = [record.id for record in prompts]
+    # With this hash the identity of training covers how its answers are sampled and graded.
     train_online(wanted, ids, steps, refresher, start, watch_of(wanted), settings_sha256=_settings_hash(config))
     rows = [_row(config, b.number, refresher.path(b), b.updates, b.step, None) for b in steps]
     return rows, [line for _, line in read_rows(Path(config.output) / "model/log.jsonl")]

@@ -70,12 +70,12 @@ def run_metered(
         str(config),
         "--json",
     ]
-    with log.open("wb") as errors, tempfile.TemporaryFile() as out:
+    with log.open("wb") as errors, tempfile.TemporaryFile() as out:  # a pipe that nobody reads meanwhile could fill up
         child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, pass_fds=(lock.handle,))
         try:
             code = child.wait()
         except BaseException:
-            child.kill()
+            child.kill()  # on Ctrl-C, too: it would train on unseen
             child.wait()
             raise
         out.seek(0)
