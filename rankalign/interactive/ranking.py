@@ -271,7 +271,7 @@ class Session:
     def _add(self, turn: int, what: str, at: int, levels: Levels | None = None) -> None:
         """Put an event on disk, then take it in. Events are never lost to an older page: see :class:`Stale`."""
         record = self._record(at)
-        if turn <= len(self._journal.done):
+        if turn <= len(self._journal.done):  # a page sends the number that its event is to have
             raise Stale("this page is behind: another one has gone on; here is how things stand now")
         event: dict[str, Any] = {"do": what, "set": record.id, "print": self._prints[record.id]}
         if levels is not None:

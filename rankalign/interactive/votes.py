@@ -59,7 +59,7 @@ class VoteFile:
         if content[:1] in (b"\x1f", b"["):
             raise InputError(f"{self.path}: is compressed or one JSON list; votes need a file of one record a line")
         tail = content[content.rfind(b"\n") + 1 :]
-        if tail and _whole(tail):
+        if tail and _whole(tail):  # an editor saved the file without its last line feed
             _write_all(self._handle, b"\n")
         elif tail:
             os.ftruncate(self._handle, len(content) - len(tail))

@@ -79,10 +79,11 @@ class Page:
                 fresh = gr.Button("New conversation", elem_id="fresh")
             controls = self._controls()
             private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+            # One model in memory, one answer at a time.
             model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
             out = [box, *panes, *votes]
             gr.on([send.click, box.submit], self.say, [box, *controls], out, **private, **model)
-            stop.click(self.stop, None, None, queue=False, **private)
+            stop.click(self.stop, None, None, queue=False, **private)  # else it waits behind the answer that it stops
             fresh.click(self.renew, None, out, queue=False, **private)
             for button, choice in zip(votes, CHOICES, strict=False):
                 button.click(self._voter(choice), None, [*panes, *votes], queue=False, **private)

@@ -14,7 +14,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-# gradio writes scripts and styles into its page, so both are allowed inline; nothing is loaded from elsewhere.
+# Gradio writes scripts and styles into its page, so both are allowed inline; nothing is loaded from elsewhere.
 HEADERS = (
     (
         b"content-security-policy",
