@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     try:
         return run_rounds(replace(config, prompts=prompts, policies=policies, train=training))
     except Interrupted as stop:
-        raise KeyboardInterrupt(str(stop)) from None
+        raise KeyboardInterrupt(str(stop)) from None  # exit code 130, as wherever the same command goes on
 
 
 def _object(text: str) -> dict[str, Any]:

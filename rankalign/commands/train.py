@@ -74,4 +74,4 @@ def _train(args: argparse.Namespace) -> dict[str, Any]:
             return train_ppo(config, sampler_of(config), reward_of(config))
         return train(config, watch_of(config))
     except Interrupted as stop:
-        raise KeyboardInterrupt(str(stop)) from None
+        raise KeyboardInterrupt(str(stop)) from None  # exit code 130, as wherever the same command goes on
