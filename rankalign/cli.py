@@ -123,9 +123,9 @@ def _execute(module: Any, args: argparse.Namespace) -> int:
         return 1
     except KeyboardInterrupt as error:
         print(f"\nrankalign: interrupted; {error or 'the same command goes on from here'}", file=sys.stderr)
-        return 130
+        return 130  # 128 + SIGINT, as shells have it
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more at its end
         return 0
 
 

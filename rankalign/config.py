@@ -121,7 +121,7 @@ def build(kind: type[T], content: dict[str, Any], where: str) -> T:
     if kind is ScorerConfig:
         content = _nest_options(content)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind)  # annotations are texts in these modules
     for key in content:
         if key not in fields:
             flat = {f.name for f in dataclasses.fields(SamplingParams)} if kind is Policy else set()

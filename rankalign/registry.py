@@ -51,7 +51,7 @@ class Registry(dict[str, Entry]):
         try:
             return getattr(importlib.import_module(module), attribute)
         except ImportError as error:
-            # a file of ours that is missing is a bug
+            # A file of ours that is missing is a bug.
             if entry.extra and not (error.name or "").startswith("rankalign"):
                 raise missing_extra(f"{self.what} {name!r}", entry.extra) from error
             raise
