@@ -77,6 +77,7 @@ class Mixture:
         return [int(unit * weight + 1e-9) for weight in self.weights]
 
     def _chosen(self, records: list[CandidateSet], size: int) -> list[CandidateSet]:
+        # By id and prompt: ids that are made of line numbers are the same in many files.
         first = sorted(range(len(records)), key=lambda i: self._draw(records[i].id + "\n" + prompt_key(records[i])))
         return [records[index] for index in sorted(first[:size])]
 

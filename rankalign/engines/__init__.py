@@ -53,6 +53,7 @@ class SamplingParams:
                 raise InputError(f"sampling: {problem}")
 
     def _problems(self) -> dict[str, bool]:
+        # `not x >= 0` and not `x < 0`: NaN is refused, too.
         counts = (self.n, self.max_new_tokens, self.num_beams, self.num_beam_groups)
         filtered = (self.top_k, self.top_p, self.min_p) != (0, 1, 0) or self.temperature not in (0, 1)
         beams = self.num_beams > 1

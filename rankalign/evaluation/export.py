@@ -95,7 +95,7 @@ def _write_beside(path: Path, tables: Sequence[Table]) -> list[str]:
 def _rows(table: Table) -> list[dict[str, Any]]:
     found = frame(table)
     rows = [dict(zip(found.columns, map(_plain, row), strict=True)) for row in found.itertuples(index=False)]
-    return rows or [dict.fromkeys(found.columns)]
+    return rows or [dict.fromkeys(found.columns)]  # the headings of a table without rows
 
 
 def _plain(value: Any) -> Any:

@@ -47,7 +47,7 @@ def merge_lora(folder: str, output: str) -> None:
     if tied:
         _tie_again(merged)
     gap = float((_outputs(merged) - expected).abs().mean() / expected.abs().mean())
-    if not gap <= ROUNDING[merged.dtype]:
+    if not gap <= ROUNDING[merged.dtype]:  # NaN is refused, too
         raise InputError(f"{folder}: merged, its outputs are off by {gap:.1%} of their size; use it as an adapter")
     with new_folder(Path(output)) as fresh:
         merged.save_pretrained(fresh)

@@ -66,6 +66,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) to (..., R)."""
+        # Never the whole matrix at full width.
         parts = [nn.functional.linear(x, self.matrix.rows(r).to(x.dtype)) for r in _blocks(self.matrix.weight)]
         y = torch.cat(parts, dim=-1)
         return y if self.bias is None else y + self.bias

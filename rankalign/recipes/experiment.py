@@ -140,7 +140,7 @@ def measure(
     """The numbers of ``result.json``, all of them from records on disk."""
     comparison = compare_by_score(after, before, config.judge, ("after", "before"), seed=config.seed)
     gain, pool = comparison.systems[0], evaluate_reward(candidates, config.judge, seed=config.seed)
-    judge_model = models.load_policy(config.model, dtype="float32")
+    judge_model = models.load_policy(config.model, dtype="float32")  # the start model, for both sides alike
     tokenizer = models.load_tokenizer(config.model)
     template = config.answer.get("template", "auto")
     rows = {}

@@ -128,7 +128,7 @@ class FunctionScorer:
     def _arguments(self, samples: Sequence[tuple[CandidateSet, str]]) -> tuple[list[Any], dict[str, Any]]:
         keys = dict.fromkeys(key for record, _ in samples for key in record.meta)
         given = {key: [record.meta.get(key) for record, _ in samples] for key in keys} | self.metadata
-        given |= {
+        given |= {  # these names are ours, also where a record's meta has them
             "samples": [_text(record.prompt, output) for record, output in samples],
             "prompts": [_text(record.prompt) for record, _ in samples],
             "outputs": [output for _, output in samples],

@@ -75,7 +75,7 @@ def read_rows(path: str | os.PathLike[str], on_error: OnError | None = None) -> 
     lines = [(number, raw) for number, raw in split_lines(content) if raw.strip()]
     if not lines:
         raise InputError(f"{path}: the file is empty")
-    if lines[0][1].lstrip().startswith(b"["):
+    if lines[0][1].lstrip().startswith(b"["):  # rows are objects, so no file of lines begins so
         yield from _list_rows(path, content, report)
         return
     for number, raw in lines:

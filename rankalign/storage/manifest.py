@@ -59,7 +59,7 @@ def hashes(paths: Sequence[str | os.PathLike[str]]) -> dict[str, str]:
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
         if not path.is_dir():
             files = [path] if path.exists() else shards(path) or [path]
-        found.update({str(p): sha256_file(p) for p in files if p.name != "manifest.json"})
+        found.update({str(p): sha256_file(p) for p in files if p.name != "manifest.json"})  # no file holds its own hash
     return found
 
 

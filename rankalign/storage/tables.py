@@ -164,6 +164,7 @@ def write_folder(path: str | os.PathLike[str], splits: Mapping[str, Iterable[dic
     datasets.disable_progress_bars()
     counts: dict[str, int] = {}
     try:
+        # `datasets` maps the streams that it reads, so they live until the folder is saved.
         with new_folder(path) as fresh, tempfile.TemporaryDirectory() as streams:
             tables = {}
             for index, (name, rows) in enumerate(splits.items()):

@@ -54,7 +54,7 @@ def xlsx_rows(path: str | os.PathLike[str], on_error: OnError) -> Iterator[Cells
             except RecordError as error:
                 on_error(error)
             else:
-                while cells and cells[-1] is None:
+                while cells and cells[-1] is None:  # cells that were only ever formatted
                     cells.pop()
                 width = width or len(cells)  # that of the first row, which names the columns
                 if cells:

@@ -62,6 +62,7 @@ def identity(config: TrainingArguments) -> dict[str, Any]:
             continue
         value = _plain(item.name, getattr(config, item.name))
         default = None if item.default is dataclasses.MISSING else getattr(item.default, "value", item.default)
+        # Parsers hand a truth value that nobody gave on as None or as False.
         unset = value in (default, None, [], {}, "") or (default is None and value is False)
         if item.name in _OWN | _ALWAYS or not unset:
             found[item.name] = value

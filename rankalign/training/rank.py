@@ -350,6 +350,7 @@ class RankTrainer(Trainer):
             names = [e.tokens.id for e, ok in zip(examples, torch.isfinite(losses), strict=True) if not ok]
             raise InputError(f"the loss is not finite for prompts {', '.join(names)}; lower --learning_rate or --beta")
         prompts = prompts if prompts is not None else len(losses)
+        # Times 0, and not left out, where it does not count: the other ranks wait for this one's backward.
         counted = losses.sum() * examples[0].counts
         return counted * (self.accelerator.num_processes / prompts)  # ranks are averaged afterwards
 

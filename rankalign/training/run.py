@@ -106,7 +106,7 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
     facts["steps"] = trainer.state.global_step
     if processes.is_first():
         conclude(config, output, settings, facts)
-    PartialState().wait_for_everyone()
+    PartialState().wait_for_everyone()  # no process returns before the manifest is there
     return {**summary(output, facts), "already_finished": False}
 
 

@@ -69,6 +69,7 @@ class RowFormat(ABC):
             except RecordError as error:
                 on_error(error)
                 continue
+            # Neighbours alone: one record is held, not the file.
             if pending is not None and self.joins(pending, record):
                 pending.responses += record.responses
                 continue

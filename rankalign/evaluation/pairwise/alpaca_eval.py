@@ -166,6 +166,7 @@ def leaderboard(annotations: Sequence[Annotation], seed: int = 0, baseline: str 
         table.setdefault(annotation.model, []).append(annotation)
     rows, remarks = [], [f"{duplicates} annotations stand in the file twice and were dropped"] * (duplicates > 0)
     for by_model in tables.values():
+        # By reference and annotator: how hard a prompt is depends on whom one has to beat, and before whom.
         joint = fit_jointly(row for own in by_model.values() for row in _judged(own))
         everything = dict.fromkeys(annotation.prompt for own in by_model.values() for annotation in own)
         for model, own in by_model.items():

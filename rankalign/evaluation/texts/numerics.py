@@ -101,7 +101,7 @@ def token_values(
     from rankalign.rows.logps import token_logps
 
     same = next(model.parameters()).dtype == weights
-    cast = model if same else copy.deepcopy(model).to(weights)
+    cast = model if same else copy.deepcopy(model).to(weights)  # what is handed in must keep its precision
     device = next(cast.parameters()).device.type
     with nullcontext() if autocast is None else torch.autocast(device, dtype=autocast):
         return [

@@ -87,7 +87,7 @@ def _sums(delta: Mapping[str, Bits], base: Mapping[str, Bits], new_rows: str) ->
         if more:  # only then: an empty slice from -0 is the whole table
             row = old.mean(dim=0, keepdim=True) if new_rows == "mean" else torch.zeros_like(old[:1])
             old = torch.cat([old, row.expand(more, *old.shape[1:])])
-        yield name, TensorBits(old.add_(change))
+        yield name, TensorBits(old.add_(change))  # in place: two tensors in memory, not three
 
 
 def _tensor(bits: Bits) -> Tensor:

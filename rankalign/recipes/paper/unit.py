@@ -213,6 +213,7 @@ class Unit:
         """Run a command in a process of its own, unless that was done; its result. Time and peak go into ``cost``."""
         done = self.folder / "trained.json"
         told = loads(read_text(done)) if done.exists() else {}
+        # The result names a model that must be there.
         if told.get("settings") != loads(dumps(settings)) or not self.work.exists():
             shutil.rmtree(self.work, ignore_errors=True)
             result, took = run_metered(self.folder, command, content, self.bench.lock)

@@ -158,7 +158,7 @@ class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.apart += storage.nbytes()
         else:
             self._blocks[key] = self.heap.take(storage.nbytes())
-        weakref.finalize(storage, self._drop, key).atexit = False
+        weakref.finalize(storage, self._drop, key).atexit = False  # when the process ends nobody asks any more
         self._look()
 
     def _look(self) -> None:
