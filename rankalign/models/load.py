@@ -380,7 +380,6 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         told = json.loads(backend.to_str())
-        # Both are state that the last call left behind.
         state: Any = {key: value for key, value in told.items() if key not in ("truncation", "padding")}
     else:
         state = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}

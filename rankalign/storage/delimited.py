@@ -39,7 +39,7 @@ def csv_rows(path: str | os.PathLike[str], on_error: OnError) -> Iterator[Cells]
         first = next(lines, "")
         delimiter = _delimiter(path, first)
         skip = first.lower().startswith("sep=")  # Excel's own way to say which character separates cells
-        # Else csv takes what follows a closing quote into the cell, and the end of the file for a quote that is missing.
+        # Else csv takes what follows a closing quote into the cell, and the end of the file for a missing quote.
         reader = csv.reader((line for part in ([] if skip else [first], lines) for line in part), delimiter=delimiter,
                             strict=True)  # fmt: skip
         end = offset = int(skip)
