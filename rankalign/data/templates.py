@@ -95,6 +95,7 @@ def _vicuna(messages: list[Message], meta: dict[str, Any]) -> str:
     system = next((m["content"] for m in messages if m["role"] == "system"), VICUNA_SYSTEM)
     form = {"user": " USER: {}", "assistant": " ASSISTANT: {}</s>"}
     turns = "".join(form[m["role"]].format(m["content"]) for m in messages if m["role"] in form)
+    # An answer that goes on has no end yet.
     return system + (turns.removesuffix("</s>") if _begun(messages) else f"{turns} ASSISTANT:")
 
 

@@ -37,6 +37,7 @@ def rows_of(model: PreTrainedModel, prompts: Sequence[Sequence[int]], limit: int
         return UncachedRows(model, prompts)
     if _BATCHES not in vars(base):
         known = base.config.model_type in ATTENTION_FAMILIES | MASK_FAMILIES
+        # Kept with the model: tried once for all engines that share it.
         setattr(base, _BATCHES, known or _decodes_in_batches(model, base))
         if not vars(base)[_BATCHES]:
             print(

@@ -14,7 +14,7 @@ from rankalign.data import shares
 Array = NDArray[np.float64]
 Statistic = Callable[[Array], Array]
 
-DRAWS = 10_000
+DRAWS = 10_000  # 250 of them lie beyond either end of a 95 % interval
 LEVEL = 0.95
 _CELLS = 200_000  # drawn prompts held at once; they fit the processor's cache
 

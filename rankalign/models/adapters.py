@@ -41,6 +41,7 @@ def add_lora(
 
     if targets != "auto":
         check_targets(model, targets)
+    # peft then trains and saves the head as well.
     classifier = type(model).__name__.endswith("ForSequenceClassification")
     config = LoraConfig(
         r=r,

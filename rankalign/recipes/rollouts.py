@@ -178,5 +178,5 @@ def reward_of(config: PPOConfig) -> ScorerReward:
     if ":" not in config.reward:
         return ScorerReward(SCORERS.load("reward_model")(SCORE, model=config.reward, **options))
     scorer = SCORERS.load("function")(SCORE, function=config.reward, **options)
-    scorer.tokenizer = models.load_tokenizer(config.model)
+    scorer.tokenizer = models.load_tokenizer(config.model)  # trlX hands its reward functions one
     return ScorerReward(scorer)

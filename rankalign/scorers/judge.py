@@ -232,6 +232,7 @@ class JudgeScorer:
 
     def _again(self, call: Call) -> CandidateSet:
         """The follow-up that asks for the verdict alone."""
+        # Its end, where a verdict was tried.
         said = {"role": "assistant", "content": call.text[-QUOTED:].strip() or "..."}
         request = {"role": "user", "content": REPAIR.format(form=self.prompt.form)}
         return CandidateSet(f"{call.prompt.id}/repair", [*call.prompt.prompt, said, request], meta=call.prompt.meta)

@@ -82,7 +82,7 @@ def _pattern(files: list[Path]) -> str:
 def shards(path: Source) -> list[Path]:
     """The files of a folder or of a pattern with ``*``, in the order of their names; none for a single file."""
     if os.path.isdir(path):
-        found = sorted(inner for inner in Path(path).rglob("*") if inner.is_file())
+        found = sorted(inner for inner in Path(path).rglob("*") if inner.is_file())  # file systems list in any order
         # Caches of other tools, and our own folders that are still being made, begin with a dot.
         hidden = [any(name.startswith(".") for name in inner.relative_to(path).parts) for inner in found]
         return [inner for inner, skip in zip(found, hidden, strict=True) if not skip and _is_shard(inner)]

@@ -160,6 +160,7 @@ class OnlineTrainer(RankTrainer):
         check_fit(self.model, lists)
         if self.layout == "auto" and lists:
             batch = self.config.per_device_train_batch_size
+            # No lists were there when the trainer was made.
             self.layout, why = inputs.choose_layout(self.layout, model, lists, batch)
             print(f"layout: {self.layout} ({why})", file=sys.stderr)
         self.lists = {example.tokens.id: example for example in self.referred(lists)}

@@ -221,6 +221,7 @@ def run_trainer(trainer: RankTrainer, config: TrainConfig, settings: dict[str, A
         trainer.train(resume_from_checkpoint=last)
     finally:
         stop.restore()
+    # One that fell into the last update cut nothing short.
     if stop.caught and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted(f"stopped at step {trainer.state.global_step}; the same command goes on from its checkpoint")
 

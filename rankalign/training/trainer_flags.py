@@ -105,7 +105,7 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (_POSITIVE, lambda value: value > 0, "above 0"),
     (_NOT_NEGATIVE, lambda value: value >= 0, "0 or more"),
     (_SHARES, lambda value: 0 <= value < 1, "from 0 to below 1"),
-    (("seed", "data_seed"), lambda value: value < 1 << 32, "below 2^32"),
+    (("seed", "data_seed"), lambda value: value < 1 << 32, "below 2^32"),  # numpy takes no larger one
     (("max_length",), lambda value: value >= 2, "at least 2: one token of a prompt and one of a response"),
 )
 

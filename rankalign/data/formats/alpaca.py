@@ -38,7 +38,7 @@ def read_instruction(row: dict[str, Any], check: Checker) -> tuple[list[Message]
 
 def write_instruction(record: CandidateSet, name: str, losses: Losses) -> dict[str, str]:
     """``instruction`` and ``input`` of a record: as they came while they still spell its prompt, else the prompt."""
-    for key in (name, "alpaca"):
+    for key in (name, "alpaca"):  # readers of other formats keep the two apart under the second name
         parts = {k: v for k, v in (note_of(record, key) or {}).items() if k in COLUMNS[:2]}
         content = instruction_text(parts.get("instruction", ""), parts.get("input", ""))
         if parts and record.prompt == [{"role": "user", "content": content}]:

@@ -46,6 +46,7 @@ class FastChat(LoneAnswers):
         """One row of any kind."""
         key = key_of(row, "question_id", check)
         if "review_id" in row and "order" in row:
+            # By review: several judges may have ordered the answers to one question.
             self._take_order(row, check, table.at(f"{row.get('reviewer_id', 'judge')}-{row['review_id']}", check))
         elif "review_id" in row:
             self._take_review(row, check, table.known(key, check, "reviews"))

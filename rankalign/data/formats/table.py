@@ -171,7 +171,7 @@ class _Groups:
 def _merge_judges(check: Checker, group: _Group, read: ReadRow, column: str) -> None:
     """Put the score of a further judge to the answer that it is for, in the place of the row's own answer."""
     known = {(response.policy, response.text): response for row in group.rows for response in row.responses}
-    for response in list(read.responses):
+    for response in list(read.responses):  # a copy: the list itself loses members
         if earlier := known.get((response.policy, response.text)):
             if twice := set(earlier.scores) & set(response.scores):
                 raise check.fail(column, f"{', '.join(sorted(twice))} has scored this answer already")

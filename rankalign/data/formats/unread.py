@@ -41,7 +41,7 @@ def describes(column: str) -> bool:
     >>> [describes(name) for name in ("prompt_id", "source", "better_response_id", "response_b", "rating")]
     [True, True, False, False, False]
     """
-    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", column).lower()
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", column).lower()  # `responseId` reads as `response_id`
     return bool(_NAMES.fullmatch(name) or (_SUFFIX.search(name) and not _VERDICT.search(name)))
 
 

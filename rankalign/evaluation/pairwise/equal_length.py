@@ -11,7 +11,7 @@ import numpy as np
 from rankalign.evaluation.statistics import Array, Estimate, Interval, bootstrap, percentile_interval
 
 FEWEST_MODELS = 3
-REFITS = 1_000
+REFITS = 1_000  # a tenth of the draws of a mean: each of these is a fit
 WEAK = 0.01
 """Precision of the prior on slopes: a judge of length alone would send them to infinity."""
 PRECISIONS = (WEAK, 0.3, 3.0, 30.0, 300.0)

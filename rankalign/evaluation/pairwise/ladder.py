@@ -17,7 +17,7 @@ from rankalign.evaluation.statistics import Array, Interval, percentile_interval
 from rankalign.evaluation.tables import Table, interval
 from rankalign.scorers.aggregate import PRIOR, bradley_terry
 
-REFITS = 1_000
+REFITS = 1_000  # a tenth of the draws of a mean: each of these is a fit
 ELO_MEAN = 1_000.0
 ELO = 400 / math.log(10)
 """Points of Elo's scale a unit of log-strength: 400 points ahead are odds of 10 to 1."""

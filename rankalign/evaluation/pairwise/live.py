@@ -86,7 +86,7 @@ def judge_pairs(
     except InputError as error:  # nothing was asked, or nothing can be read
         comparison = Comparison([], "stored", extra={"note": str(error)})
     comparison.extra.update(judge=judge.name, **counts(judged, judge.name))
-    write_text(folder / "audit.json", dumps(comparison.as_dict()) + "\n")
+    write_text(folder / "audit.json", dumps(comparison.as_dict()) + "\n")  # before the refusal, whose reasons it shows
     if comparison.extra.get("calls") and not comparison.extra["parsed"]:
         raise InputError(
             f"judge {judge.name!r}: none of its {comparison.extra['calls']} verdicts could be read (parse rate 0); "

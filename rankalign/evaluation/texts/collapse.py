@@ -77,6 +77,7 @@ def new_phrase(pairs: Sequence[Pair], seed: int = 0) -> Phrase | None:
     own = {gram for gram in counts[1] if not any(prompt.issuperset(gram) for prompt in asked)}
     if not own:
         return None
+    # By its words where several rose alike: a set has no order.
     best = max(own, key=lambda gram: (counts[1][gram] - counts[0][gram], gram))
     before, after = (np.array([best in grams for grams in side], dtype=np.float64) for side in held)
     rise = mean_interval(after - before, seed=seed)

@@ -13,7 +13,9 @@ from rankalign.evaluation import EvalResult, by_policy, drawn
 from rankalign.evaluation.statistics import mean_interval
 from rankalign.registry import did_you_mean
 
+# Bullets, numbers and headings; East Asian marks need no blank behind them.
 _LIST_LINE = re.compile(r"^\s*(?:[-*+•‣]\s+\S|[・●]\s*\S|\d{1,3}(?:[.)]\s+|[、．）]\s*)\S|#{1,6}\s+\S)")
+# With either apostrophe; `sorry` alone is politeness and no refusal.
 _REFUSAL = re.compile(
     r"\b(?:i(?:['’]m| am) (?:very |so |really )?sorry,? (?:but|i can)"
     r"|i (?:can ?not|can['’]t|won['’]t|will not|am (?:not able|unable)|['’]m (?:not able|unable)) "

@@ -169,7 +169,7 @@ class Page:
     ) -> Iterator[str]:
         """Answer one message; every part is the answer so far and begins with the part before."""
         with _told():
-            limit = min(int(max_new_tokens), MOST_TOKENS)
+            limit = min(int(max_new_tokens), MOST_TOKENS)  # programs that ask have no slider that ends there
             chosen = _chosen(temperature, top_p, top_k, num_beams, limit, seed, template, system)
             for shown in Conversation(self.chat).ask(message, chosen):
                 yield shown[0]

@@ -72,7 +72,7 @@ class LabelServer(ThreadingHTTPServer):
         InputError: the port is taken or not allowed.
     """
 
-    daemon_threads = True
+    daemon_threads = True  # a browser that keeps its connection must not hold up the end
 
     def __init__(self, session: Session, port: int = 0) -> None:
         self.session = session

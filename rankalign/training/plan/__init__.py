@@ -326,6 +326,7 @@ def _human(count: int) -> str:
 def _probe(config: TrainConfig, batches: Batches, layout: str) -> float:
     """Seconds of the run, from a step on the largest, the median and the first lists, after one to warm up."""
     model = load_model(config.model_settings, models.load_tokenizer(config.model), config.method == "reward").train()
+    # Takes its time and changes nothing.
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
     order = sorted(batches.lists, key=lambda t: batches.size([t]))
     largest, median = order[-1], order[len(order) // 2]

@@ -38,7 +38,7 @@ def end_mask(ids: Tensor, ends: Collection[int]) -> Tensor:
         (B, T) bool, True up to and with the first end of each row, and for all of a row without one.
     """
     is_end = torch.isin(ids, torch.tensor(sorted(ends), dtype=ids.dtype, device=ids.device))
-    return is_end.cumsum(1) - is_end.long() == 0
+    return is_end.cumsum(1) - is_end.long() == 0  # the first end itself still counts
 
 
 def last_index(mask: Tensor) -> Tensor:
