@@ -92,6 +92,7 @@ class Rows:
         longest = max(map(len, prompts))
         ids = torch.zeros(len(prompts), longest, dtype=torch.long)
         self._mask = torch.zeros_like(ids)
+        # On the left, so that the next tokens of all rows stand in one column.
         for row, prompt in enumerate(prompts):
             ids[row, longest - len(prompt) :] = torch.tensor(prompt)
             self._mask[row, longest - len(prompt) :] = 1

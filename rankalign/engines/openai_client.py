@@ -144,7 +144,7 @@ class Client:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             failures = [e for task in tasks if task.done() and not task.cancelled() and (e := task.exception())]
             if failures:
-                self._ending = True
+                self._ending = True  # first: whoever gets a slot from now on sees it
                 going = [task for task in tasks if task in self._sending]
                 for task in tasks:
                     if task not in going:

@@ -172,7 +172,7 @@ class Session:
             raise InputError("nothing to rank: no record has two responses or more")
         self._journal = Journal(journal_path(output, annotator), {"annotator": annotator})
         self._lock = threading.RLock()  # taken again by view, which what takes it calls
-        self.rankings = replay(self._journal.done.values(), self._prints)
+        self.rankings = replay(self._journal.done.values(), self._prints)  # the journal keeps the order of events
         others = [own.done for name, own in read_rankings(output, self._prints).items() if name != annotator]
         queue = [record for record in sets if record.id in self._prints]
         self.queue = sorted(queue, key=lambda record: any(record.id in done for done in others) != overlap)

@@ -38,7 +38,7 @@ def merge_lora(folder: str, output: str) -> None:
     if not models.is_adapter(folder):
         raise InputError(f"{folder}: no such folder with an adapter_config.json")
     adapted = _adapted(folder)
-    expected = _outputs(adapted)
+    expected = _outputs(adapted)  # before anything is taken apart
     tied = _untie(adapted.get_base_model())
     with warnings.catch_warnings():
         # The weights that they are about are untied by now.

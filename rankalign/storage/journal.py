@@ -122,7 +122,7 @@ class Journal:
             what = "no space left on the disk" if error.errno == errno.ENOSPC else error.strerror or str(error)
             raise InputError(f"{self.path}: {what}; what was finished is safe, run the same command again") from None
         self._end += len(block)
-        self.done.update(fresh)
+        self.done.update(fresh)  # not before: what counts as done is on disk
 
     def close(self) -> None:
         """Release the lock."""

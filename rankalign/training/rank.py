@@ -369,6 +369,7 @@ class RankTrainer(Trainer):
             for i in range(self.args.process_index, len(batches), world):
                 self.losses(model, batches[i], meter if i < count else Meter())
             seen = self.watch(self.model) if self.watch is not None else {}
+        # Before read, which empties the meter.
         more = {f"eval_{name}": value for name, value in {**meter.accuracy_bounds(), **seen}.items()}
         metrics = meter.read("eval_") | more
         self.log(metrics)

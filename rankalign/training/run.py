@@ -59,7 +59,7 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
         InputError: bad settings or data.
         Interrupted: stopped by a signal; the same call goes on from the checkpoint.
     """
-    add_tokens(config)
+    add_tokens(config)  # first: the copy that knows the tokens is the start model, whose hash follows
     output = Path(str(config.output_dir))
     loss = config.loss_settings
     hashes = read_hashes(config.data_settings, config.model_settings, loss.method)
@@ -85,6 +85,7 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
     if loss.grades:
         start_at_zero(model)  # behind the choice of a layout, with which zeros would always agree
     everything = [*lists, *held_out]
+    # Before there is a trainer: they are of the start model, and of whole weights.
     references = references_of(config.model_settings, loss, config.precision, model, layout, everything)
     examples = [Example(*pair) for pair in zip(everything, references, strict=True)]
     trainer = (RewardTrainer if loss.grades else RankTrainer)(
@@ -163,6 +164,7 @@ class StopOnSignal(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Ask for a checkpoint and the end once a signal came, to whichever process."""
         if args.world_size > 1:
+            # All ranks stop at one update.
             self.caught = int(reduce(torch.tensor(self.caught, device=args.device), "sum"))
         if self.caught:
             control.should_save = control.should_training_stop = True
@@ -258,7 +260,7 @@ def last_checkpoint(output: Path) -> str | None:
 
 def save(trainer: RankTrainer, tokenizer: PreTrainedTokenizerBase, output: Path, settings: ModelSettings) -> None:
     """The final weights, in the type of the start model's, and tokenizer, loadable by transformers (or peft) alone."""
-    trainer.save_model(str(output))
+    trainer.save_model(str(output))  # on all ranks, each of which may hold a shard
     if processes.is_first():
         tokenizer.save_pretrained(str(output))
         saving.finish(output, None if settings.use_lora else models.local_folder(settings.model), settings.keep_float32)

@@ -183,7 +183,7 @@ def _layout(config: TrainConfig, model: Any) -> str:
 
 # --- how sure ----------------------------------------------------------------------------------------------------
 
-CERTAIN = 0.15  # measured on a CPU for whole training and LoRA on tree rows without checkpointing, texts of about 130
+CERTAIN = 0.15  # measured on a CPU for whole training and LoRA on tree rows, no checkpointing, texts of some 130 tokens
 HOLES = 1.4  # the most that a measured peak exceeded the foreseen one by, without checkpointing
 
 
