@@ -159,8 +159,7 @@ def load_policy(
     policy = with_adapter(policy, adapter, is_trainable=train_adapter) if adapter else policy
     if quantize:
         quant.quantize_8bit(policy, pick_dtype(dtype))
-    # Quantised weights lie there already, and some refuse to move.
-    placed: PreTrainedModel = (policy if bits else policy.to(device())).eval()
+    placed: PreTrainedModel = (policy if bits else policy.to(device())).eval()  # quantised weights lie there already
     return placed
 
 
@@ -230,7 +229,6 @@ def load_whole_policy(where: str, dtype: torch.dtype | str, **more: Any) -> Any:
 def load_as(auto: Any, where: str, dtype: torch.dtype | str, **more: Any) -> tuple[Any, list[str]]:
     """The model of a transformers class at ``where``, and the names of weights that were not there and so start at
     random; ``dtype`` "auto" is that of the files."""
-    # Pickles can run code; other shapes are told below, by name and with a way out.
     more |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     with _explained(where):
         model, info = auto.from_pretrained(_source(where), **more)
@@ -295,8 +293,7 @@ def local_folder(model: str) -> Path:
     if Path(where).is_dir():
         return Path(where)
     with _explained(model):
-        # No pickles, and no weights of other libraries.
-        wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no pickles
         return Path(snapshot_download(where, allow_patterns=wanted, local_files_only=_offline()))
 
 
@@ -362,13 +359,11 @@ def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token
         return 0
     untyped: Any = model
     if old + added > untyped.get_input_embeddings().num_embeddings:
-        # Its own way to fill new rows draws them at random around the mean.
-        untyped.resize_token_embeddings(old + added, mean_resizing=False)
+        untyped.resize_token_embeddings(old + added, mean_resizing=False)  # its own way draws at random
     for layer in (untyped.get_input_embeddings(), untyped.get_output_embeddings()):
         for rows in (getattr(layer, "weight", None), getattr(layer, "bias", None)):
             if rows is not None:
-                # In bfloat16 a sum over tens of thousands of rows soon stops growing.
-                rows.data[old : old + added] = rows.data[:old].double().mean(0).to(rows.dtype)
+                rows.data[old : old + added] = rows.data[:old].double().mean(0).to(rows.dtype)  # bfloat16 sums stall
     return added
 
 

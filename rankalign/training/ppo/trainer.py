@@ -387,7 +387,6 @@ class PPOTrainer:
         self._before_checkpoint = facts.get("seconds", 0.0)  # absent in those of version 0.1.0
         self.moments = ppo_math.RunningMoments(**facts["moments"])
         self.schedule.load_state_dict(facts["schedule"])
-        # Its state came back without its groups.
         for group, rate in zip(self.optimizer.param_groups, facts["lr"], strict=True):
             group["lr"] = rate
 
