@@ -53,7 +53,10 @@ def new_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
 def remove_strays(parent: Path, name: str) -> None:
     """Remove what killed processes left half-made for ``parent/name`` (a glob pattern); what is being made stays."""
     for stray in parent.glob(f".{name}.part-*"):
-        handle = os.open(stray, os.O_RDONLY)
+        try:
+            handle = os.open(stray, os.O_RDONLY)
+        except FileNotFoundError:  # another process was quicker
+            continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its maker holds this lock as long as it lives
             shutil.rmtree(stray, ignore_errors=True)

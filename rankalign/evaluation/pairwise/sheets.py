@@ -20,13 +20,13 @@ from rankalign.evaluation.statistics import clopper_pearson
 from rankalign.evaluation.tables import Table, interval
 from rankalign.evaluation.texts.lexical import prompt_text
 from rankalign.scorers.aggregate import cohen_kappa, krippendorff_alpha
+from rankalign.storage.delimited import FORMULA
 from rankalign.storage.files import read_text, write_text
 from rankalign.storage.jsonl import dumps, loads
 
 COLUMNS = ("item", "prompt", "answer_1", "answer_2", "verdict")
 VERDICTS = {"1": 1.0, "2": 0.0, "tie": 0.5}
 """What a rater may write, as points of the answer shown first."""
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run what begins so
 
 
 # --- out ---------------------------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ def key_of(sheet: str | os.PathLike[str]) -> Path:
 
 
 def _inert(text: str) -> str:
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    return f"'{text}" if FORMULA.match(text) else text
 
 
 # --- in ----------------------------------------------------------------------------------------------------------
