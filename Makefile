@@ -30,7 +30,8 @@ demo: $(READY)
 	$(BIN)/rankalign run --config eval/configs/demo.yaml $(DEMO_FLAGS)
 
 test: $(DEV)
-	OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) -m "not slow"
+	OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) -m "not slow" --ignore tests/gpu
+	OMP_NUM_THREADS=1 $(PYTEST) tests/gpu
 
 test-slow: $(DEV)
 	$(PYTEST) -m slow

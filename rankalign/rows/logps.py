@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from rankalign.errors import InputError
 from rankalign.rows.attention import install
+from rankalign.rows.flash_varlen import prepare
 from rankalign.rows.head import head_layer, head_of, label_logps
 from rankalign.rows.linears import fast_linears
 from rankalign.rows.own import replaced_forward, trunk_of
@@ -269,7 +270,10 @@ def lay_out(lm: Any, prompts: Sequence[Tokens], responses: Lists, layout: str) -
         if _longest(prompts, responses) > own:
             return _alone(lm, prompts, responses, own)
     tree = layout == "tree" or (layout == "auto" and supports_tree(lm))
-    return tree_row(prompts, responses) if tree else padded_rows(prompts, responses)
+    if not tree:
+        return padded_rows(prompts, responses)
+    # A GPU's ragged kernels want all prompts in front; on a CPU lists stay together, as its caches like them.
+    return tree_row(prompts, responses, prompts_first=lm.device.type == "cuda")
 
 
 def _alone(lm: Any, prompts: Sequence[Tokens], responses: Lists, own: int) -> Rows:
@@ -321,11 +325,19 @@ def hidden_states(lm: Any, rows: Rows, embeddings: Tensor | None = None) -> Tens
         extra: dict[str, Any] = {"attention_mask": forest.bias(lm.dtype, device)}
     else:
         install(lm.config)
+        if device.type == "cuda":
+            prepare(forest, device, _windows(lm.config))
         # A 4-D mask is handed on as it is, so the model builds none; attention reads the forest alone.
         extra = {"attention_mask": torch.zeros(1, 1, 1, 1, device=device), "forest": forest}
     extra |= {**tokens, "position_ids": rows.positions.to(device)}
     with fast_linears(lm, reached), again:
         return trunk_of(lm)(use_cache=False, **extra).last_hidden_state
+
+
+def _windows(config: Any) -> list[int]:
+    """Sliding windows of a model's layers."""
+    window = getattr(config.get_text_config(), "sliding_window", None)
+    return [window] if window else []
 
 
 def _unwrapped(model: Any) -> Any:
@@ -340,7 +352,8 @@ def inside(model: nn.Module, compute: Callable[[], T]) -> T:
     if inner is model and not isinstance(model, FSDPModule):
         return compute()
     with replaced_forward(inner, lambda *_, **__: compute()):
-        result: T = model()
+        # Not without an argument: where DDP knows its device, as on GPUs, it moves inputs there and takes the first.
+        result: T = model(None)
     return result
 
 

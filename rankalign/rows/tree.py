@@ -1,8 +1,9 @@
 """Tree rows: a prompt is written once and every response branches off its end; nothing is padded.
 
-A row is ``[prompt | r1 | ... | rN]``, several prompts one after the other. Positions of a response continue from its
-prompt, and it attends to its prompt and to itself, so its log-probs are those of ``[prompt | response]`` on its own.
-The last token of a response is predicted and predicts nothing, so it is no part of a row.
+A row is ``[prompt | r1 | ... | rN]``, several of these one after the other, or, for kernels that take ragged sequences,
+all prompts and then all responses. Positions of a response continue from its prompt, and it attends to its prompt and
+to itself, so its log-probs are those of ``[prompt | response]`` on its own. The last token of a response is predicted
+and predicts nothing, so it is no part of a row.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +36,7 @@ class Tree:
 
     Attributes:
         prompt: span of the prompt, never empty.
-        responses: spans of the responses less their last tokens, back to back from the end of the prompt.
+        responses: spans of the responses less their last tokens, back to back, behind the prompt or further on.
         labels: how many tokens of each response are predicted, the last included.
     """
 
@@ -43,10 +45,11 @@ class Tree:
     labels: tuple[int, ...]
 
     @classmethod
-    def at(cls, start: int, prompt_length: int, response_lengths: Sequence[int]) -> Tree:
-        """The tree whose prompt begins at row position ``start``."""
-        ends = list(accumulate(map(_run_length, response_lengths), initial=start + prompt_length))
-        return cls((start, ends[0]), tuple(pairwise(ends)), tuple(response_lengths))
+    def at(cls, start: int, prompt_length: int, response_lengths: Sequence[int], behind: int | None = None) -> Tree:
+        """The tree whose prompt begins at row position ``start``, its responses at ``behind`` or right at its end."""
+        end = start + prompt_length
+        ends = list(accumulate(map(_run_length, response_lengths), initial=end if behind is None else behind))
+        return cls((start, end), tuple(pairwise(ends)), tuple(response_lengths))
 
     def predictors(self) -> list[int]:
         """Row positions whose hidden states predict the labels: the shift of labels is here and nowhere else."""
@@ -55,9 +58,9 @@ class Tree:
         return [position for span, count in pairs if count for position in (last, *range(*span))]
 
     @property
-    def span(self) -> Span:
-        """The whole tree."""
-        return self.prompt[0], self.responses[-1][1] if self.responses else self.prompt[1]
+    def pieces(self) -> list[Span]:
+        """The whole tree, in one span or two."""
+        return merged([self.prompt, *self.responses])
 
     @property
     def depth(self) -> int:
@@ -123,29 +126,34 @@ class Forest:
         trees: in row order, covering the row.
         prefix: where the row leaves its one prompt out, what attention needs of it; spans still count the prompt.
         record: where attention is to store the keys and values of the row's one prompt.
+        prompts_first: whether all prompts stand before all responses.
         active: per tree and response, whether any gradient reaches it; None while unknown. Set during the backward
             pass by the LM head and read by everything below it.
+        ragged: the row as :mod:`rankalign.rows.flash_varlen` takes it, made when a layer first asks.
     """
 
     trees: tuple[Tree, ...]
     prefix: Prefix | None = None
     record: Prefix | None = None
+    prompts_first: bool = False
     active: list[list[bool]] | None = None
+    ragged: Any = None
     _masks: dict[tuple[int, int | None, torch.device], Tensor] = field(default_factory=dict, repr=False)
     _rows: Tensor | None = field(default=None, repr=False)
 
     @property
     def size(self) -> int:
         """Tokens of the row."""
-        return self.trees[-1].span[1] - self._offset
+        return max(tree.pieces[-1][1] for tree in self.trees) - self.offset
 
     @property
-    def _offset(self) -> int:
+    def offset(self) -> int:
+        """How many positions that the spans count stand before the row: those of a prompt that is left out."""
         return self.trees[0].prompt[1] if self.prefix else 0
 
     def queries(self, span: Span) -> slice:
         """Where the tokens of a span, less those of a prompt that is left out, lie in the row."""
-        return slice(max(span[0] - self._offset, 0), span[1] - self._offset)
+        return slice(max(span[0] - self.offset, 0), span[1] - self.offset)
 
     def note_gradient(self, grad: Tensor) -> None:
         """Learn from the (labels,) gradient of the row's log-probs which responses are active."""
@@ -169,7 +177,7 @@ class Forest:
         if self.active is None:
             return None
         if self._rows is None:
-            spans = merged([span for prompt, responses in self.active_spans() for span in (prompt, *responses)])
+            spans = merged(sorted(span for prompt, responses in self.active_spans() for span in (prompt, *responses)))
             self._rows = torch.tensor([i for span in spans for i in range(*span)], dtype=torch.long, device=device)
         return None if len(self._rows) == self.size else self._rows
 
@@ -184,8 +192,9 @@ class Forest:
         """(1, 1, tokens, tokens) additive mask of the whole row, for models that only take a mask."""
         bias = torch.full((1, 1, self.size, self.size), torch.finfo(dtype).min, dtype=dtype, device=device)
         for i, tree in enumerate(self.trees):
-            at = slice(*tree.span)
-            bias[:, :, at, at].masked_fill_(self.mask(i, None, device), 0.0)
+            at = torch.tensor([row for span in tree.pieces for row in range(*span)], device=device)
+            own = torch.full((len(at), len(at)), torch.finfo(dtype).min, dtype=dtype, device=device)
+            bias[0, 0, at[:, None], at] = own.masked_fill_(self.mask(i, None, device), 0.0)
         return bias
 
 
@@ -218,17 +227,29 @@ def merged(spans: Sequence[Span]) -> list[Span]:
     return out
 
 
-def tree_row(prompts: Sequence[Tokens], responses: Lists, record: Prefix | None = None) -> Rows:
-    """All lists in one row, each prompt written once; ``record`` is handed to :class:`Forest`."""
-    tokens: list[int] = []
-    trees = []
-    for prompt, candidates in zip(prompts, responses, strict=True):
-        trees.append(Tree.at(len(tokens), len(prompt), [len(r) for r in candidates]))
-        tokens += [*prompt, *(token for r in candidates for token in r[:-1])]
+def tree_row(
+    prompts: Sequence[Tokens], responses: Lists, record: Prefix | None = None, prompts_first: bool = False
+) -> Rows:
+    """All lists in one row, each prompt written once; ``record`` and ``prompts_first`` are those of :class:`Forest`."""
+    lengths = [[len(r) for r in candidates] for candidates in responses]
+    behind = sum(map(len, prompts)) if prompts_first else None
+    trees: list[Tree] = []
+    at = 0
+    for prompt, own in zip(prompts, lengths, strict=True):
+        trees.append(Tree.at(at, len(prompt), own, behind))
+        run = sum(map(_run_length, own))
+        at, behind = (at + len(prompt) + run, None) if behind is None else (at + len(prompt), behind + run)
+    size = max(tree.pieces[-1][1] for tree in trees)
+    ids, positions = torch.empty(size, dtype=torch.long), torch.empty(size, dtype=torch.long)
+    for tree, prompt, candidates in zip(trees, prompts, responses, strict=True):
+        flat = torch.tensor([*prompt, *(token for r in candidates for token in r[:-1])])
+        for to, some in ((ids, flat), (positions, tree.positions())):
+            for (a, b), part in zip(tree.pieces, torch.split(some, [b - a for a, b in tree.pieces]), strict=True):
+                to[a:b] = part
     return Rows(
-        ids=torch.tensor([tokens]),
-        positions=torch.cat([tree.positions() for tree in trees])[None],
-        forest=Forest(tuple(trees), record=record),
+        ids=ids[None],
+        positions=positions[None],
+        forest=Forest(tuple(trees), record=record, prompts_first=prompts_first),
         predictors=torch.tensor([p for tree in trees for p in tree.predictors()], dtype=torch.long),
         labels=_labels(responses),
     )
