@@ -35,3 +35,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         kernel: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
         return kernel(x, weight, bias, "none", [], "")
     return torch_linear(x, weight, bias)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a b of (m, k) and (k, n) tensors with sums in float32 or wider, 16-bit operands included."""
+    return torch.mm(a, b, out_dtype=torch.float32) if a.element_size() == 2 else linear(a, b.t())

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from rankalign.errors import InputError
-from rankalign.rows import gemm
+from rankalign.rows import gemm, head_wide
 from rankalign.rows.own import own_logits
 
 TILE = 4096  # vocabulary entries of a block
@@ -54,7 +54,7 @@ class Head:
 
     def logits(self, hidden: Tensor, tile: Tensor, at: slice) -> Tensor:
         """(positions, tile) logits, fp32 or wider."""
-        logits = _matmul(hidden, tile.t())
+        logits = gemm.product(hidden, tile.t())
         if self.bias is not None:
             logits += self.bias[at]
         if self.scale != 1.0:
@@ -176,6 +176,8 @@ def label_logps(
         (positions,) in nats, fp32 or wider.
     """
     if isinstance(head, Head):
+        if hidden.is_cuda:
+            return head_wide.label_logps(head, hidden, labels, on_grad)
         return _label_logps(hidden, head.weight, head.bias, labels, head, on_grad)
     run = partial(checkpoint, head.label_logps, use_reentrant=False, preserve_rng_state=False)
     logps = torch.cat([run(h, y) for h, y in zip(torch.split(hidden, CHUNK), torch.split(labels, CHUNK), strict=True)])
@@ -259,10 +261,10 @@ class _Grads:
                     self.bias[at] += (surplus.t() @ self.factor[part]).squeeze(1)
                 surplus = surplus.to(self.narrow)
                 if self.weight is not None:
-                    product = _matmul(surplus.t(), scaled[part])
+                    product = gemm.product(surplus.t(), scaled[part])
                     total = product if total is None else total.add_(product)
                 if self.hidden is not None:
-                    self.hidden[part] += _matmul(surplus, tile)
+                    self.hidden[part] += gemm.product(surplus, tile)
             if self.weight is not None:
                 self.weight[at] = 0 if total is None else total
         if self.hidden is not None:
@@ -289,7 +291,3 @@ def _types(hidden: Tensor, weight: Tensor) -> tuple[torch.dtype, torch.dtype]:
     wide = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
     half = next((t.dtype for t in (hidden, weight) if t.is_cuda and t.element_size() == 2), wide)
     return half, wide
-
-
-def _matmul(a: Tensor, b: Tensor) -> Tensor:
-    return torch.mm(a, b, out_dtype=torch.float32) if a.element_size() == 2 else gemm.linear(a, b.t())
