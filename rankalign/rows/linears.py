@@ -20,8 +20,6 @@ from rankalign.rows import gemm
 from rankalign.rows.recipes import PRODUCTS, layers_run_again, out_of_reach, rows_alone
 from rankalign.rows.tree import Forest
 
-LARGEST_BOUND_BY_HOST = 2**33  # 3.6k tokens of a model of 1.5B, 500 of one of 8B
-
 
 @contextmanager
 def fast_linears(model: nn.Module, forest: Forest | None) -> Iterator[None]:
@@ -31,7 +29,8 @@ def fast_linears(model: nn.Module, forest: Forest | None) -> Iterator[None]:
         model: the transformers model that runs.
         forest: the row that runs, whose ``active`` is read when backward runs; None where every row counts.
     """
-    if any(map(out_of_reach, model.modules())) or not _pays(model, forest):
+    kernel = next(model.parameters()).device.type == "cpu" and gemm.faster()
+    if any(map(out_of_reach, model.modules())) or (forest is None and not kernel):
         yield
         return
     layers: list[Any] = [m for m in layers_run_again(model) if hasattr(m, "_gradient_checkpointing_func")]
@@ -44,18 +43,6 @@ def fast_linears(model: nn.Module, forest: Forest | None) -> Iterator[None]:
     finally:
         for layer, checkpoint in zip(layers, functions, strict=True):
             layer._gradient_checkpointing_func = checkpoint
-
-
-def _pays(model: Any, forest: Forest | None) -> bool:
-    """Whether what these layers save is more than what they cost.
-
-    On a CPU they always do where rows may be left out. On a GPU leaving rows out takes some 70 launches a layer and a
-    mode in Python around every operation, half a millisecond of the host's time: as much as the products of a layer
-    take on a large card from about ``LARGEST_BOUND_BY_HOST`` multiplications a matrix on, and less from there.
-    """
-    if model.device.type != "cuda":
-        return forest is not None or gemm.faster()
-    return forest is not None and forest.size * model.config.get_text_config().hidden_size ** 2 > LARGEST_BOUND_BY_HOST
 
 
 def _checkpoint_within(checkpoint: Callable[..., Any], forest: Forest | None) -> Callable[..., Any]:

@@ -23,7 +23,7 @@ from rankalign.rows.head import head_layer, head_of, label_logps
 from rankalign.rows.linears import fast_linears
 from rankalign.rows.own import replaced_forward, trunk_of
 from rankalign.rows.positions import forget_longer, reach
-from rankalign.rows.recipes import cheap_again
+from rankalign.rows.recipes import bound_by_host, cheap_again
 from rankalign.rows.tree import Lists, Rows, Tokens, padded_rows, tree_row
 
 LAYOUTS = ("auto", "tree", "padded")
@@ -317,9 +317,11 @@ def hidden_states(lm: Any, rows: Rows, embeddings: Tensor | None = None) -> Tens
     tokens = {"input_ids": rows.ids.to(device)} if embeddings is None else {"inputs_embeds": embeddings}
     reached = forest if forest and torch.is_grad_enabled() and not forest.prefix else None
     # What is known of the families whose rows may be trees, in-place operations among it, is not known of others.
-    again = cheap_again(lm, reached) if supports_tree(lm) else nullcontext()
+    slow = bound_by_host(lm, rows.positions.numel())
+    again = cheap_again(lm, reached) if supports_tree(lm) and not slow else nullcontext()
+    linears = nullcontext() if slow else fast_linears(lm, reached)
     if forest is None:
-        with fast_linears(lm, None), again:
+        with linears, again:
             return trunk_of(lm)(**tokens, use_cache=False).last_hidden_state
     if lm.config.model_type in MASK_FAMILIES:
         extra: dict[str, Any] = {"attention_mask": forest.bias(lm.dtype, device)}
@@ -330,7 +332,7 @@ def hidden_states(lm: Any, rows: Rows, embeddings: Tensor | None = None) -> Tens
         # A 4-D mask is handed on as it is, so the model builds none; attention reads the forest alone.
         extra = {"attention_mask": torch.zeros(1, 1, 1, 1, device=device), "forest": forest}
     extra |= {**tokens, "position_ids": rows.positions.to(device)}
-    with fast_linears(lm, reached), again:
+    with linears, again:
         return trunk_of(lm)(use_cache=False, **extra).last_hidden_state
 
 

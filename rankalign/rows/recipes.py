@@ -41,6 +41,7 @@ _SUMS = frozenset((Tensor.add, Tensor.__add__, Tensor.__radd__, torch.add, Tenso
 _CASTS = frozenset((Tensor.to, Tensor.float, Tensor.type))
 _CHEAP = _BY_ROW | _VIEWS | _SUMS | _CASTS
 _RECIPE = "_rankalign_recipe"
+BY_HOST = 2**33  # 3.6k tokens of a model of 1.5B weights, 500 of one of 8B
 
 
 @contextmanager
@@ -57,6 +58,16 @@ def cheap_again(model: nn.Module, forest: Forest | None = None) -> Iterator[None
         return
     with _Recorder(), saved_tensors_hooks(_pack, partial(_unpack, forest)):
         yield
+
+
+def bound_by_host(model: Any, tokens: int) -> bool:
+    """Whether a row is so small on a GPU that Python takes longer over a layer than the GPU does.
+
+    There neither this module nor :mod:`rankalign.rows.linears` pays: they take a mode in Python around every operation
+    and up to 90 launches more a layer, about half a millisecond. That is what a large card needs for the products of a
+    layer at ``BY_HOST`` multiplications a square matrix, and from there on memory and rows left out weigh more.
+    """
+    return model.device.type == "cuda" and tokens * model.config.get_text_config().hidden_size ** 2 < BY_HOST
 
 
 def layers_run_again(model: nn.Module) -> list[nn.Module]:
