@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import constants, get_session, snapshot_download
+from safetensors import safe_open
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -34,21 +35,19 @@ from transformers.utils import logging as hf_logging
 from rankalign.errors import InputError
 from rankalign.models import default as default_model
 from rankalign.models import quant, saving, tiny, value_heads, weights
+from rankalign.models.devices import DTYPES as DTYPES
+from rankalign.models.devices import device as device
+from rankalign.models.devices import pick_dtype as pick_dtype
+from rankalign.models.devices import stay_on_cpu as stay_on_cpu
 from rankalign.storage.folders import cached_folder
 
 # A bar for each loading of weights is noise between our own lines.
 hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>")
 
 
 # --- names and the cache -----------------------------------------------------------------------------------------
-
-
-def device() -> torch.device:
-    """The first GPU, or the CPU where there is none."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def cache_dir() -> Path:
@@ -214,8 +213,25 @@ def load_reward_model(
         if not new_head:
             raise InputError(f"model {model}: is no reward model, it lacks {', '.join(missing)}; train one first")
         print(f"model {model}: has no reward head, {', '.join(missing)} is new", file=sys.stderr)
+    if pick_dtype(dtype).itemsize == 2:
+        _widen_head(reward, local_folder(where))
     reward.config.pad_token_id = tokenizer.pad_token_id
     return (with_adapter(reward, adapter) if adapter else reward).to(device()).eval(), tokenizer
+
+
+def _widen_head(reward: Any, folder: Path) -> None:
+    """Grade in float32 whatever the type of the trunk: in 16 bits rewards a few thousandths apart are ties."""
+    files = {} if value_heads.has_value_head(str(folder)) else {f.name: f for f in weights.weight_files(folder)}
+    for name, child in reward.named_children():
+        if child is reward.base_model or not list(child.parameters()):
+            continue
+        child.float()
+        own = dict(child.named_parameters(prefix=name))
+        for file in files.values():  # the digits that loading in 16 bits has dropped
+            with safe_open(file, "pt") as stored:
+                for key in own.keys() & set(stored.keys()):
+                    own[key].data.copy_(stored.get_tensor(key))
+        child.register_forward_pre_hook(lambda _, args: (args[0].float(), *args[1:]))
 
 
 def load_whole_policy(where: str, dtype: torch.dtype | str, **more: Any) -> Any:
@@ -239,22 +255,6 @@ def load_as(auto: Any, where: str, dtype: torch.dtype | str, **more: Any) -> tup
         raise InputError(f"model {where}: {shapes}{how if several else ''}")
     saving.repair_generation(model, where)
     return model, sorted(info["missing_keys"])
-
-
-def pick_dtype(name: str) -> torch.dtype:
-    """The type behind ``auto`` or a name in DTYPES, for the device in use.
-
-    Raises:
-        InputError: an unknown name, or float16 on a CPU.
-    """
-    on_cpu = device().type == "cpu"
-    if name == "auto":
-        return torch.float32 if on_cpu else torch.bfloat16
-    if name not in DTYPES:
-        raise InputError(f"unknown dtype {name!r} (one of: auto, {', '.join(DTYPES)})")
-    if name == "float16" and on_cpu:
-        raise InputError("dtype float16 needs a GPU, and this machine has none: use float32 or bfloat16")
-    return DTYPES[name]
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ def load(folder: str, dtype: torch.dtype) -> Any:
     model = auto.from_config(config, dtype=dtype)
     tensors = {name: tensor for file in _files(Path(folder)) for name, tensor in _read(file).items()}
     head = {name: tensors.pop(name) for name in list(tensors) if "v_head." in name}
-    model.score = _head(folder, head).to(dtype)
+    model.score = _head(folder, head).to(torch.promote_types(dtype, torch.float32))
     wanted, found = dict(model.base_model.state_dict()), {}
     for name, tensor in tensors.items():
         own = next((tail for tail in _tails(name) if tail in wanted), None)

@@ -16,6 +16,7 @@ from rankalign.config import read_yaml
 from rankalign.errors import InputError
 from rankalign.losses import LOSSES, Loss
 from rankalign.losses.reward import REWARD_LOSSES
+from rankalign.models import devices
 from rankalign.registry import did_you_mean
 from rankalign.storage.jsonl import dumps, loads
 from rankalign.training.identity import identity
@@ -68,6 +69,7 @@ class TrainConfig(TrainingArguments):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
             self.use_cpu = True  # else accelerate finds nothing that processes could talk over
         super().__post_init__()  # type: ignore[no-untyped-call]
+        devices.stay_on_cpu(self.use_cpu)
         if self.method == "sft":
             self.loss = "sft"
         self._check_launch()
@@ -117,6 +119,16 @@ class TrainConfig(TrainingArguments):
         """Numerics of the forward pass: ``bf16``, ``fp16`` or ``float32``."""
         return "bf16" if self.bf16 else "fp16" if self.fp16 else "float32"
 
+    @property
+    def weights_dtype(self) -> str:
+        """The type in which weights are held while training: in 16 bits, by itself, only what is frozen."""
+        light = self.use_lora and self.bf16 and devices.device().type == "cuda" and not self._shards
+        return str(self.dtype) if self.dtype != "auto" else "bfloat16" if light else "float32"
+
+    @property
+    def _shards(self) -> bool:
+        return self.deepspeed_plugin is not None or bool(self.fsdp_plugin_args)
+
     def _check_method(self) -> None:
         """Refuse settings that do not go together, each group first by itself."""
         groups = self.loss_settings, self.data_settings, self.run_settings
@@ -163,7 +175,9 @@ class TrainConfig(TrainingArguments):
             raise InputError("--use_dora is a kind of --use_lora: give both (and not with --method ppo)")
         if bits and self.method in ("reward", "ppo"):
             raise InputError(f"--load_in_{bits}bit needs --use_lora and method rank or sft")
-        if bits and (self.deepspeed_plugin is not None or self.fsdp_plugin_args):
+        if self.dtype == "bfloat16" and self.use_lora and self._shards:
+            raise InputError("--dtype bfloat16 with --use_lora works with one process or DDP: shards are of one type")
+        if bits and self._shards:
             raise InputError(f"--load_in_{bits}bit works with one process or DDP, not where weights are sharded")
 
     def _set_reward_defaults(self) -> None:

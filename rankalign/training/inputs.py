@@ -201,18 +201,25 @@ def _judge(asked: str, sets: Sequence[CandidateSet], alone: bool) -> str:
 # --- model -------------------------------------------------------------------------------------------------------
 
 
-def load_model(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase, reward: bool = False) -> Any:
-    """The model in float32 (bf16 and fp16 come by autocast), its dropout off, with a fresh adapter where asked.
+def load_model(
+    settings: ModelSettings, tokenizer: PreTrainedTokenizerBase, reward: bool = False, dtype: str = "float32"
+) -> Any:
+    """The model (its products in bf16 and fp16 come by autocast), its dropout off, with a fresh adapter where asked.
 
     Args:
         settings: what is trained.
         tokenizer: the model's; a reward model may change what it pads with.
         reward: with a head that grades, in the place of the one that writes.
+        dtype: of its weights; those of adapters and of a head that grades are float32.
     """
+    if dtype == "bfloat16" and not settings.use_lora:
+        print("--dtype bfloat16: updates below a 256th of a weight are rounded away, in part or whole", file=sys.stderr)
     name = settings.model
     more: dict[str, Any] = {"bits": settings.quantised, "train_adapter": settings.use_lora}
     model: Any = (
-        load_reward(name, tokenizer, settings.pooling) if reward else models.load_policy(name, dtype="float32", **more)
+        load_reward(name, tokenizer, settings.pooling, dtype)
+        if reward
+        else models.load_policy(name, dtype=dtype, **more)
     )
     if settings.disable_dropout:
         disable_dropout(model)
@@ -243,7 +250,12 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def choose_layout(
-    asked: str, model: Any, lists: Sequence[TokenList], batch: int = 8, reward: bool = False
+    asked: str,
+    model: Any,
+    lists: Sequence[TokenList],
+    batch: int = 8,
+    reward: bool = False,
+    precision: str = "float32",
 ) -> tuple[str, str]:
     """How rows are laid out, and why; with ``auto``, decided by comparing both ways on the first lists of this run.
 
@@ -253,13 +265,21 @@ def choose_layout(
         lists: all of them.
         batch: lists of a micro-batch; so many are compared, and eight at most.
         reward: whether the model grades.
+        precision: ``float32``, ``bf16`` or ``fp16``, as training runs the model: each has kernels of its own.
     """
     first = lists[: min(batch, 8)]
     # Whatever dropout is left would make the two ways differ by chance.
     model.eval()
     choose = rewards.choose_layout if reward else logps.choose_layout
-    chosen = choose(model, [t.prompt for t in first], [t.responses for t in first])  # also compares the model's own
+    with mixed(precision):
+        chosen = choose(model, [t.prompt for t in first], [t.responses for t in first])  # also compares the model's own
     return chosen if asked == "auto" else (asked, "as asked")
+
+
+def mixed(precision: str) -> torch.autocast:
+    """Mixed precision as training runs it, of ``bf16`` or ``fp16``; none for ``float32``."""
+    kind = torch.bfloat16 if precision == "bf16" else torch.float16
+    return torch.autocast(models.device().type, dtype=kind, enabled=precision != "float32")
 
 
 def references_of(
@@ -281,6 +301,7 @@ def references_of(
         return [None] * len(lists)
     weights = start_hash(settings, loss.method)
     numerics = f"{precision}-{models.device().type}" + (f"-{settings.quantised}bit" if settings.quantised else "")
+    numerics += "-bfloat16" if next(model.parameters()).dtype == torch.bfloat16 else ""
     cache = ReferenceCache(models.cache_dir() / "reference", weights.replace("/", "--"), numerics)
     rows = cache.logps(lists, lambda some: _shared_logps(precision, model, layout, some))
     again = f", {cache.checked} stored ones computed again as a check" if cache.checked else ""
@@ -300,9 +321,8 @@ def _shared_logps(precision: str, model: Any, layout: str, lists: Sequence[Token
 def start_logps(precision: str, model: Any, layout: str, lists: Sequence[TokenList]) -> list[Tensor]:
     """(N,) log-probabilities of each list under a model that is not trained yet, in the numerics of training."""
     model.eval()  # a fresh adapter adds exactly zero, so the adapted model is the reference still
-    kind = torch.bfloat16 if precision == "bf16" else torch.float16
     rows = []
-    with torch.autocast(models.device().type, dtype=kind, enabled=precision != "float32"):
+    with mixed(precision):
         for tokens in lists:
             sums = logps.list_logps(model, [tokens.prompt], [tokens.responses], layout=layout)
             rows.append(sums[0].cpu())

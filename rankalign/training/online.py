@@ -161,7 +161,7 @@ class OnlineTrainer(RankTrainer):
         if self.layout == "auto" and lists:
             batch = self.config.per_device_train_batch_size
             # No lists were there when the trainer was made.
-            self.layout, why = inputs.choose_layout(self.layout, model, lists, batch)
+            self.layout, why = inputs.choose_layout(self.layout, model, lists, batch, precision=self.config.precision)
             print(f"layout: {self.layout} ({why})", file=sys.stderr)
         self.lists = {example.tokens.id: example for example in self.referred(lists)}
         model.train(training)
@@ -245,7 +245,7 @@ def train_online(
     alone, eval_data = config.loss == "sft", of_data.eval_data
     held_out = inputs.encode(of_data, tokenizer, eval_data, alone)[0] if eval_data else []
     trainer = OnlineTrainer(
-        inputs.load_model(of_model, tokenizer),
+        inputs.load_model(of_model, tokenizer, dtype=config.weights_dtype),
         config,
         ids,
         plan,

@@ -27,18 +27,21 @@ from rankalign.training.rank import Example, Meter, RankTrainer, pad, to_ranked,
 # --- the model ---------------------------------------------------------------------------------------------------
 
 
-def load(model: str, tokenizer: PreTrainedTokenizerBase, pooling: str = "") -> PreTrainedModel:
-    """A float32 decoder with a score head, a new one (see :func:`start_at_zero`) unless the model has one already.
+def load(
+    model: str, tokenizer: PreTrainedTokenizerBase, pooling: str = "", dtype: str = "float32"
+) -> PreTrainedModel:
+    """A decoder with a score head, a new one (see :func:`start_at_zero`) unless the model has one already.
 
     Args:
         model: as in :func:`rankalign.models.load.load_reward_model`.
         tokenizer: its tokenizer, to be saved with it; its padding token may change.
         pooling: where a new head reads, one of :data:`rankalign.rows.rewards.POOLINGS`; empty is transformers' rule.
+        dtype: of the decoder; the head is float32.
 
     Raises:
         InputError: an adapter, a model that reads its score in a way of its own, or one trained by another rule.
     """
-    reward, _ = models.load_reward_model(model, dtype="float32")
+    reward, _ = models.load_reward_model(model, dtype=dtype)
     if hasattr(reward, "get_base_model"):
         raise InputError(f"model {model}: is an adapter, which does not train on; name its base")
     lm = rewards.reward_lm(reward)

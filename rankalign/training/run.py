@@ -78,9 +78,10 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
     lists, held_out, counts = load_data(config.data_settings, loss, tokenizer)
     check_held_out(held_out, config.eval_strategy != "no", config.metric_for_best_model)
     with processes.whole_weights(config):
-        model = load_model(config.model_settings, tokenizer, loss.grades)
+        model = load_model(config.model_settings, tokenizer, loss.grades, config.weights_dtype)
     check_fit(model, [*lists, *held_out])
-    layout, why = choose_layout(config.layout, model, lists, config.per_device_train_batch_size, loss.grades)
+    batch = config.per_device_train_batch_size
+    layout, why = choose_layout(config.layout, model, lists, batch, loss.grades, config.precision)
     print(f"layout: {layout} ({why})", file=sys.stderr)
     if loss.grades:
         start_at_zero(model)  # behind the choice of a layout, with which zeros would always agree

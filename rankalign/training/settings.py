@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rankalign.losses import Loss
 
 METHODS = ("rank", "sft", "reward", "ppo")
+WEIGHTS = ("auto", "float32", "bfloat16")
 TWO_PASS = ("auto", "always", "never")
 WEIGHTED_BY_BETA = ("orpo",)  # a term beside another; in all other losses beta scales all that there is
 
@@ -32,6 +33,9 @@ class ModelSettings:
 
     model: str = flag("default", "start model: default, tiny, a folder or a hub id")
     add_tokens: str = flag("", "special tokens to add, comma-separated; new rows start at the mean of the old ones")
+    dtype: str = flag(
+        "auto", "weights' type while training: float32, bfloat16, or auto: bfloat16 on GPUs with --use_lora and --bf16"
+    )
     use_lora: bool = flag(False, "train a LoRA adapter instead of all weights; where --model is one, train it on")
     use_dora: bool = flag(False, "with --use_lora: DoRA, which also learns the length of each weight column")
     load_in_4bit: bool = flag(False, "with --use_lora: frozen weights in 4 bits (nf4, QLoRA), by bitsandbytes")
@@ -55,6 +59,8 @@ class ModelSettings:
         for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"):
             if not self.use_lora and getattr(self, name) != getattr(ModelSettings, name):
                 raise InputError(f"--{name} {getattr(self, name)} does nothing without --use_lora")
+        if self.dtype not in WEIGHTS:
+            raise InputError(f"unknown --dtype {self.dtype!r} (one of: {', '.join(WEIGHTS)})")
         if self.load_in_4bit and self.load_in_8bit:
             raise InputError("--load_in_4bit and --load_in_8bit exclude each other")
         if self.quantised and not self.use_lora:

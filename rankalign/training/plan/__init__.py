@@ -51,7 +51,7 @@ def plan(config: TrainConfig, device_memory: str = "", devices: int = 0, probe: 
     tokenizer = models.load_tokenizer(config.model)
     lists, held_out, counts = load_data(config.data_settings, config.loss_settings, tokenizer)
     check_held_out(held_out, config.eval_strategy != "no", config.metric_for_best_model)
-    model = build(config.model_settings, config.method == "reward")
+    model = build(config.model_settings, config.method == "reward", config.weights_dtype)
     check_fit(model, [*lists, *held_out])
     baseline = _resident()  # after all that training imports, adapters among them
     layout = _layout(config, model)
@@ -325,7 +325,8 @@ def _human(count: int) -> str:
 
 def _probe(config: TrainConfig, batches: Batches, layout: str) -> float:
     """Seconds of the run, from a step on the largest, the median and the first lists, after one to warm up."""
-    model = load_model(config.model_settings, models.load_tokenizer(config.model), config.method == "reward").train()
+    tokenizer, reward = models.load_tokenizer(config.model), config.method == "reward"
+    model = load_model(config.model_settings, tokenizer, reward, config.weights_dtype).train()
     # Takes its time and changes nothing.
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
     order = sorted(batches.lists, key=lambda t: batches.size([t]))

@@ -193,8 +193,8 @@ def _worst(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 # --- the model ---------------------------------------------------------------------------------------------------
 
 
-def build(settings: ModelSettings, reward: bool = False) -> Any:
-    """The model that training would load, in float32 on the meta device: shapes alone, no weights read.
+def build(settings: ModelSettings, reward: bool = False, dtype: str = "float32") -> Any:
+    """The model that training would load, on the meta device: shapes alone, no weights read.
 
     Raises:
         InputError: no configuration of a model is there.
@@ -207,7 +207,7 @@ def build(settings: ModelSettings, reward: bool = False) -> Any:
     if settings.pooling:
         shapes.rankalign_pooling = settings.pooling
     with torch.device("meta"):
-        model = kind.from_config(shapes, dtype=torch.float32)
+        model = kind.from_config(shapes, dtype=models.DTYPES[dtype])
         if settings.disable_dropout:
             disable_dropout(model)
         if settings.use_lora:
@@ -262,7 +262,7 @@ def trace(config: TrainConfig, part: Sequence[TokenList], layout: str, two_pass:
         two_pass: whether their backward runs in two passes.
         again: whether an update has more parts, whose backward meets the gradients of the first.
     """
-    model = build(config.model_settings, config.method == "reward")
+    model = build(config.model_settings, config.method == "reward", config.weights_dtype)
     on_cpu = config.use_cpu or models.device().type == "cpu"
     ledger = _Ledger(Heap() if on_cpu and sys.platform == "linux" else None)
     with FakeTensorMode(allow_non_fake_inputs=True), ledger:

@@ -28,7 +28,7 @@ from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import PPOConfig
 from rankalign.training.card import write_card
 from rankalign.training.fit import check_end, check_fit
-from rankalign.training.inputs import disable_dropout, say_cut, tokenizer_hash
+from rankalign.training.inputs import disable_dropout, mixed, say_cut, tokenizer_hash
 from rankalign.training.ppo import state as ppo_state
 from rankalign.training.ppo.trainer import PPOTrainer, Question, Reward, Sampler
 from rankalign.training.ppo.value import ActorCritic, load_value_net
@@ -155,7 +155,8 @@ def _layout(config: PPOConfig, policy: Any, critic: Any, questions: list[Questio
     if critic is not None and not logps.supports_tree(critic):
         return "padded", f"tree rows are not known to be exact for {critic.config.model_type} models"
     first = [question.tokens for question in questions[: config.per_device_train_batch_size]]
-    return logps.choose_layout(policy, first, [[tokens] for tokens in first])
+    with mixed(config.precision):
+        return logps.choose_layout(policy, first, [[tokens] for tokens in first])
 
 
 def _run(trainer: PPOTrainer, config: PPOConfig, output: Path, settings: dict[str, Any]) -> None:

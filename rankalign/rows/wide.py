@@ -1,0 +1,43 @@
+"""What a model computes in float32, whatever the type of its weights and of training: the measure of rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+_WITH_WEIGHTS = frozenset((functional.linear, functional.layer_norm, functional.rms_norm, torch.addmm))
+
+
+@contextmanager
+def in_float32(lm: Any) -> Iterator[None]:
+    """Mixed precision is off in this context, and 16-bit weights are widened where they are used, one at a time.
+
+    Args:
+        lm: the transformers model that runs.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast(lm.device.type, enabled=False))
+        if lm.dtype.itemsize == 2:
+            stack.enter_context(_Widened())
+        yield
+
+
+class _Widened(TorchFunctionMode):
+    """Embeddings come in float32, and so does all that is made of them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _WITH_WEIGHTS:
+            args, kwargs = tuple(map(_wide, args)), {name: _wide(value) for name, value in kwargs.items()}
+        out = func(*args, **kwargs)
+        return _wide(out) if func is functional.embedding else out
+
+
+def _wide(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
