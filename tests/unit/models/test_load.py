@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaF
 
 from rankalign.cli import main
 from rankalign.errors import InputError
-from rankalign.models import adapters, tiny
+from rankalign.models import adapters, devices, tiny
 from rankalign.models import load as models
 from rankalign.models.merge import merge_lora
 
@@ -83,13 +83,13 @@ def test_a_policy_loads_ready_to_use(policy: LlamaForCausalLM) -> None:
 
 
 def test_types_fit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(devices, "device", lambda: torch.device("cpu"))
     assert models.pick_dtype("auto") == torch.float32
     with pytest.raises(InputError, match="float16 needs a GPU"):
         models.load_policy("tiny", dtype="float16")
     with pytest.raises(InputError, match="unknown dtype 'fp8'"):
         models.pick_dtype("fp8")
-    monkeypatch.setattr(models, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(devices, "device", lambda: torch.device("cuda"))
     assert models.pick_dtype("auto") == torch.bfloat16
     assert models.pick_dtype("float16") == torch.float16
 
