@@ -283,7 +283,13 @@ def mixed(precision: str) -> torch.autocast:
 
 
 def references_of(
-    settings: ModelSettings, loss: LossSettings, precision: str, model: Any, layout: str, lists: list[TokenList]
+    settings: ModelSettings,
+    loss: LossSettings,
+    precision: str,
+    model: Any,
+    layout: str,
+    lists: list[TokenList],
+    budget: int = 0,
 ) -> list[Tensor] | list[None]:
     """Log-probabilities of each list under the start model, from the cache where they are known.
 
@@ -296,6 +302,7 @@ def references_of(
         model: the start model.
         layout: of its rows.
         lists: whose responses.
+        budget: as in :func:`start_logps`.
     """
     if not loss.entry.needs_reference:
         return [None] * len(lists)
@@ -303,27 +310,49 @@ def references_of(
     numerics = f"{precision}-{models.device().type}" + (f"-{settings.quantised}bit" if settings.quantised else "")
     numerics += "-bfloat16" if next(model.parameters()).dtype == torch.bfloat16 else ""
     cache = ReferenceCache(models.cache_dir() / "reference", weights.replace("/", "--"), numerics)
-    rows = cache.logps(lists, lambda some: _shared_logps(precision, model, layout, some))
+    rows = cache.logps(lists, lambda some: _shared_logps(precision, model, layout, some, budget))
     again = f", {cache.checked} stored ones computed again as a check" if cache.checked else ""
     print(f"reference: {cache.computed} responses computed{again}, {cache.found} from {cache.path}", file=sys.stderr)
     return rows
 
 
-def _shared_logps(precision: str, model: Any, layout: str, lists: Sequence[TokenList]) -> list[Tensor]:
+def _shared_logps(precision: str, model: Any, layout: str, lists: Sequence[TokenList], budget: int) -> list[Tensor]:
     """Each process computes its share and has all of them in the end."""
     state = PartialState()
-    own = start_logps(precision, model, layout, lists[state.process_index :: state.num_processes])
+    own = start_logps(precision, model, layout, lists[state.process_index :: state.num_processes], budget)
     shares = gather_object([own])
     return [shares[i % state.num_processes][i // state.num_processes] for i in range(len(lists))]
 
 
 @torch.no_grad()
-def start_logps(precision: str, model: Any, layout: str, lists: Sequence[TokenList]) -> list[Tensor]:
-    """(N,) log-probabilities of each list under a model that is not trained yet, in the numerics of training."""
+def start_logps(precision: str, model: Any, layout: str, lists: Sequence[TokenList], budget: int = 0) -> list[Tensor]:
+    """(N,) log-probabilities of each list under a model that is not trained yet, in the numerics of training.
+
+    Args:
+        precision: ``float32``, ``bf16`` or ``fp16``.
+        model: the start model.
+        layout: of its rows.
+        lists: whose responses.
+        budget: tokens that run at once on a GPU. On a CPU a list runs by itself: nothing is gained by more, and its
+            bits do not depend on what stands beside it.
+    """
     model.eval()  # a fresh adapter adds exactly zero, so the adapted model is the reference still
-    rows = []
+    rows: list[Tensor] = []
     with mixed(precision):
-        for tokens in lists:
-            sums = logps.list_logps(model, [tokens.prompt], [tokens.responses], layout=layout)
-            rows.append(sums[0].cpu())
+        for some in _together(lists, budget if models.device().type == "cuda" else 0):
+            sums = logps.list_logps(model, [t.prompt for t in some], [t.responses for t in some], layout=layout).cpu()
+            rows += [row[: len(t.responses)] for row, t in zip(sums, some, strict=True)]
     return rows
+
+
+def _together(lists: Sequence[TokenList], budget: int) -> list[list[TokenList]]:
+    """The lists, in order, in groups within the budget by what they take unpacked; one at least."""
+    groups: list[list[TokenList]] = []
+    left = 0
+    for tokens in lists:
+        size = len(tokens.responses) * (len(tokens.prompt) + max(map(len, tokens.responses), default=0))
+        if size > left:
+            groups, left = [*groups, []], budget
+        groups[-1].append(tokens)
+        left -= size
+    return groups

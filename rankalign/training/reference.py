@@ -46,6 +46,9 @@ class ReferenceCache:
     def __init__(self, folder: Path, weights: str, numerics: str) -> None:
         self.path = folder / f"{weights[:32]}-{numerics}.safetensors"  # 128 bits of the fingerprint
         self.computed, self.checked, self.found = 0, 0, 0
+        # In 16 bits on a GPU a sum depends on what runs beside it; another model's would be off by far more.
+        loose = "cuda" in numerics and not numerics.startswith("float32")
+        self._rounding = (0.5, 1e-2) if loose else (1e-3, 1e-4)
         self._known: dict[bytes, float] = broadcast_object_list([self._read()])[0]  # the same in all processes
 
     def logps(self, lists: Sequence[TokenList], compute: Compute) -> list[Tensor]:
@@ -86,7 +89,8 @@ class ReferenceCache:
         self.checked += sum(len(tokens.responses) for tokens in sample)
         for tokens, sums in zip(sample, compute(sample) if sample else [], strict=True):
             for key, value in zip(_keys(tokens), sums.double().tolist(), strict=True):
-                if abs(value - self._known[key]) > 1e-3 + 1e-4 * abs(value):
+                least, share = self._rounding
+                if abs(value - self._known[key]) > least + share * abs(value):
                     raise InputError(
                         f"{self.path}: stored reference log-probability {self._known[key]:.6g} of prompt {tokens.id!r} "
                         f"is now {value:.6g}; delete the file to compute all anew"

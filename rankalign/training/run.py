@@ -87,7 +87,8 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
         start_at_zero(model)  # behind the choice of a layout, with which zeros would always agree
     everything = [*lists, *held_out]
     # Before there is a trainer: they are of the start model, and of whole weights.
-    references = references_of(config.model_settings, loss, config.precision, model, layout, everything)
+    budget = config.token_budget
+    references = references_of(config.model_settings, loss, config.precision, model, layout, everything, budget)
     examples = [Example(*pair) for pair in zip(everything, references, strict=True)]
     trainer = (RewardTrainer if loss.grades else RankTrainer)(
         model,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rankalign.rows import flash_varlen
-from rankalign.rows.logps import list_logps
+from rankalign.rows.logps import list_logps, token_logps
 from rankalign.rows.two_pass import backward_two_pass
 from tests.gpu.models import FAMILIES, StayWide, build, gradients, lists, weigh
 
@@ -56,3 +56,37 @@ def test_a_gpus_trees_are_the_cpus_padded_rows(
         ours, found = run(device.to("cuda"), way, "tree")
     torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-11)
     assert error(found, slopes) < 1e-11
+
+
+def plain(model: nn.Module) -> Tensor:
+    """(tokens,) log-probs by the model's own logits, one response at a time."""
+    device, found = next(model.parameters()).device, []
+    for prompt, responses in zip(*lists(), strict=True):
+        for response in responses:
+            ids = torch.tensor([prompt + response], device=device)
+            logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+            found.append(logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None])[:, 0])
+    return torch.cat(found)
+
+
+def packed(model: nn.Module) -> Tensor:
+    """The same by tree rows."""
+    return torch.cat([tokens for row in token_logps(model, *lists(), layout="tree") for tokens in row])
+
+
+def values_and_slopes(model: nn.Module, compute: Any, autocast: bool) -> tuple[Tensor, Tensor]:
+    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast):
+        found = compute(model)
+    slope = torch.randn(len(found), generator=torch.Generator().manual_seed(7))
+    slopes = gradients(model, (found.cpu() * slope).sum())
+    return found.detach().cpu(), torch.cat([g.flatten().float().cpu() for g in slopes.values()])
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_in_bfloat16_trees_lose_no_more_than_plain_transformers(name: str, autocast: bool) -> None:
+    exact = values_and_slopes(build(name, torch.float32), plain, False)
+    device = build(name, torch.float32).to("cuda", torch.float32 if autocast else torch.bfloat16)
+    lost, ours = (values_and_slopes(device, compute, autocast) for compute in (plain, packed))
+    for theirs, own, value in zip(lost, ours, exact, strict=True):
+        assert 0 < float((own - value).norm()) <= 1.5 * float((theirs - value).norm())
