@@ -27,9 +27,7 @@ from rankalign.training.rank import Example, Meter, RankTrainer, pad, to_ranked,
 # --- the model ---------------------------------------------------------------------------------------------------
 
 
-def load(
-    model: str, tokenizer: PreTrainedTokenizerBase, pooling: str = "", dtype: str = "float32"
-) -> PreTrainedModel:
+def load(model: str, tokenizer: PreTrainedTokenizerBase, pooling: str = "", dtype: str = "float32") -> PreTrainedModel:
     """A decoder with a score head, a new one (see :func:`start_at_zero`) unless the model has one already.
 
     Args:
