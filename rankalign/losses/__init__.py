@@ -1,8 +1,10 @@
 """Every ranking loss, a pure function ``loss(ranked, **keywords) -> (P,)``: one value a prompt, no cross-prompt terms.
 
-The keywords are the config. A list in which no candidate beats another gives exactly 0, value and gradient, in every
-rank term; entries outside the mask have no influence, whatever they hold. Adding a loss takes the function, a line in
-:data:`LOSSES`, and a case in the parity suite, which refuses a loss without one.
+The keywords are the config; ``nll_weight`` and ``nll_reduction`` of :class:`rankalign.losses.core.WithNLL` are every
+registered loss's, and :mod:`rankalign.losses.mixtures` adds losses up. A list in which no candidate beats another gives
+exactly 0, value and gradient, in every rank term; entries outside the mask have no influence, whatever they hold.
+Adding a loss takes the function, its name among those of its kin below, and a case in the parity suite, which refuses a
+loss without one.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from rankalign.losses.core import Loss, Summed
+from rankalign.losses.core import Loss, WithNLL
 from rankalign.losses.listwise import lambdaloss, listmle, listnet, nca, plackett_luce, pro, raft, sft
 from rankalign.losses.reference import (
     aot,
@@ -31,40 +33,27 @@ from rankalign.losses.reference import (
 )
 from rankalign.losses.reference_free import alphapo, cpo, orpo, ranknet, rrhf, simpo, slic_hf
 
+_PAIRS = (rrhf, slic_hf, orpo, cpo, simpo, alphapo, ranknet)
+_LOG_RATIOS = (dpo, sigmoid_norm, ipo, robust, hinge, exo, sppo, apo_zero, apo_down, bco, discopop)
+_QUANTILES_AND_BASELINES = (aot, aot_unpaired, kto)
+_LISTS_OF_LOG_RATIOS = (plackett_luce, lambdaloss, nca)
+_LISTS = (pro, listnet, listmle)
+
+
+def _register(functions: tuple[Callable[..., Tensor], ...], reference: bool, alone: bool = False) -> dict[str, Loss]:
+    return {f.__name__: Loss(WithNLL(f), needs_reference=reference, alone=alone) for f in functions}
+
+
 LOSSES: dict[str, Loss] = {
-    "rrhf": Loss(rrhf),
-    "slic_hf": Loss(slic_hf),
-    "orpo": Loss(orpo),
-    "cpo": Loss(cpo),
-    "simpo": Loss(simpo),
-    "alphapo": Loss(alphapo),
-    "ranknet": Loss(ranknet),
-    "dpo": Loss(dpo, needs_reference=True),
-    "sigmoid_norm": Loss(sigmoid_norm, needs_reference=True),
-    "ipo": Loss(ipo, needs_reference=True),
-    "robust": Loss(robust, needs_reference=True),
-    "hinge": Loss(hinge, needs_reference=True),
-    "exo": Loss(exo, needs_reference=True),
-    "sppo": Loss(sppo, needs_reference=True),
-    "apo_zero": Loss(apo_zero, needs_reference=True),
-    "apo_down": Loss(apo_down, needs_reference=True),
-    "bco": Loss(bco, needs_reference=True),
-    "discopop": Loss(discopop, needs_reference=True),
-    "aot": Loss(aot, needs_reference=True),
-    "aot_unpaired": Loss(aot_unpaired, needs_reference=True),
-    "kto": Loss(kto, needs_reference=True),
-    "plackett_luce": Loss(plackett_luce, needs_reference=True),
-    "lambdaloss": Loss(lambdaloss, needs_reference=True),
-    "nca": Loss(nca, needs_reference=True),
-    "pro": Loss(pro),
-    "listnet": Loss(listnet),
-    "listmle": Loss(listmle),
-    "raft": Loss(raft, alone=True),
-    "sft": Loss(sft, alone=True),
+    **_register(_PAIRS, reference=False),
+    **_register(_LOG_RATIOS, reference=True),
+    **_register(_QUANTILES_AND_BASELINES, reference=True),
+    **_register(_LISTS_OF_LOG_RATIOS, reference=True),
+    **_register(_LISTS, reference=False),
+    **_register((raft, sft), reference=False, alone=True),
 }
 
-PARTS: dict[str, Callable[..., dict[str, Tensor]]] = {
-    name: loss.function.parts for name, loss in LOSSES.items() if isinstance(loss.function, Summed)
-}
+PARTS: dict[str, Callable[..., dict[str, Tensor]]] = {name: loss.parts for name, loss in LOSSES.items()}
+"""The terms of each loss before their weights; none where it is one term and ``nll_weight`` is 0."""
 
 __all__ = ["LOSSES", "PARTS", "Loss", *LOSSES]

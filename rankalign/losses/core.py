@@ -10,7 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Generic, Literal, ParamSpec, TypeAlias
+from typing import Any, Generic, Literal, ParamSpec, TypeAlias
 
 import torch
 from torch import Tensor
@@ -48,6 +48,49 @@ class Summed(Generic[P]):
         return {name: term for name, (_, term) in self._terms(*args, **keywords).items()}
 
 
+class WithNLL:
+    """A loss plus ``nll_weight`` times the NLL of the best response, RPO's likelihood term for any loss.
+
+    Pang et al. 2024, Iterative Reasoning Preference Optimization (arXiv:2404.19733), eq. 1: DPO plus the winner's NLL a
+    token. At weight 0, the default, the loss is the function's own, to the bit.
+
+    Args:
+        function: the loss, whose keywords are kept; two are added: ``nll_weight``, and ``nll_reduction``, ``mean`` over
+            the best response's tokens or their ``sum``.
+    """
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        functools.update_wrapper(self, function)
+        self._function = function
+        own, more = inspect.signature(function), inspect.signature(self._likelihood)
+        added = [p for p in more.parameters.values() if p.kind is p.KEYWORD_ONLY]
+        self.__signature__ = own.replace(parameters=[*own.parameters.values(), *added])
+
+    def __call__(
+        self, ranked: Ranked, *, nll_weight: float = 0.0, nll_reduction: Reduction = "mean", **keywords: Any
+    ) -> Tensor:
+        """(P,) the loss."""
+        loss = self._function(ranked, **keywords)
+        likelihood = self._likelihood(ranked, nll_weight=nll_weight, nll_reduction=nll_reduction)
+        return loss if likelihood is None else loss + nll_weight * likelihood
+
+    def parts(
+        self, ranked: Ranked, *, nll_weight: float = 0.0, nll_reduction: Reduction = "mean", **keywords: Any
+    ) -> dict[str, Tensor]:
+        """Each term, (P,), before its weight; none for a loss that is one term."""
+        likelihood = self._likelihood(ranked, nll_weight=nll_weight, nll_reduction=nll_reduction)
+        own = self._function.parts(ranked, **keywords) if isinstance(self._function, Summed) else {}
+        if likelihood is None:
+            return own
+        return (own or {"rank_loss": self._function(ranked, **keywords)}) | {"nll_loss": likelihood}
+
+    @staticmethod
+    def _likelihood(ranked: Ranked, *, nll_weight: float = 0.0, nll_reduction: Reduction = "mean") -> Tensor | None:
+        check(nll_weight >= 0, f"loss keyword nll_weight={nll_weight} must be at least 0")
+        check_choice("nll_reduction", nll_reduction, ("sum", "mean"))
+        return best_nll(ranked, nll_reduction) if nll_weight else None
+
+
 @dataclass(frozen=True)
 class Loss:
     """One registered loss.
@@ -72,6 +115,11 @@ class Loss:
         """Keyword names with their defaults, in order."""
         parameters = inspect.signature(self.function).parameters.values()
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    def parts(self, ranked: Ranked, **keywords: Any) -> dict[str, Tensor]:
+        """The terms that the loss is a weighted sum of, (P,) each, before their weights; none where it is one term."""
+        of_function: Callable[..., dict[str, Tensor]] | None = getattr(self.function, "parts", None)
+        return of_function(ranked, **keywords) if of_function else {}
 
     def needs_pairs(self, keywords: Mapping[str, object]) -> bool:
         """Whether data in which no response beats another teaches it nothing: a ``threshold`` splits good from bad

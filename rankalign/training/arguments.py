@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import sys
 from collections.abc import Callable, Collection
@@ -15,6 +16,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from rankalign.config import read_yaml
 from rankalign.errors import InputError
 from rankalign.losses import LOSSES, Loss
+from rankalign.losses.mixtures import compose
 from rankalign.losses.reward import REWARD_LOSSES
 from rankalign.models import devices
 from rankalign.registry import did_you_mean
@@ -34,6 +36,7 @@ from rankalign.training.settings import (
 )
 from rankalign.training.trainer_flags import check_flags, check_optimiser
 
+SEVERAL = ("loss", "loss_type", "loss_weights")
 ROUGE = ("rouge1", "rouge2", "rougeL")
 Class = TypeVar("Class")
 Group = TypeVar("Group")
@@ -231,13 +234,15 @@ class PPOConfig(PPOSettings, TrainConfig):
 
 
 def split_flags(argv: list[str]) -> dict[str, Any]:
-    """``--key value`` and ``--key=value`` as a mapping; a flag with nothing behind it is True.
+    """``--key value`` and ``--key=value`` as a mapping; a flag with nothing behind it is True. The losses of a mixture
+    and their weights may follow one another, as in TRL: those are lists.
 
     Raises:
         InputError: a word that belongs to no flag.
     """
     flags: dict[str, Any] = {}
     words = list(argv)
+    value: Any
     while words:
         word = words.pop(0)
         if not word.startswith("--") or word == "--":
@@ -246,8 +251,17 @@ def split_flags(argv: list[str]) -> dict[str, Any]:
         if not equals:
             has_value = bool(words) and not words[0].startswith("--")
             value = words.pop(0) if has_value else "True"
+            if key in SEVERAL and words and not words[0].startswith("--"):
+                value = [value, *_words_of_flag(words)]
         flags[key.replace("-", "_")] = value
     return flags
+
+
+def _words_of_flag(words: list[str]) -> list[str]:
+    """Take the words up to the next flag."""
+    taken = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
+    del words[: len(taken)]
+    return taken
 
 
 def parse(config: str | None, argv: list[str]) -> tuple[TrainConfig, list[str]]:
@@ -282,25 +296,30 @@ def _check_names(content: dict[str, Any], where: str) -> None:
 
 
 def keywords_to_loss(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Keywords of the loss that stand among the settings, put into ``loss_options``; and a note on each.
+    """Keywords of the loss that stand among the settings, put into ``loss_options``; and a note on each. A list of
+    losses becomes one text.
 
     Raises:
         InputError: one that this loss does not have though others do, or one that is given both ways.
     """
-    own = {item.name for item in dataclasses.fields(TrainConfig)}
     method = content.get("method", "rank")
     if method not in METHODS or method == "ppo":
         return content, []
+    content = _losses_to_text(content)
+    own = {item.name for item in dataclasses.fields(TrainConfig)}
     losses = REWARD_LOSSES if method == "reward" else LOSSES
     name = "sft" if method == "sft" else content.get("loss", "bradley_terry" if method == "reward" else "rrhf")
     having = {key: [loss for loss, entry in losses.items() if key in entry.defaults] for key in content}
-    keys = [key for key in content if key not in own and having[key]]
-    if not keys or name not in losses:
+    keys = [key for key in content if key not in own and (having[key] or "." in key)]
+    try:
+        known = LossSettings(method=method, loss=name).entry.defaults
+    except InputError:  # an unknown loss, which is refused with all that is known about it when the settings are built
         return content, []
-    given = content.get("loss_options") or {}
-    options = dict(given) if isinstance(given, dict) else json_object(str(given))
+    if not keys:
+        return content, []
+    options = _options(content)
     for key in keys:
-        if name not in having[key]:
+        if key not in known:
             also = ", and --method ppo has" if key in {item.name for item in dataclasses.fields(PPOSettings)} else ""
             raise InputError(f"--{key}: loss {name!r} has no such option; {', '.join(having[key])} have{also}")
         if key in options:
@@ -309,6 +328,28 @@ def keywords_to_loss(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]
     rest = {key: value for key, value in content.items() if key not in keys}
     notes = [f"--{key} {content[key]} is an option of loss {name!r}: --loss_options" for key in keys]
     return {**rest, "loss_options": dumps(options)}, notes
+
+
+def _options(content: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of the loss, as a mapping or a JSON object."""
+    given = content.get("loss_options") or {}
+    return dict(given) if isinstance(given, dict) else json_object(str(given))
+
+
+def _losses_to_text(content: dict[str, Any]) -> dict[str, Any]:
+    """A list of losses, with its weights, as the text of a mixture; what its entries say goes to ``loss_options``."""
+    listed, weights = content.get("loss"), content.get("loss_weights")
+    if weights is None and not isinstance(listed, list):
+        return {key: value for key, value in content.items() if key != "loss_weights"}
+    text, own = compose(*(_as_list(value) for value in (listed, weights)))
+    rest = {key: value for key, value in content.items() if key != "loss_weights"} | {"loss": text}
+    return rest | {"loss_options": dumps({**own, **_options(content)})} if own else rest
+
+
+def _as_list(value: Any) -> Any:
+    """TRL's lists come as a list, as one value, or as one text in JSON."""
+    value = _number_or_word(value)
+    return value if isinstance(value, list) or value is None else [value]
 
 
 def _number_or_word(value: Any) -> Any:

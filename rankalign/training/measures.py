@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from rankalign.errors import InputError
-from rankalign.losses import PARTS
 from rankalign.losses.ranked import Ranked
 from rankalign.training.settings import LossSettings
 
@@ -27,7 +26,7 @@ def measured_names(loss: LossSettings) -> set[str]:
     ranked = _two_answers()
     try:
         loss.entry.function(ranked, **keywords)
-        parts = PARTS[loss.loss](ranked, **keywords) if loss.loss in PARTS else {}
+        parts = loss.entry.parts(ranked, **keywords)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise InputError(f"loss {loss.loss!r} cannot take {keywords}: {error}") from None
     return found | {"best_logp"} | set(parts) | ({"reward_accuracy"} if loss.entry.needs_reference else set())

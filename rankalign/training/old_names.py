@@ -21,6 +21,7 @@ _RENAMED = {
     "lora_target": "lora_target_modules",
     "use_peft": "use_lora",
     "loss_type": "loss",
+    "rpo_alpha": "nll_weight",
     "per_gpu_train_batch_size": "per_device_train_batch_size",
     "per_gpu_eval_batch_size": "per_device_eval_batch_size",
 }
@@ -55,7 +56,7 @@ def modernise(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     settings: dict[str, Any] = {}
     for key, value in content.items():
         name = _RENAMED.get(key, key)
-        now = _OLD_VALUES.get((name, value), value) if isinstance(value, str) else value
+        now = _present(name, value)
         if key in _IGNORED:
             notes.append(f"--{key} is left out: {_IGNORED[key]}")
         elif name != key and name in content:
@@ -65,6 +66,13 @@ def modernise(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
             if (name, now) != (key, value):
                 notes.append(f"--{key} {value} is now --{name} {now}")
     return _fit_machine(settings, notes), notes
+
+
+def _present(name: str, value: Any) -> Any:
+    """A setting's value by its present name, or each of several."""
+    if isinstance(value, list):
+        return [_present(name, item) for item in value]
+    return _OLD_VALUES.get((name, value), value) if isinstance(value, str) else value
 
 
 def _fit_machine(settings: dict[str, Any], notes: list[str]) -> dict[str, Any]:

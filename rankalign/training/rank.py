@@ -22,7 +22,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from rankalign.data.encode import TokenList
 from rankalign.data.shares import clustered_wilson
 from rankalign.errors import InputError
-from rankalign.losses import PARTS
 from rankalign.losses.ranked import Ranked
 from rankalign.rows.logps import list_logps
 from rankalign.rows.tree import tree_tokens
@@ -215,7 +214,7 @@ class RankTrainer(Trainer):
         )
         self.model_accepts_loss_kwargs = False
         self.config, self.layout, self.held_out = config, layout, list(evaluation)
-        self.keywords = config.loss_keywords()
+        self.loss, self.keywords = config.loss_entry, config.loss_keywords()
         ledger = Ledger()
         self.meter = Meter(ledger)
         self.watch: Watch | None = None
@@ -236,9 +235,8 @@ class RankTrainer(Trainer):
     def losses_of(self, logps: Tensor, examples: Sequence[Example], meter: Meter) -> Tensor:
         """(P,) loss of each prompt from the candidates' log-probabilities (P, N), metered."""
         ranked = to_ranked(examples, logps)
-        name = self.config.loss
-        losses = self.config.loss_entry.function(ranked, **self.keywords)
-        parts = PARTS[name](ranked, **self.keywords) if name in PARTS else {}
+        losses = self.loss.function(ranked, **self.keywords)
+        parts = self.loss.parts(ranked, **self.keywords)
         meter.add(ranked, losses, parts, ids=[e.tokens.id for e in examples])
         return losses
 

@@ -114,7 +114,11 @@ class LossSettings:
     """What is learned; read by :func:`rankalign.training.inputs.references_of`."""
 
     method: str = flag("rank", "rank (any ranking loss), sft (the best response alone), reward (a reward model), ppo")
-    loss: str = flag("rrhf", "of `rankalign ls losses`; for reward bradley_terry, plackett_luce, per_token or quality")
+    loss: str = flag(
+        "rrhf",
+        "of `rankalign ls losses`, or a mixture such as dpo+0.2*sft (in YAML a list too); for reward bradley_terry, "
+        "plackett_luce, per_token or quality",
+    )
     loss_options: str = flag("{}", "more keywords of the loss: a JSON object, or a mapping in YAML")
     rrhf_weight: float | None = flag(None, "weight of RRHF's rank term beside its SFT term (paper: 1)")
     length_penalty: float | None = flag(None, "RRHF: log-probabilities are divided by length to this power (1)")
@@ -123,8 +127,10 @@ class LossSettings:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InputError(f"unknown method {self.method!r}{did_you_mean(self.method, METHODS)}")
-        if self.loss not in self._known:
-            raise InputError(f"unknown loss {self.loss!r}{did_you_mean(self.loss, self._known)}")
+        known = self._known
+        for name in self._weights:
+            if name not in known:
+                raise InputError(f"unknown loss {name!r}{did_you_mean(name, known)}")
 
     @property
     def grades(self) -> bool:
@@ -140,9 +146,18 @@ class LossSettings:
         return REWARD_LOSSES if self.grades else LOSSES
 
     @property
+    def _weights(self) -> dict[str, float]:
+        from rankalign.losses.mixtures import parse
+
+        # A reward model's loss may read more than Ranked, so those are not mixed.
+        return {self.loss: 1.0} if self.grades else parse(self.loss)
+
+    @property
     def entry(self) -> Loss:
-        """The loss by its name, among those of the method."""
-        return self._known[self.loss]
+        """The loss by its name or names, among those of the method."""
+        from rankalign.losses.mixtures import mixture
+
+        return mixture(self._weights, self._known)
 
     def keywords(self) -> dict[str, Any]:
         """Keywords the loss is called with.
@@ -169,7 +184,8 @@ def _check_keyword(loss: str, name: str, value: Any) -> None:
         return
     if not math.isfinite(value):
         raise InputError(f"loss {loss!r}: {name} is {value}, not a finite number")
-    least = name == "beta" and loss not in WEIGHTED_BY_BETA
+    only, _, name = name.rpartition(".")  # of one loss in a mixture
+    least = name == "beta" and (only or loss) not in WEIGHTED_BY_BETA
     if (name in ("beta", "rrhf_weight") and value < 0) or (least and value == 0):
         why = "below 0 it would turn the preference round" if value < 0 else "with 0 there is no preference left"
         raise InputError(f"loss {loss!r}: {name} {value:g} makes no sense: {why}")

@@ -19,6 +19,7 @@ from rankalign.losses.reward import REWARD_LOSSES
 
 Function = Callable[[Ranked], Tensor]
 
+SUMS = {"rrhf", "slic_hf", "orpo", "cpo", "pro"}  # with a likelihood of the first best
 LIKELIHOODS = {"sft", "raft"}
 SCALED = {"listnet", "pro"}  # read score gaps, not their order alone; so do nca with a temperature and gain="score"
 DIFFERENCES = {"dpo", "ipo", "sigmoid_norm", "robust", "hinge", "exo", "discopop", "aot", "aot_unpaired"} | {
@@ -33,7 +34,7 @@ def function(name: str, keywords: dict[str, Any]) -> Function:
 
 def rank_term(name: str, keywords: dict[str, Any]) -> Function:
     """The loss, or the part of it that compares candidates."""
-    if name in PARTS:
+    if name in SUMS:
         return lambda ranked: PARTS[name](ranked, **keywords)["rank_loss"]
     return function(name, keywords)
 
@@ -61,7 +62,7 @@ def columns(ranked: Ranked, index: Tensor) -> Ranked:
 def test_order_of_candidates_does_not_matter(name: str, keywords: dict[str, Any]) -> None:
     """Ties included, except at the top and bottom for losses that take the first or last of equals."""
     data = lists()
-    if name in PARTS or name == "sft" or keywords.get("pairs") == "best-worst":
+    if name in SUMS or name == "sft" or keywords.get("pairs") == "best-worst":
         data = [row for row in data if len({c.score for c in row}) == len(row)]
     ranked = padded(data)
     index = torch.stack([torch.randperm(6, generator=torch.Generator().manual_seed(p)) for p in range(len(data))])

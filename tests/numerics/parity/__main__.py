@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rankalign.losses import LOSSES
 
-from .cases import PAPERS
+from .cases import MIXTURES, PAPERS
 from .rows import Row, definition_rows, release_row, run_trl, trl_comparisons
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "parity.md"
@@ -35,7 +35,7 @@ def bound(error: float) -> str:
 
 def line(row: Row) -> str:
     """A row as Markdown."""
-    paper, equation = PAPERS[row.loss]
+    paper, equation = PAPERS.get(row.loss) or MIXTURES[row.loss]
     keywords = ", ".join(f"{k}={v}" for k, v in row.keywords.items()) or "defaults"
     errors = bound(row.value_error), bound(row.gradient_error)
     return "| " + " | ".join((row.loss, paper, equation, row.oracle, keywords, *errors)) + " |"
@@ -43,7 +43,7 @@ def line(row: Row) -> str:
 
 def page(rows: Iterable[Row]) -> str:
     """The whole page, in the order of LOSSES."""
-    order = list(LOSSES)
+    order = [*LOSSES, *MIXTURES]
     return HEAD + "\n".join(line(row) for row in sorted(rows, key=lambda row: order.index(row.loss))) + "\n"
 
 

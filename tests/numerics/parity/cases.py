@@ -36,6 +36,11 @@ PAPERS = {
     "sft": ("maximum likelihood", "-"),
 }
 
+MIXTURES = {
+    "sft+dpo": ("Pang et al. 2024, arXiv:2404.19733", "eq. 1: iterative RPO"),
+    "0.8*dpo+0.2*bco+sft": ("Wang et al. 2024, arXiv:2411.10442", "MPO"),
+}
+
 PAIR_KEYWORDS: tuple[dict[str, Any], ...] = ({}, {"pairs": "best-worst"}, {"reduction": "sum"})
 SMOOTH: dict[str, Any] = {"label_smoothing": 0.2}
 UNNORMALISED: dict[str, Any] = {"length_penalty": 0.0}

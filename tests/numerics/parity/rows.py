@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankalign.losses import LOSSES, PARTS
+from rankalign.losses import LOSSES, PARTS, Loss
+from rankalign.losses.mixtures import mixture, parse
 from rankalign.losses.ranked import Ranked
 
 from . import definitions, release
@@ -164,10 +165,19 @@ DPO_PAIRS: tuple[Spec, ...] = (
     ("plackett_luce", {}, "sigmoid", {"beta": 0.1}),
     ("sft", {}, "sft", {"beta": 0.1}),
     ("raft", {}, "sft", {"beta": 0.1}),
+    ("dpo", {"nll_weight": 1.0}, "sigmoid sft", {"beta": 0.1}),
+    ("dpo", {"nll_weight": 0.3}, "sigmoid sft", {"beta": 0.1, "loss_weights": [1.0, 0.3]}),
+    ("sft+dpo", {}, "sft sigmoid", {"beta": 0.1}),  # RPO
+    ("0.8*dpo+0.2*bco+sft", {"beta": 0.1}, "sigmoid bco_pair sft", {"beta": 0.1, "loss_weights": [0.8, 0.2, 1.0]}),
 )
 
 
 Lists = list[list[Candidate]]
+
+
+def named(name: str) -> Loss:
+    """A registered loss, or a mixture of them."""
+    return mixture(parse(name), LOSSES)
 
 
 def dpo_row(name: str, keywords: dict[str, Any], loss_type: str, config: dict[str, Any], data: Lists) -> Row:
@@ -180,7 +190,7 @@ def dpo_row(name: str, keywords: dict[str, Any], loss_type: str, config: dict[st
         leaf, refs, lengths, pairs = tensors(candidates, torch.float32 if single else torch.float64)
         if len(pairs):
             theirs = trl_oracle.dpo(leaf[pairs], refs[pairs], lengths[pairs], loss_type, **config)
-            errors.add(LOSSES[name].function(from_leaf(leaf, candidates), **keywords).squeeze(0), theirs, leaf)
+            errors.add(named(name).function(from_leaf(leaf, candidates), **keywords).squeeze(0), theirs, leaf)
     label = f"TRL DPOTrainer `{loss_type}`" + (", fp32" if single else "")
     return errors.row(name, label, keywords, CLOSE)
 
@@ -252,8 +262,8 @@ def logps_row(name: str, keywords: dict[str, Any], label: str, oracle: Oracle) -
         leaf, _, lengths, pairs = tensors(candidates)
         if len(pairs):
             ranked = from_leaf(leaf, candidates)
-            rank = PARTS[name](ranked, **keywords)["rank_loss"] if name in PARTS else None
-            ours = LOSSES[name].function(ranked, **keywords) if rank is None else rank
+            parts = PARTS[name](ranked, **keywords)
+            ours = parts["rank_loss"] if parts else LOSSES[name].function(ranked, **keywords)
             errors.add(ours.squeeze(0), oracle(leaf[pairs], lengths[pairs]), leaf)
     return errors.row(name, f"{label}, rank term", keywords, CLOSE)
 

@@ -76,16 +76,16 @@ def _bare(trainer_class: type, **attributes: object) -> object:
 
 
 def dpo(logps: Tensor, refs: Tensor, lengths: Tensor, loss_type: str, *, beta: float, **config: object) -> Tensor:
-    """Mean DPO loss of B pairs; inputs are (2B,), chosen first."""
+    """Mean DPO loss of B pairs; inputs are (2B,), chosen first. ``loss_type`` may name several, joined by blanks."""
     settings = {"label_smoothing": 0.0, "f_divergence_type": "reverse_kl", "f_alpha_divergence_coef": 0.5, "tau": 0.05}
-    settings |= config
+    settings |= {"loss_weights": [1.0] * len(loss_type.split())} | config
     trainer = _bare(
         DPOTrainer,
         args=SimpleNamespace(discopop_tau=settings.pop("tau")),
         beta=beta,
         ld_alpha=None,
-        loss_types=[loss_type],
-        loss_weights=[1.0],
+        loss_types=loss_type.split(),
+        loss_weights=settings.pop("loss_weights"),
         use_weighting=False,
         **settings,
     )
