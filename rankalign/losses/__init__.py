@@ -15,6 +15,8 @@ from torch import Tensor
 
 from rankalign.losses.core import Loss, WithNLL
 from rankalign.losses.listwise import lambdaloss, listmle, listnet, nca, plackett_luce, pro, raft, sft
+from rankalign.losses.offsets import alpha_dpo, chi_po, dpo_shift, dpop, mappo, odpo, r_dpo
+from rankalign.losses.policy_gradient import dr_grpo, grpo, gspo, rloo, rloo_clipped, rloo_kl
 from rankalign.losses.reference import (
     aot,
     aot_unpaired,
@@ -31,12 +33,18 @@ from rankalign.losses.reference import (
     sigmoid_norm,
     sppo,
 )
-from rankalign.losses.reference_free import alphapo, cpo, orpo, ranknet, rrhf, simpo, slic_hf
+from rankalign.losses.reference_free import alphapo, cpo, orpo, ranknet, rrhf, simper, simpo, slic_hf
+from rankalign.losses.reference_listwise import approx_ndcg, exo_list, infonca, softmax_dpo, swepo
+from rankalign.losses.regression import a_star_po, cal_dpo, point_mse, point_sigmoid, rebel, reward_rpo
+from rankalign.losses.weighted import beta_dpo, dr_dpo, focal_dpo, wpo
 
-_PAIRS = (rrhf, slic_hf, orpo, cpo, simpo, alphapo, ranknet)
+_PAIRS = (rrhf, slic_hf, orpo, cpo, simpo, alphapo, simper, ranknet)
 _LOG_RATIOS = (dpo, sigmoid_norm, ipo, robust, hinge, exo, sppo, apo_zero, apo_down, bco, discopop)
 _QUANTILES_AND_BASELINES = (aot, aot_unpaired, kto)
-_LISTS_OF_LOG_RATIOS = (plackett_luce, lambdaloss, nca)
+_OFFSETS = (odpo, dpop, r_dpo, dpo_shift, mappo, alpha_dpo, chi_po)
+_WEIGHTED = (focal_dpo, dr_dpo, wpo, beta_dpo)
+_REGRESSIONS = (rebel, reward_rpo, cal_dpo, a_star_po, point_mse, point_sigmoid)
+_LISTS_OF_LOG_RATIOS = (plackett_luce, softmax_dpo, lambdaloss, approx_ndcg, nca, infonca, swepo, exo_list)
 _LISTS = (pro, listnet, listmle)
 
 
@@ -48,8 +56,13 @@ LOSSES: dict[str, Loss] = {
     **_register(_PAIRS, reference=False),
     **_register(_LOG_RATIOS, reference=True),
     **_register(_QUANTILES_AND_BASELINES, reference=True),
+    **_register(_OFFSETS, reference=True),
+    **_register(_WEIGHTED, reference=True),
+    **_register(_REGRESSIONS, reference=True),
     **_register(_LISTS_OF_LOG_RATIOS, reference=True),
     **_register(_LISTS, reference=False),
+    **_register((rloo, grpo, dr_grpo), reference=False),
+    **_register((rloo_kl, rloo_clipped, gspo), reference=True),
     **_register((raft, sft), reference=False, alone=True),
 }
 

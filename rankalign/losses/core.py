@@ -176,8 +176,50 @@ def score_values(ranked: Ranked) -> Tensor:
     Scores are any finite doubles. A list with one beyond :data:`SCORE_LIMIT` is scaled down to it as a whole, which
     keeps its order and ties; all others stay as they are, to the bit.
     """
-    largest = torch.where(ranked.mask, ranked.scores, torch.zeros_like(ranked.scores)).abs().amax(1, keepdim=True)
-    return present(ranked, ranked.scores * (SCORE_LIMIT / largest.clamp(min=SCORE_LIMIT)))
+    return present(ranked, _bounded_scores(ranked))
+
+
+def _bounded_scores(ranked: Ranked) -> Tensor:
+    """(P, N) scores of at most :data:`SCORE_LIMIT`, in their own dtype, 0 where there is no candidate."""
+    scores = torch.where(ranked.mask, ranked.scores, torch.zeros_like(ranked.scores))
+    return scores * (SCORE_LIMIT / scores.abs().amax(1, keepdim=True).clamp(min=SCORE_LIMIT))
+
+
+def score_gaps(ranked: Ranked, pairs: Tensor) -> Tensor:
+    """(P, N, N) winner's score minus loser's, 0 where there is no pair; subtracted before the dtype is narrowed."""
+    return margins(_bounded_scores(ranked), pairs).to(ranked.logps.dtype)
+
+
+def deviations(ranked: Ranked) -> Tensor:
+    """(P, N) scores minus the list's mean, 0 where there is no candidate; subtracted before the dtype is narrowed."""
+    scores = _bounded_scores(ranked)
+    mean = scores.sum(1, keepdim=True) / ranked.mask.sum(1, keepdim=True).clamp(min=1)
+    return present(ranked, scores - mean)
+
+
+def score_target(ranked: Ranked, temperature: float) -> Tensor:
+    """(P, N) softmax of scores / temperature over the candidates, even over the best at 0; zero elsewhere."""
+    if temperature:
+        return present(ranked, masked(score_values(ranked) / temperature, ranked.mask).softmax(1))
+    top = best_of_all(ranked)
+    return present(ranked, top) / top.sum(1, keepdim=True).clamp(min=1)
+
+
+def best_of_all(ranked: Ranked) -> Tensor:
+    """(P, N) bool: the candidates that none beats."""
+    return ranked.mask & ~ranked.pairs.any(1)
+
+
+def masked(values: Tensor, mask: Tensor) -> Tensor:
+    """``values``, and outside the mask the lowest finite number, which a softmax takes for none."""
+    return values.masked_fill(~mask, torch.finfo(values.dtype).min)
+
+
+def over_candidates(ranked: Ranked, values: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """(P,) sum or mean of (P, N) values over the candidates; 0 for a list without any."""
+    check_choice("reduction", reduction, ("mean", "sum"))
+    total = present(ranked, values).sum(1)
+    return total if reduction == "sum" else total / ranked.mask.sum(1).clamp(min=1)
 
 
 def log_ratios(ranked: Ranked) -> Tensor:

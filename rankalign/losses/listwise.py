@@ -21,10 +21,12 @@ from rankalign.losses.core import (
     check_choice,
     log_ratios,
     margins,
+    masked,
     nll,
     over_pairs,
     policy_scores,
     present,
+    score_target,
     score_values,
     usable,
 )
@@ -45,7 +47,7 @@ def raft(ranked: Ranked, *, sft_reduction: Reduction = "mean") -> Tensor:
     loss = mean over i with r_i = max r of -logps_i (``sum`` over tokens) or -logps_i / lengths_i (``mean``).
     Dong et al. 2023, RAFT (arXiv:2304.06767), algorithm 1 with one best response kept a prompt.
     """
-    return (_target(ranked, 0.0) * nll(ranked, sft_reduction)).sum(1)
+    return (score_target(ranked, 0.0) * nll(ranked, sft_reduction)).sum(1)
 
 
 def nca(ranked: Ranked, *, beta: float = 0.01, temperature: float = 0.0) -> Tensor:
@@ -62,7 +64,7 @@ def nca(ranked: Ranked, *, beta: float = 0.01, temperature: float = 0.0) -> Tens
     """
     rewards = beta * log_ratios(ranked)
     even = present(ranked, ranked.mask) / ranked.mask.sum(1, keepdim=True).clamp(min=1)
-    terms = _target(ranked, temperature) * logsigmoid(rewards) + even * logsigmoid(-rewards)
+    terms = score_target(ranked, temperature) * logsigmoid(rewards) + even * logsigmoid(-rewards)
     return usable(ranked, -terms.sum(1))
 
 
@@ -79,8 +81,8 @@ def listnet(ranked: Ranked, *, beta: float = 1.0, temperature: float = 1.0, leng
         length_penalty: exponent of the length.
     """
     scores = beta * policy_scores(ranked, length_penalty)
-    log_probs = _masked(scores, ranked.mask).log_softmax(1)
-    return usable(ranked, -(_target(ranked, temperature) * present(ranked, log_probs)).sum(1))
+    log_probs = masked(scores, ranked.mask).log_softmax(1)
+    return usable(ranked, -(score_target(ranked, temperature) * present(ranked, log_probs)).sum(1))
 
 
 def listmle(ranked: Ranked, *, beta: float = 1.0, length_penalty: float = 1.0) -> Tensor:
@@ -131,12 +133,19 @@ def pro(
     exponents = p.unsqueeze(1) * gaps - (p * gaps.amax(2)).unsqueeze(2)
     sft_weights = sft_weight * (present(ranked, ranked.mask).sum(1) - 1).clamp(min=0) ** 2
     return {
-        "rank_loss": (1.0, _ahead_of_all_below(exponents, ranked.pairs)),
+        "rank_loss": (1.0, ahead_of_all_below(exponents, ranked.pairs)),
         "sft_loss": (sft_weights, best_nll(ranked, sft_reduction)),
     }
 
 
-def lambdaloss(ranked: Ranked, *, beta: float = 0.1, gain: Literal["win_rate", "score"] = "win_rate") -> Tensor:
+def lambdaloss(
+    ranked: Ranked,
+    *,
+    beta: float = 0.1,
+    gain: Literal["win_rate", "score"] = "win_rate",
+    gain_function: Literal["exponential", "linear"] = "exponential",
+    discount: Literal["log2", "reciprocal", "none"] = "log2",
+) -> Tensor:
     """LambdaLoss (LiPO-lambda): logistic loss over pairs, each weighted by the DCG its swap would change.
 
     s = beta * log(policy / reference); tau_i = rank of i by s; G = 2^psi - 1; D = log2(1 + tau);
@@ -149,24 +158,34 @@ def lambdaloss(ranked: Ranked, *, beta: float = 0.1, gain: Literal["win_rate", "
         beta: strength of the pull to the reference.
         gain: psi: ``win_rate``, the share of the other candidates that a candidate beats (ties half), or ``score``, as
             it stands, for scores already in about [0, 1]; cut at 80, where fp32 ends.
+        gain_function: G: ``exponential``, 2^psi - 1, or ``linear``, psi.
+        discount: D: ``log2``, log2(1 + tau); ``reciprocal``, tau; ``none``, which leaves the gains alone.
     """
+    check_choice("gain_function", gain_function, ("exponential", "linear"))
+    check_choice("discount", discount, ("log2", "reciprocal", "none"))
     s = beta * log_ratios(ranked)
-    weights = _dcg_change(s, ranked, gain)
+    psi = relevance(ranked, gain)
+    weights = _gap(torch.exp2(psi) - 1 if gain_function == "exponential" else psi)
+    if discount != "none":
+        tau = _places(s, ranked)
+        weights = weights * _gap(1 / (torch.log2(1 + tau) if discount == "log2" else tau))
     return over_pairs(weights * softplus(-margins(s, ranked.pairs)), ranked.pairs, "sum")
 
 
-def _dcg_change(s: Tensor, ranked: Ranked, gain: str) -> Tensor:
-    """(P, N, N) how much DCG changes when i and j swap their places in the ranking by ``s``."""
-    check_choice("gain", gain, ("win_rate", "score"))
+def _places(s: Tensor, ranked: Ranked) -> Tensor:
+    """(P, N) place of each in the ranking by ``s``, equals ranked by score."""
     beaten, lower = ranked.pairs.transpose(1, 2), s.unsqueeze(2) < s.unsqueeze(1)
-    behind = lower | (beaten & ~lower.transpose(1, 2))
-    inverse_discount = 1 / torch.log2(1 + _place(behind, ranked))
+    return _place(lower | (beaten & ~lower.transpose(1, 2)), ranked)
+
+
+def relevance(ranked: Ranked, gain: str) -> Tensor:
+    """(P, N) psi of LiPO: the share of the others that a candidate beats, ties half, or its score, cut at 80."""
+    check_choice("gain", gain, ("win_rate", "score"))
     if gain == "score":
-        psi = score_values(ranked).clamp(max=EXPONENT_LIMIT)
-    else:  # the first place beats all N - 1 others, the last none
-        count = present(ranked, ranked.mask).sum(1, keepdim=True)
-        psi = (count - _place(beaten, ranked)) / (count - 1).clamp(min=1)
-    return _gap(torch.exp2(psi) - 1) * _gap(inverse_discount)
+        return score_values(ranked).clamp(max=EXPONENT_LIMIT)
+    # the first place beats all N - 1 others, the last none
+    count = present(ranked, ranked.mask).sum(1, keepdim=True)
+    return (count - _place(ranked.pairs.transpose(1, 2), ranked)) / (count - 1).clamp(min=1)
 
 
 def _place(behind: Tensor, ranked: Ranked) -> Tensor:
@@ -183,23 +202,10 @@ def _gap(values: Tensor) -> Tensor:
 
 def _plackett_luce(s: Tensor, ranked: Ranked) -> Tensor:
     """(P,) negative log-likelihood that every candidate is drawn before those strictly below it."""
-    return _ahead_of_all_below(-margins(s, ranked.pairs), ranked.pairs)
+    return ahead_of_all_below(-margins(s, ranked.pairs), ranked.pairs)
 
 
-def _ahead_of_all_below(exponents: Tensor, below: Tensor) -> Tensor:
+def ahead_of_all_below(exponents: Tensor, below: Tensor) -> Tensor:
     """(P,) sum over k of log(1 + sum over j below k of e^exponents[k, j]); exactly 0 where nothing is below."""
     rivals = torch.where(below, exponents, torch.full_like(exponents, -torch.inf))
     return torch.cat([torch.zeros_like(rivals[:, :, :1]), rivals], dim=2).logsumexp(2).sum(1)
-
-
-def _target(ranked: Ranked, temperature: float) -> Tensor:
-    """(P, N) softmax of scores / temperature over the candidates, even over the best at 0; zero elsewhere."""
-    if temperature:
-        return present(ranked, _masked(score_values(ranked) / temperature, ranked.mask).softmax(1))
-    top = ranked.mask & ~ranked.pairs.any(1)
-    return present(ranked, top) / top.sum(1, keepdim=True).clamp(min=1)
-
-
-def _masked(values: Tensor, mask: Tensor) -> Tensor:
-    """(P, N) ``values``, and outside the mask the lowest finite number, which a softmax takes for none."""
-    return values.masked_fill(~mask, torch.finfo(values.dtype).min)

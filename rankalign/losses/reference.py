@@ -27,6 +27,7 @@ from rankalign.losses.core import (
     log_ratios,
     logistic,
     margins,
+    over_candidates,
     over_pairs,
     present,
     reference_logps,
@@ -240,17 +241,10 @@ def bco(
     logits = beta * log_ratios(ranked) - delta
     if threshold is not None:
         examples = torch.where(ranked.scores > threshold, logsigmoid(logits), logsigmoid(-logits))
-        return _over_candidates(ranked, -examples, reduction)
+        return over_candidates(ranked, -examples, reduction)
     selected = chosen_pairs(ranked, pairs)
     chosen, rejected = sides(logits, selected)
     return over_pairs(-logsigmoid(chosen) - logsigmoid(-rejected), selected, reduction)
-
-
-def _over_candidates(ranked: Ranked, values: Tensor, reduction: Reduction) -> Tensor:
-    """(P,) sum or mean of (P, N) values over the candidates; 0 for a list without any."""
-    check_choice("reduction", reduction, ("mean", "sum"))
-    total = present(ranked, values).sum(1)
-    return total if reduction == "sum" else total / ranked.mask.sum(1).clamp(min=1)
 
 
 def discopop(
@@ -364,7 +358,7 @@ def kto(
     good = desirable_weight * torch.sigmoid(beta * (baseline - ratios))
     bad = undesirable_weight * torch.sigmoid(beta * (ratios - baseline))
     if threshold is not None:
-        return _over_candidates(ranked, torch.where(ranked.scores > threshold, good, bad), "mean")
+        return over_candidates(ranked, torch.where(ranked.scores > threshold, good, bad), "mean")
     selected = chosen_pairs(ranked, pairs)
     return over_pairs((good.unsqueeze(2) + bad.unsqueeze(1)) / 2, selected, "mean")
 

@@ -228,3 +228,15 @@ def ranknet(
     selected = chosen_pairs(ranked, pairs)
     logits = beta * margins(policy_scores(ranked, length_penalty), selected)
     return over_pairs(logistic(logits, label_smoothing), selected, reduction)
+
+
+def simper(
+    ranked: Ranked, *, length_penalty: float = 1.0, pairs: Pairs = "all", reduction: Reduction = "mean"
+) -> Tensor:
+    """SimPER: inverse perplexity of the loser minus that of the winner; nothing to tune.
+
+    loss = e^p_l - e^p_w.
+    Xiao et al. 2025, SimPER (arXiv:2502.00883), its objective, with p the mean log-prob a token.
+    """
+    selected = chosen_pairs(ranked, pairs)
+    return over_pairs(-margins(policy_scores(ranked, length_penalty).exp(), selected), selected, reduction)

@@ -243,18 +243,25 @@ def pro(candidates: List, k: Keywords) -> mpf:
 def lambdaloss(candidates: List, k: Keywords) -> mpf:
     """Weights by brute force: put two candidates in each other's place and see what the DCG of the list does."""
     s = [k.beta * ratio(c) for c in candidates]
-    psi = [c.score if k.gain == "score" else win_rate(c, candidates) for c in candidates]
-    gains = [2 ** mpf(x) - 1 for x in psi]
+    psi = [mpf(c.score) if k.gain == "score" else win_rate(c, candidates) for c in candidates]
+    gains = [2**x - 1 if k.gain_function == "exponential" else x for x in psi]
     order = sorted(range(len(s)), key=lambda i: (-s[i], -candidates[i].score))
 
     def dcg(order: list[int]) -> mpf:
-        return mp.fsum(gains[i] / mp.log(2 + place, 2) for place, i in enumerate(order))
+        return mp.fsum(gains[i] / discount(place) for place, i in enumerate(order, start=1))
+
+    def discount(place: int) -> mpf:
+        return mpf(place) if k.discount == "reciprocal" else mp.log(1 + place, 2)
+
+    def change(i: int, j: int) -> mpf:
+        if k.discount == "none":
+            return abs(gains[i] - gains[j])
+        return abs(dcg(order) - dcg([{i: j, j: i}.get(m, m) for m in order]))
 
     loss = mpf(0)
     for i, j in itertools.permutations(range(len(s)), 2):
         if candidates[i].score > candidates[j].score:
-            swapped = [{i: j, j: i}.get(m, m) for m in order]
-            loss += abs(dcg(order) - dcg(swapped)) * mp.log(1 + mp.exp(s[j] - s[i]))
+            loss += change(i, j) * mp.log(1 + mp.exp(s[j] - s[i]))
     return loss
 
 
@@ -311,14 +318,18 @@ DEFINITIONS: dict[str, Definition] = {
 }
 
 
-def value_and_gradient(name: str, candidates: List, **keywords: object) -> tuple[float, list[float]]:
-    """Value of a definition and its derivative with respect to each candidate's log-prob."""
-    k = Keywords(**keywords)
+def value_and_gradient(definition: Definition, candidates: List, **keywords: object) -> tuple[float, list[float]]:
+    """Value of a definition and its derivative with respect to each candidate's log-prob.
+
+    ``k.still`` holds the candidates as they are when one is moved: what a definition takes from there gets no gradient.
+    """
+    still = [Candidate(mpf(c.logp), c.ref, c.length, c.score) for c in candidates]
+    k = Keywords(**keywords, still=still)
     step = mpf(10) ** -20
 
     def value(moved: int = -1, by: mpf = step) -> mpf:
         exact = [Candidate(mpf(c.logp) + by * (i == moved), c.ref, c.length, c.score) for i, c in enumerate(candidates)]
-        return DEFINITIONS[name](exact, k)
+        return definition(exact, k)
 
     with mp.workdps(DIGITS):
         slopes = [float((value(i) - value(i, -step)) / (2 * step)) for i in range(len(candidates))]

@@ -14,11 +14,12 @@ from rankalign.losses import LOSSES, PARTS, Loss
 from rankalign.losses.mixtures import mixture, parse
 from rankalign.losses.ranked import Ranked
 
-from . import definitions, release
+from . import definitions, recent, release
 from .cases import VARIANTS
 from .lists import Candidate, lists, padded, random_list, value_and_gradient
 
 EXACT, CLOSE = 1e-9, 1e-6
+DEFINITIONS = {**definitions.DEFINITIONS, **recent.DEFINITIONS}
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def definition_row(name: str, keywords: dict[str, Any]) -> Row:
     value_error = gradient_error = 0.0
     for row, candidates in enumerate(everything):
         extra = {"prompt_length": int(ranked.prompt_lengths[row])} if name == "rrhf" else {}
-        value, slopes = definitions.value_and_gradient(name, candidates, **complete, **extra)
+        value, slopes = definitions.value_and_gradient(DEFINITIONS[name], candidates, **complete, **extra)
         slopes += [0.0] * (ranked.logps.shape[1] - len(slopes))
         value_error = max(value_error, abs(values[row].item() - value))
         gradient_error = max(

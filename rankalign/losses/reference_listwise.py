@@ -1,0 +1,135 @@
+"""Losses over whole lists of log-ratios to a reference, beside those of :mod:`rankalign.losses.listwise`.
+
+u = log(policy / reference) of a response, r its score, s = beta * u. Tied candidates are never compared.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rankalign.losses.core import (
+    EXPONENT_LIMIT,
+    best_of_all,
+    check,
+    deviations,
+    log_ratios,
+    margins,
+    masked,
+    present,
+    score_target,
+    score_values,
+    usable,
+)
+from rankalign.losses.listwise import ahead_of_all_below, relevance
+from rankalign.losses.ranked import Ranked
+
+
+def infonca(ranked: Ranked, *, beta: float = 0.01, temperature: float = 0.0) -> Tensor:
+    """InfoNCA, ListNet against a reference: cross-entropy from the scores' distribution to that of implicit rewards.
+
+    q = softmax(r / temperature), or even over the best where temperature is 0; loss = -sum_i q_i log softmax(s)_i.
+    Chen et al. 2024, InfoNCA (arXiv:2402.05369), L_InfoNCA for K responses; two responses at temperature 0 give DPO.
+    It is LiPO's softmax cross-entropy too (arXiv:2402.01878).
+
+    Args:
+        ranked: the lists, with reference log-probs.
+        beta: strength of the pull to the reference.
+        temperature: of the scores (the paper's alpha).
+    """
+    log_probs = masked(beta * log_ratios(ranked), ranked.mask).log_softmax(1)
+    return usable(ranked, -(score_target(ranked, temperature) * present(ranked, log_probs)).sum(1))
+
+
+def softmax_dpo(ranked: Ranked, *, beta: float = 1.0) -> Tensor:
+    """Softmax-DPO: the best response against all worse ones at once; DPO on lists of two.
+
+    loss = log(1 + sum over l of e^(s_l - s_w)), w the best, l all below it; the mean over those that tie for the best.
+    Chen et al. 2024, S-DPO (arXiv:2406.09215), its loss.
+
+    Args:
+        ranked: the lists, with reference log-probs.
+        beta: strength of the pull to the reference.
+    """
+    top = best_of_all(ranked)
+    below = ranked.pairs & top.unsqueeze(2)
+    total = ahead_of_all_below(-margins(beta * log_ratios(ranked), below), below)
+    return total / top.sum(1).clamp(min=1)
+
+
+def swepo(ranked: Ranked, *, beta: float = 0.1, alpha: float = 1.0) -> Tensor:
+    """SWEPO: all responses above the mean score against all of them, each weighted by its distance from the mean.
+
+    w_i = e^(alpha * |r_i - mean r|); loss = -log(sum over r_i > mean of w_i e^(s_i) / sum over all of w_i e^(s_i)).
+    Gupta et al. 2024, SWEPO (arXiv:2412.04628), its weighted contrastive loss with deviations to the power 1.
+
+    Args:
+        ranked: the lists, with reference log-probs.
+        beta: strength of the pull to the reference.
+        alpha: how much outliers count.
+    """
+    apart = deviations(ranked)
+    weighted = beta * log_ratios(ranked) + alpha * apart.abs()
+    above = best_of_all(ranked) | (ranked.mask & (apart > 0))  # the best is, whatever the mean was rounded to
+    both = [masked(weighted, part).logsumexp(1) for part in (above, ranked.mask)]
+    return usable(ranked, both[1] - both[0])
+
+
+def exo_list(ranked: Ranked, *, beta: float = 0.1, temperature: float = 1.0) -> Tensor:
+    """EXO over lists: reverse KL from the policy's distribution over the list to the scores'.
+
+    p = softmax(s), q = softmax(r / temperature); loss = sum_i p_i (log p_i - log q_i).
+    Ji et al. 2024, EXO (arXiv:2402.00856), the loss of K completions with rewards (temperature is the paper's beta_r).
+
+    Args:
+        ranked: the lists, with reference log-probs.
+        beta: strength of the pull to the reference (the paper's beta_pi).
+        temperature: of the scores.
+    """
+    check(temperature > 0, f"loss keyword temperature={temperature} must be above 0")
+    log_p = masked(beta * log_ratios(ranked), ranked.mask).log_softmax(1)
+    log_q = masked(score_values(ranked) / temperature, ranked.mask).log_softmax(1)
+    terms = present(ranked, log_p).exp() * (present(ranked, log_p) - present(ranked, log_q))
+    return usable(ranked, present(ranked, terms).sum(1))
+
+
+def approx_ndcg(
+    ranked: Ranked,
+    *,
+    beta: float = 0.1,
+    temperature: float = 1.0,
+    gain: Literal["win_rate", "score"] = "win_rate",
+) -> Tensor:
+    """Approximate NDCG (PPA): one minus the NDCG of the ranking by implicit reward, its places made smooth.
+
+    place_i = 1 + sum_{j != i} sigmoid((s_j - s_i) / temperature); G = 2^psi - 1;
+    loss = 1 - (sum_i G_i / log2(1 + place_i)) / (the same of the right order).
+    Zhao et al. 2024, Permutative Preference Alignment (arXiv:2410.04346), with the ApproxNDCG of Qin et al. 2010.
+
+    Args:
+        ranked: the lists, with reference log-probs.
+        beta: strength of the pull to the reference.
+        temperature: how sharp places are.
+        gain: psi: ``win_rate`` as in ``lambdaloss``, or ``score``, above the list's worst and cut at 80.
+    """
+    check(temperature > 0, f"loss keyword temperature={temperature} must be above 0")
+    s = beta * log_ratios(ranked)
+    others = (
+        ranked.mask.unsqueeze(2) & ranked.mask.unsqueeze(1) & ~torch.eye(s.shape[1], dtype=torch.bool, device=s.device)
+    )
+    behind = torch.sigmoid((s.unsqueeze(1) - s.unsqueeze(2)) / temperature)
+    places = 1 + torch.where(others, behind, torch.zeros_like(behind)).sum(2)
+    gains = present(ranked, torch.exp2(_above_the_worst(ranked) if gain == "score" else relevance(ranked, gain)) - 1)
+    ideal = gains.sort(dim=1, descending=True).values
+    discounts = torch.log2(torch.arange(2, s.shape[1] + 2, device=s.device, dtype=s.dtype))
+    best = (ideal / discounts).sum(1)
+    return usable(ranked, 1 - (gains / torch.log2(1 + places)).sum(1) / torch.where(best > 0, best, 1))
+
+
+def _above_the_worst(ranked: Ranked) -> Tensor:
+    """(P, N) how far each score is above the lowest of its list, cut at 80."""
+    values = deviations(ranked)
+    lowest = torch.where(ranked.mask, values, torch.inf).amin(1, keepdim=True)
+    return present(ranked, values - lowest).clamp(max=EXPONENT_LIMIT)
