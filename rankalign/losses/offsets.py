@@ -1,8 +1,8 @@
 """DPO with its margin moved: by scores, by lengths, by how far the winner has fallen, by the reference's own opinion.
 
 Throughout, u = log(policy / reference) of a response, w the winner and l the loser of a strict pair, r scores; the
-formula is that of one pair. ``pairs`` takes "all" strict pairs of the list or "best-worst", ``reduction`` "mean" or "sum"
-over them. Losses that read gaps of scores depend on the scores' scale.
+formula is that of one pair. ``pairs`` takes "all" strict pairs of the list or "best-worst", ``reduction`` "mean" or
+"sum" over them. Losses that read gaps of scores depend on the scores' scale.
 """
 
 from __future__ import annotations

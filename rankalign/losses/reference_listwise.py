@@ -99,27 +99,27 @@ def approx_ndcg(
     ranked: Ranked,
     *,
     beta: float = 0.1,
-    temperature: float = 1.0,
+    tau: float = 1.0,
     gain: Literal["win_rate", "score"] = "win_rate",
 ) -> Tensor:
     """Approximate NDCG (PPA): one minus the NDCG of the ranking by implicit reward, its places made smooth.
 
-    place_i = 1 + sum_{j != i} sigmoid((s_j - s_i) / temperature); G = 2^psi - 1;
+    place_i = 1 + sum_{j != i} sigmoid((s_j - s_i) / tau); G = 2^psi - 1;
     loss = 1 - (sum_i G_i / log2(1 + place_i)) / (the same of the right order).
     Zhao et al. 2024, Permutative Preference Alignment (arXiv:2410.04346), with the ApproxNDCG of Qin et al. 2010.
 
     Args:
         ranked: the lists, with reference log-probs.
         beta: strength of the pull to the reference.
-        temperature: how sharp places are.
+        tau: how sharp places are.
         gain: psi: ``win_rate`` as in ``lambdaloss``, or ``score``, above the list's worst and cut at 80.
     """
-    check(temperature > 0, f"loss keyword temperature={temperature} must be above 0")
+    check(tau > 0, f"loss keyword tau={tau} must be above 0")
     s = beta * log_ratios(ranked)
     others = (
         ranked.mask.unsqueeze(2) & ranked.mask.unsqueeze(1) & ~torch.eye(s.shape[1], dtype=torch.bool, device=s.device)
     )
-    behind = torch.sigmoid((s.unsqueeze(1) - s.unsqueeze(2)) / temperature)
+    behind = torch.sigmoid((s.unsqueeze(1) - s.unsqueeze(2)) / tau)
     places = 1 + torch.where(others, behind, torch.zeros_like(behind)).sum(2)
     gains = present(ranked, torch.exp2(_above_the_worst(ranked) if gain == "score" else relevance(ranked, gain)) - 1)
     ideal = gains.sort(dim=1, descending=True).values

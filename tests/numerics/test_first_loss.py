@@ -22,6 +22,8 @@ from rankalign.training.run import train
 
 LN2 = math.log(2)
 EPS = 1e-3
+ONE = 1 / (1 + math.exp(-1))
+VALUE = 0.5 * math.log((math.exp(2) + 1) / 2)
 # Of a pair whose log-ratios are both 0, from each paper's formula.
 AT_THE_START = {
     "dpo": LN2,
@@ -41,6 +43,25 @@ AT_THE_START = {
     "plackett_luce": LN2,
     "lambdaloss": (1 - 1 / math.log2(3)) * LN2,
     "nca": 2 * LN2,
+    **dict.fromkeys(("odpo", "dpop", "dpo_shift", "mappo", "chi_po", "dr_dpo", "beta_dpo"), LN2),
+    **dict.fromkeys(("softmax_dpo", "infonca", "swepo", "point_sigmoid"), LN2),
+    "focal_dpo": 0.5**0.05 * LN2,
+    "rebel": 1.0,
+    "reward_rpo": ONE * math.log(2 * ONE) + (1 - ONE) * math.log(2 * (1 - ONE)),
+    "cal_dpo": LN2 + 2 * (1 / (2 * 0.001)) ** 2,
+    "a_star_po": ((1 - VALUE) ** 2 + VALUE**2) / 2,
+    "point_mse": 0.5,
+    "approx_ndcg": 1 - 1 / math.log2(2.5),
+    "exo_list": 0.5 * math.log(0.5 / ONE) + 0.5 * math.log(0.5 / (1 - ONE)),
+    "rloo_clipped": 0.0,
+    "gspo": 0.0,
+}
+# Those that read the policy's level or lengths, from (log-prob, length) of the winner and of the loser.
+FROM_THE_POLICY = {
+    "r_dpo": lambda w, y: -math.log(1 / (1 + math.exp(-0.01 * (w[1] - y[1])))),
+    "alpha_dpo": lambda w, y: math.log(1 + math.exp(0.5 - 2 * (w[0] / w[1] - y[0] / y[1]))),
+    "wpo": lambda w, y: math.exp(w[0] / w[1] + y[0] / y[1]) * LN2,
+    "rloo_kl": lambda w, y: -(w[0] - y[0]) / 2,
 }
 
 
@@ -75,20 +96,28 @@ def examples_of(config: Any, model: Any, layout: str, *splits: list[TokenList]) 
 
 
 def test_the_table_holds_every_loss_with_a_reference() -> None:
-    assert set(AT_THE_START) == {name for name, loss in LOSSES.items() if loss.needs_reference}
+    assert AT_THE_START.keys() | FROM_THE_POLICY.keys() == {
+        name for name, loss in LOSSES.items() if loss.needs_reference
+    }
 
 
 @pytest.mark.parametrize("held_out", [[], HELD_OUT])
 def test_first_loss_whatever_is_held_out(tmp_path: Path, held_out: list[CandidateSet]) -> None:
     tokenizer, model = tiny.build_tokenizer(), tiny.build_model()
     splits = [encode_all(sets, tokenizer, EncodeOptions(judge="j"))[0] for sets in (TRAIN, held_out)]
-    for name, expected in AT_THE_START.items():
+    for name in [*AT_THE_START, *FROM_THE_POLICY]:
         config = settings(tmp_path, loss=name)
         for examples in examples_of(config, model, "auto", *splits):
             if examples:
                 trainer = RankTrainer(model, config, examples)
                 loss = trainer.compute_loss(model, {"examples": examples})
-                assert loss.item() == pytest.approx(expected, rel=1e-5), name
+                expected = AT_THE_START.get(name)
+                if expected is None:
+                    logps = trainer.values(model, examples).tolist()
+                    lengths = [map(len, e.tokens.responses) for e in examples]
+                    rows = [zip(*both, strict=True) for both in zip(logps, lengths, strict=True)]
+                    expected = sum(FROM_THE_POLICY[name](*row) for row in rows) / len(rows)
+                assert loss.item() == pytest.approx(expected, rel=1e-5, abs=1e-6), name
 
 
 @pytest.mark.parametrize("ids", ["the same", "from equal file names"])

@@ -3,165 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from math import exp, log, log2
+from math import log, log2
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from parity.by_hand import CASES, HAND
 from parity.lists import lists, padded, random_list
 
 from rankalign.errors import InputError
 from rankalign.losses import LOSSES, PARTS, listmle, listnet
 from rankalign.losses.ranked import Ranked
-
-# Three responses, best first by score: A, C, B.      A     B      C
-#   logps                                            -6    -4    -12
-#   lengths                                           2     4      3
-#   mean log-prob a token, p                         -3    -1     -4
-#   reference                                        -8    -4     -9
-#   log-ratio, u                                      2     0     -3
-#   scores                                            3     1      2
-# Strict pairs, winner first: (A, C), (A, B), (C, B).
-HAND = Ranked(
-    logps=torch.tensor([[-6.0, -4.0, -12.0]], dtype=torch.float64),
-    lengths=torch.tensor([[2, 4, 3]]),
-    scores=torch.tensor([[3.0, 1.0, 2.0]], dtype=torch.float64),
-    mask=torch.ones(1, 3, dtype=torch.bool),
-    ref_logps=torch.tensor([[-8.0, -4.0, -9.0]], dtype=torch.float64),
-    prompt_lengths=torch.tensor([6]),
-)
-
-
-def sig(x: float) -> float:
-    return 1 / (1 + exp(-x))
-
-
-def nls(x: float) -> float:
-    return log(1 + exp(-x))
-
-
-def odds(p: float) -> float:
-    return p / (1 - p)
-
-
-Case = tuple[dict[str, Any], float]
-
-CASES: dict[str, list[Case]] = {
-    "rrhf": [
-        ({}, (0 + 2 + 3) + 6),  # p_C < p_A: fine; p_B exceeds p_A by 2 and p_C by 3; the best has NLL 6
-        ({"rrhf_weight": 10.0, "sft_reduction": "mean"}, 10 * 5 + 3),
-        ({"length_penalty": 0.0}, (0 + 2 + 8) + 6),
-        ({"compat": "release"}, (0 + 2 + 8) / (6 + 4) + 6 / (6 + 4)),  # all over prompt 6 + longest 4
-    ],
-    "slic_hf": [
-        ({}, (0 + (1 + 2) + (1 + 8)) / 3 + 0.5 * 6),
-        ({"pairs": "best-worst", "sft_weight": 0.0}, 1 + 2),
-        ({"length_penalty": 1.0, "reduction": "sum", "sft_reduction": "mean"}, (0 + (1 + 2) + (1 + 3)) + 0.5 * 3),
-    ],
-    "orpo": [
-        (
-            {"pairs": "best-worst", "beta": 0.5},
-            3 + 0.5 * nls(log(odds(exp(-3)) / odds(exp(-1)))),
-        ),
-    ],
-    "cpo": [({}, (nls(0.6) + nls(-0.2) + nls(-0.8)) / 3 + 3)],
-    "simpo": [({"beta": 2.0, "gamma": 0.5}, (nls(2 * 1 - 0.5) + nls(2 * -2 - 0.5) + nls(2 * -3 - 0.5)) / 3)],
-    "alphapo": [
-        (
-            {"alpha": 0.5, "beta": 1.0, "gamma": 0.25, "pairs": "best-worst"},
-            nls(((1 - exp(1.5)) - (1 - exp(0.5))) / 0.5 - 0.25),
-        ),
-    ],
-    "ranknet": [({"reduction": "sum"}, nls(1) + nls(-2) + nls(-3))],
-    "dpo": [
-        ({}, (nls(0.5) + nls(0.2) + nls(-0.3)) / 3),
-        ({"label_smoothing": 0.1, "pairs": "best-worst"}, 0.9 * nls(0.2) + 0.1 * nls(-0.2)),
-        ({"f_divergence_type": "forward_kl", "pairs": "best-worst"}, nls(0.1 * ((1 - exp(-2)) - (1 - exp(0))))),
-        (
-            {"f_divergence_type": "js_divergence", "pairs": "best-worst"},
-            nls(0.1 * (log(2 * exp(2) / (exp(2) + 1)) - log(2 * 1 / (1 + 1)))),
-        ),
-        (
-            {"f_divergence_type": "alpha_divergence", "alpha": 0.5, "pairs": "best-worst"},
-            nls(0.1 * ((1 - exp(-1)) / 0.5 - 0)),
-        ),
-    ],
-    "sigmoid_norm": [({"beta": 5.0}, (nls(5 * (1 + 1)) + nls(5 * (1 - 0)) + nls(5 * (-1 - 0))) / 3)],
-    "ipo": [
-        ({"beta": 0.25}, ((2 - 2) ** 2 + (1 - 2) ** 2 + (-1 - 2) ** 2) / 3),
-        ({"beta": 0.25, "length_penalty": 0.0}, ((5 - 2) ** 2 + (2 - 2) ** 2 + (-3 - 2) ** 2) / 3),
-    ],
-    "robust": [({"label_smoothing": 0.1, "pairs": "best-worst"}, (0.9 * nls(0.2) - 0.1 * nls(-0.2)) / 0.8)],
-    "hinge": [({"beta": 0.25}, (0 + (1 - 0.5) + (1 + 0.75)) / 3)],
-    "exo": [
-        (
-            {"label_smoothing": 0.1, "pairs": "best-worst"},
-            sig(0.2) * log(sig(0.2) / 0.9) + sig(-0.2) * log(sig(-0.2) / 0.1),
-        ),
-    ],
-    "sppo": [({"beta": 0.5}, (((2 - 1) ** 2 + (-3 + 1) ** 2) + ((2 - 1) ** 2 + 1) + ((-3 - 1) ** 2 + 1)) / 3)],
-    "apo_zero": [({"beta": 1.0, "pairs": "best-worst"}, (1 - sig(2)) + sig(0))],
-    "apo_down": [({"beta": 1.0}, (sig(2) + 1 - sig(5) + sig(2) + 1 - sig(2) + sig(-3) + 1 - sig(-3)) / 3)],
-    "bco": [
-        ({"beta": 1.0, "delta": 0.5, "pairs": "best-worst"}, nls(2 - 0.5) + nls(-(0 - 0.5))),
-        ({"beta": 1.0, "threshold": 1.5}, (nls(2) + nls(-3) + nls(0)) / 3),  # A, C good, B not
-    ],
-    "discopop": [
-        (
-            {"beta": 0.5, "tau": 0.5, "pairs": "best-worst"},
-            (1 - sig(2)) * nls(1) + sig(2) * exp(-1),  # margin 0.5 * 2, over tau 2
-        ),
-    ],
-    # policy margins A-C 6, A-B -2, C-B -8; reference's 1, -4, -5: sorted -8 -2 6 against -5 -4 1
-    "aot": [({}, (nls(0.1 * (-8 + 5)) + nls(0.1 * (-2 + 4)) + nls(0.1 * (6 - 1))) / 3)],
-    # winners' u 2, 2, -3, losers' -3, 0, 0: sorted -3 2 2 against -3 0 0
-    "aot_unpaired": [({}, (nls(0) + nls(0.2) + nls(0.2)) / 3)],
-    "kto": [
-        ({"beta": 1.0, "kl": 1.0, "undesirable_weight": 2.0, "pairs": "best-worst"}, (sig(1 - 2) + 2 * sig(0 - 1)) / 2),
-        ({"beta": 1.0, "threshold": 1.5}, (sig(-2) + sig(3) + sig(0)) / 3),  # A, C desirable, B not
-    ],
-    "plackett_luce": [
-        ({}, -log(exp(0.2) / (exp(0.2) + exp(-0.3) + exp(0.0))) - log(exp(-0.3) / (exp(-0.3) + exp(0.0)))),
-    ],
-    # ranked by u: A 1st, B 2nd, C 3rd; wins A 1, C 1/2, B 0
-    "lambdaloss": [
-        (
-            {"beta": 1.0},
-            (2 - 2**0.5) * (1 / log2(2) - 1 / log2(4)) * nls(5)
-            + (2 - 1) * (1 / log2(2) - 1 / log2(3)) * nls(2)
-            + (2**0.5 - 1) * (1 / log2(3) - 1 / log2(4)) * nls(-3),
-        ),
-    ],
-    "nca": [
-        ({"beta": 1.0}, nls(2) + (nls(-2) + nls(0) + nls(3)) / 3),
-        (
-            {"beta": 1.0, "temperature": 1.0},
-            (exp(3) * nls(2) + exp(1) * nls(0) + exp(2) * nls(-3)) / (exp(3) + exp(1) + exp(2))
-            + (nls(-2) + nls(0) + nls(3)) / 3,
-        ),
-    ],
-    # A: gaps 2 to B, 1 to C, so p_A at 2; C: gap 1 to B
-    "pro": [
-        (
-            {},
-            -log(exp(-3 * 2) / (exp(-3 * 2) + exp(-1 * 2) + exp(-4 * 1)))
-            - log(exp(-4 * 1) / (exp(-4 * 1) + exp(-1 * 1)))
-            + 0.05 * 2**2 * 6,
-        ),
-    ],
-    "listnet": [
-        (
-            {},
-            log(exp(-3) + exp(-1) + exp(-4)) + (3 * exp(3) + 1 * exp(1) + 4 * exp(2)) / (exp(3) + exp(1) + exp(2)),
-        ),
-    ],
-    "listmle": [
-        ({}, -log(exp(-3) / (exp(-3) + exp(-4) + exp(-1))) - log(exp(-4) / (exp(-4) + exp(-1)))),
-    ],
-    "raft": [({}, 3), ({"sft_reduction": "sum"}, 6)],
-    "sft": [({}, 3), ({"sft_reduction": "sum"}, 6)],
-}
 
 
 @pytest.mark.parametrize(
@@ -235,6 +88,7 @@ WEIGHTS: dict[str, Any] = {
     "orpo": {"rank_loss": "beta", "sft_loss": 1.0},
     "cpo": {"rank_loss": 1.0, "sft_loss": "sft_weight"},
     "pro": {"rank_loss": 1.0, "sft_loss": "sft_weight"},
+    "rloo_kl": {"rank_loss": 1.0, "kl_loss": "beta"},
 }
 
 
@@ -279,7 +133,7 @@ def test_reference_is_needed_where_it_says_so(name: str) -> None:
         torch.testing.assert_close(LOSSES[name].function(without), LOSSES[name].function(HAND), atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if "reduction" in loss.defaults])
+@pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if {"pairs", "reduction"} <= {*loss.defaults}])
 def test_pairs_and_reduction(name: str) -> None:
     """Best-worst on a list is the loss of those two alone; a sum over three pairs is three times their mean."""
     loss = LOSSES[name].function if name not in WEIGHTS else lambda r, **k: PARTS[name](r, **k)["rank_loss"]
@@ -301,6 +155,24 @@ def test_pairs_and_reduction(name: str) -> None:
         ("sft", {"sft_reduction": "token"}),
         ("discopop", {"tau": 0.0}),
         ("lambdaloss", {"gain": "ndcg"}),
+        ("lambdaloss", {"gain_function": "power"}),
+        ("lambdaloss", {"discount": "log10"}),
+        ("odpo", {"offset": "sqrt"}),
+        ("dpo_shift", {"shift": 0.0}),
+        ("alpha_dpo", {"spread": 0.0}),
+        ("chi_po", {"r_max": 0.0}),
+        ("focal_dpo", {"gamma": -1.0}),
+        ("dr_dpo", {"beta_prime": 0.0}),
+        ("rebel", {"eta": 0.0}),
+        ("a_star_po", {"beta1": 0.0}),
+        ("point_mse", {"gain": "rank"}),
+        ("point_sigmoid", {"reduction": "max"}),
+        ("exo_list", {"temperature": 0.0}),
+        ("approx_ndcg", {"tau": -1.0}),
+        ("dr_grpo", {"max_tokens": 0.0}),
+        ("grpo", {"std_epsilon": -1.0}),
+        ("rloo_clipped", {"epsilon_low": 1.0}),
+        ("gspo", {"epsilon_high": -0.1}),
     ],
 )
 def test_bad_keywords_are_the_users_to_mend(name: str, keywords: dict[str, Any]) -> None:

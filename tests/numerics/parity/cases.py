@@ -150,7 +150,7 @@ VARIANTS |= {
     "point_mse": ({}, {"gain": "score", "beta": 0.5}, {"reduction": "sum"}),
     "point_sigmoid": ({}, {"gain": "score", "beta": 0.5}, {"reduction": "sum"}),
     "softmax_dpo": ({}, {"beta": 0.2}),
-    "approx_ndcg": ({}, {"beta": 0.8, "temperature": 0.3}, {"gain": "score"}),
+    "approx_ndcg": ({}, {"beta": 0.8, "tau": 0.3}, {"gain": "score"}),
     "infonca": ({}, {"temperature": 0.5, "beta": 0.5}),
     "swepo": ({}, {"beta": 0.7, "alpha": 0.2}),
     "exo_list": ({}, {"beta": 0.7, "temperature": 0.4}),

@@ -1,4 +1,4 @@
-"""Definitions, as in :mod:`.definitions`, of the losses with offsets, weights and regressions, and of policy gradients."""
+"""Definitions, as in :mod:`.definitions`, of losses with offsets, weights and regressions, and of policy gradients."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def approx_ndcg(candidates: List, k: Keywords) -> mpf:
     psi = [mpf(c.score) - worst if k.gain == "score" else win_rate(c, candidates) for c in candidates]
     gains = [2**x - 1 for x in psi]
     places = [
-        1 + mp.fsum(sigmoid(k.beta * (ratio(o) - ratio(c)) / k.temperature) for o in candidates if o is not c)
+        1 + mp.fsum(sigmoid(k.beta * (ratio(o) - ratio(c)) / k.tau) for o in candidates if o is not c)
         for c in candidates
     ]
     ideal = mp.fsum(g / mp.log(1 + place, 2) for place, g in enumerate(sorted(gains, reverse=True), start=1))

@@ -158,6 +158,7 @@ DPO_LISTS: tuple[Spec, ...] = (
     ("bco", {}, "bco_pair", {"beta": 0.01}),
     ("discopop", {}, "discopop", {"beta": 0.05, "tau": 0.05}),
     ("aot", {"label_smoothing": 0.2}, "aot", {"beta": 0.1, "label_smoothing": 0.2}),
+    ("wpo", {}, "sigmoid", {"beta": 0.1, "use_weighting": True}),  # its model says nothing that would align weights
     ("aot_unpaired", {"label_smoothing": 0.2}, "aot_unpaired", {"beta": 0.1, "label_smoothing": 0.2}),
 )
 DPO_PAIRS: tuple[Spec, ...] = (
@@ -166,6 +167,10 @@ DPO_PAIRS: tuple[Spec, ...] = (
     ("plackett_luce", {}, "sigmoid", {"beta": 0.1}),
     ("sft", {}, "sft", {"beta": 0.1}),
     ("raft", {}, "sft", {"beta": 0.1}),
+    ("softmax_dpo", {"beta": 0.1}, "sigmoid", {"beta": 0.1}),
+    ("infonca", {"beta": 0.1}, "sigmoid", {"beta": 0.1}),
+    ("dpo_shift", {"shift": 1.0}, "sigmoid", {"beta": 0.1}),
+    ("dr_dpo", {}, "sigmoid", {"beta": 0.1}),
     ("dpo", {"nll_weight": 1.0}, "sigmoid sft", {"beta": 0.1}),
     ("dpo", {"nll_weight": 0.3}, "sigmoid sft", {"beta": 0.1, "loss_weights": [1.0, 0.3]}),
     ("sft+dpo", {}, "sft sigmoid", {"beta": 0.1}),  # RPO
@@ -192,7 +197,9 @@ def dpo_row(name: str, keywords: dict[str, Any], loss_type: str, config: dict[st
         if len(pairs):
             theirs = trl_oracle.dpo(leaf[pairs], refs[pairs], lengths[pairs], loss_type, **config)
             errors.add(named(name).function(from_leaf(leaf, candidates), **keywords).squeeze(0), theirs, leaf)
-    label = f"TRL DPOTrainer `{loss_type}`" + (", fp32" if single else "")
+    label = (
+        f"TRL DPOTrainer `{loss_type}`" + (", WPO" if "use_weighting" in config else "") + (", fp32" if single else "")
+    )
     return errors.row(name, label, keywords, CLOSE)
 
 
@@ -323,6 +330,8 @@ def logits_row(name: str, keywords: dict[str, Any], label: str, trainer: str, co
 
 def trl_comparisons() -> list[partial[Row]]:
     """Everything that TRL implements, each to be handed to :func:`run_trl`; listing them does not import TRL."""
+    from .online import ONLINE, online_row
+
     several, pairs = [c for c in lists() if len(c) > 1], [random_list(2, seed) for seed in range(4)]
     return [
         *(partial(dpo_row, *spec, several) for spec in DPO_LISTS),
@@ -330,6 +339,7 @@ def trl_comparisons() -> list[partial[Row]]:
         *(partial(kto_row, *spec) for spec in KTO),
         *(partial(logps_row, *spec) for spec in LOGPS),
         *(partial(logits_row, *spec) for spec in LOGITS),
+        *(partial(online_row, *spec, several) for spec in ONLINE),
     ]
 
 

@@ -59,7 +59,9 @@ class GivenModel:
     def __call__(self, input_ids: Tensor, **_: object) -> SimpleNamespace:
         log_probs = self.outputs[int(input_ids[0, 0])]
         zeros = torch.zeros_like(log_probs)
-        return SimpleNamespace(log_probs=log_probs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
+        return SimpleNamespace(
+            log_probs=log_probs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool(), log_sum_sq_probs=zeros
+        )
 
 
 def _bare(trainer_class: type, **attributes: object) -> object:
@@ -78,6 +80,7 @@ def _bare(trainer_class: type, **attributes: object) -> object:
 def dpo(logps: Tensor, refs: Tensor, lengths: Tensor, loss_type: str, *, beta: float, **config: object) -> Tensor:
     """Mean DPO loss of B pairs; inputs are (2B,), chosen first. ``loss_type`` may name several, joined by blanks."""
     settings = {"label_smoothing": 0.0, "f_divergence_type": "reverse_kl", "f_alpha_divergence_coef": 0.5, "tau": 0.05}
+    settings["use_weighting"] = False
     settings |= {"loss_weights": [1.0] * len(loss_type.split())} | config
     trainer = _bare(
         DPOTrainer,
@@ -86,7 +89,6 @@ def dpo(logps: Tensor, refs: Tensor, lengths: Tensor, loss_type: str, *, beta: f
         ld_alpha=None,
         loss_types=loss_type.split(),
         loss_weights=settings.pop("loss_weights"),
-        use_weighting=False,
         **settings,
     )
     tokens, completion_mask = token_logps(logps, lengths)
