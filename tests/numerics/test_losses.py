@@ -192,5 +192,6 @@ def test_the_manual_lists_every_loss_with_its_defaults() -> None:
         line.split("`")[1]: line for line in manual.splitlines() if line.startswith("| `") and line.count(" | ") == 4
     }
     for name, loss in LOSSES.items():
-        listed = dict(word.split("=") for word in rows[name].split(" | ")[-2].replace("`", "").split(", "))
+        words = rows[name].split(" | ")[-2].replace("`", "").split(", ")
+        listed = dict(word.split("=") for word in words if word)
         assert listed == {key: str(default) for key, default in loss.defaults.items() if key not in COMMON}, name

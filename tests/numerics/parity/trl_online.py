@@ -58,7 +58,7 @@ def grpo(
     max_tokens: int = 1,
     epsilon: tuple[float, float] = (0.2, 0.2),
 ) -> Tensor:
-    """GRPOTrainer's loss of one prompt's answers; by ratios of whole responses where log-probs at sampling are given."""
+    """GRPOTrainer's loss of one prompt's answers; by ratios of whole responses where given log-probs at sampling."""
     tokens, inputs = _inputs(logps, lengths)
     trainer = _policy(
         GRPOTrainer,
