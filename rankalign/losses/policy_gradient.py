@@ -6,7 +6,8 @@ u = log(policy / reference) of a response, r its score, A its advantage, which g
   the first update after sampling, and the loss is -A times the log-prob, whose gradient is the method's there. Its
   value says nothing of progress.
 * with clipped ratios (``rloo_clipped``, ``gspo``): the reference is the policy that sampled, as it is in a round that
-  starts from the model whose answers it learns from; several updates may follow. Ratios are those of whole responses.
+  starts from the model whose answers it learns from (not where the reference stays the first model); several updates
+  may follow. Ratios are those of whole responses.
 
 Lists in which nobody beats anybody have no advantages and give 0. Scores count with their scale except in ``grpo`` and
 ``gspo``.
