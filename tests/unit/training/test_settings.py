@@ -54,7 +54,7 @@ def test_model_data_layout_and_reference_without_training_arguments(
     found = references_of(of_model, loss, "float32", model, layout, [*lists, *held_out])
     expected = list_logps(models.load_policy("tiny", dtype="float32"), [lists[0].prompt], [lists[0].responses])[0]
     assert counts["pairs"] == 1
-    assert found["a"].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+    assert found[0].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize(
