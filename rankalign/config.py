@@ -35,6 +35,8 @@ class SampleConfig:
         workers: how many the runner may use; 0 leaves it to the runner.
         on_error: ``stop`` at the first request that a server refuses for good, or ``skip`` those and count them.
         retry_failed: ask again for what an earlier run skipped.
+        skip_invalid: leave bad records out, and count them.
+        ignore_columns: columns that may stay unread, with commas between them, or ``all``.
     """
 
     prompts: str
@@ -48,6 +50,8 @@ class SampleConfig:
     workers: int = 0
     on_error: str = "stop"
     retry_failed: bool = False
+    skip_invalid: bool = False
+    ignore_columns: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +77,8 @@ class ScoreConfig:
         workers: how many the runner may use; 0 leaves it to the runner.
         on_error: ``stop`` at the first request that a server refuses for good, or ``skip`` those and count them.
         retry_failed: ask again for what an earlier run skipped.
+        skip_invalid: leave bad records out, and count them.
+        ignore_columns: columns that may stay unread, with commas between them, or ``all``.
     """
 
     input: str
@@ -84,6 +90,8 @@ class ScoreConfig:
     workers: int = 0
     on_error: str = "stop"
     retry_failed: bool = False
+    skip_invalid: bool = False
+    ignore_columns: str = ""
 
 
 def read_yaml(path: str) -> dict[str, Any]:

@@ -7,10 +7,15 @@ what takes seconds to import is imported in run.
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 from rankalign.evaluation.tables import Table
 
+if TYPE_CHECKING:
+    from rankalign.data.convert import Intake
+
+READING = ("skip_invalid", "ignore_columns")
 SCALE = ("shard", "runner", "workers", "overwrite", "on_error", "retry_failed")
 
 
@@ -40,6 +45,38 @@ def add_failure_arguments(parser: argparse.ArgumentParser) -> None:
 def scale_flags(args: argparse.Namespace) -> dict[str, Any]:
     """What :func:`add_scale_arguments` read, as settings."""
     return {name: getattr(args, name) for name in SCALE}
+
+
+def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags about rows that cannot be used and columns that nobody reads."""
+    parser.add_argument(
+        "--skip_invalid",
+        "--skip-invalid",
+        action="store_true",
+        default=None,
+        help="leave bad rows out, with their count",
+    )
+    parser.add_argument(
+        "--ignore_columns", "--ignore-columns", metavar="A,B", help="columns that may stay unread, or `all`"
+    )
+
+
+def reading_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`add_reading_arguments` read, as settings."""
+    return {name: getattr(args, name) for name in READING}
+
+
+def intake_of(args: argparse.Namespace) -> Intake:
+    """Takes the bad rows as :func:`add_reading_arguments` was told."""
+    from rankalign.data.convert import Intake
+
+    return Intake(bool(args.skip_invalid), args.ignore_columns or "")
+
+
+def say_left_out(intake: Intake) -> None:
+    """Say on stderr how many rows were left out, and why the first one was."""
+    if intake.errors:
+        print(f"{len(intake.errors)} bad records left out; the first: {intake.errors[0]}", file=sys.stderr)
 
 
 def show_facts(result: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankalign.commands import add_failure_arguments
+from rankalign.commands import READING, add_failure_arguments, add_reading_arguments, intake_of, say_left_out
 from rankalign.config import ScorerConfig
 from rankalign.data.load import load
 from rankalign.data.records import CandidateSet, choose_judge, judges
@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="prompts that one side did not answer: refuse, leave out, or count as lost",
     )  # fmt: skip
     add_failure_arguments(parser)
+    add_reading_arguments(parser)
     parser.add_argument("--max_prompts", type=int, default=0, help="compare on the first so many prompts; 0 on all")
     parser.add_argument("--function", help="score now with this function (module:name or file.py:name)")
     parser.add_argument("--reward_model", help="score now with this model")
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return {**found.as_dict(), **_ladder(found, args.seed), **_shown(found)}
     if not (args.a and args.b):
         raise InputError("name two files, or one with --reviews")
-    a, b, missing = settle(*align(_load(args.a, args.format), _load(args.b, args.format)), args.on_missing)
+    a, b, missing = settle(*align(_load(args.a, args), _load(args.b, args)), args.on_missing)
     if args.max_prompts:
         a = a[: args.max_prompts]
         wanted = {record.id for record in a}
@@ -95,7 +96,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _refuse_idle(args: argparse.Namespace) -> None:
     """A flag has its effect or is refused."""
     known = (
-        ("a", "judge", "function", "reward_model", "max_prompts") if args.reviews else ("parser", "baseline", "answers")
+        ("a", "judge", "function", "reward_model", "max_prompts", *READING)
+        if args.reviews
+        else ("parser", "baseline", "answers")
     )
     if idle := [name for name in known if getattr(args, name)]:
         what = "a file of answers" if idle[0] == "a" else f"--{idle[0]}"
@@ -140,12 +143,15 @@ def _shown(found: Comparison | Leaderboard, flags: Sequence[Flag | Suspicion] = 
     }
 
 
-def _load(spec: str, form: str) -> list[CandidateSet]:
+def _load(spec: str, args: argparse.Namespace) -> list[CandidateSet]:
     """Records of a file, or with ``FILE:POLICY`` one policy's answers in it."""
     path, colon, policy = spec.rpartition(":")
-    if not colon or is_there(spec):
-        return list(load(spec, form))
-    found = by_policy(load(path, form))
+    whole, intake = not colon or is_there(spec), intake_of(args)
+    sets = list(load(spec if whole else path, args.format, intake))
+    say_left_out(intake)
+    if whole:
+        return sets
+    found = by_policy(sets)
     if policy not in found:
         raise InputError(f"{path}: no answer by policy {policy!r}{did_you_mean(policy, found)}")
     return found[policy]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
+from rankalign.commands import add_reading_arguments, intake_of, say_left_out
 from rankalign.data.convert import Intake
 from rankalign.data.load import load
 from rankalign.data.records import CandidateSet, choose_judge, judges
@@ -47,17 +47,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", default="", help="lexical: policy whose answers are references for ROUGE")
     parser.add_argument("--policy", default="", help="only the answers of this policy")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
-    parser.add_argument("--skip-invalid", action="store_true", help="leave bad lines out, with their count")
+    add_reading_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """One evaluation as ``{"metrics", "n", "ci95"}``."""
     if args.kind == "ledger":
         return _ledger(args)
-    intake = Intake(args.skip_invalid)
+    intake = intake_of(args)
     sets = _read(args, intake)
-    if intake.errors:
-        print(f"{len(intake.errors)} bad records left out; the first: {intake.errors[0]}", file=sys.stderr)
+    say_left_out(intake)
     if args.policy:
         sets = _only(args, sets)
     result = _MEASURE[args.kind](args, sets)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rankalign.commands import show_facts
+from rankalign.commands import add_reading_arguments, intake_of, say_left_out, show_facts
 from rankalign.data.load import load
 from rankalign.evaluation import EvalResult
 from rankalign.evaluation.tables import Table, from_result, render
@@ -26,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="records with responses, in any known format")
     parser.add_argument("--output", required=True, help="where the records with the scores of all annotators go")
     parser.add_argument("--annotator", required=True, help="who ranks: the name under which the scores are stored")
+    parser.add_argument("--format", default="auto", help="format of the file: auto or a name of `rankalign ls formats`")
+    add_reading_arguments(parser)
     parser.add_argument("--port", type=int, default=0, help="port on the loopback address; 0 takes a free one")
     parser.add_argument("--seed", type=int, default=0, help="seed of the order in which answers are shown")
     parser.add_argument(
@@ -37,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Serve until the page's finish button or Ctrl-C, then write the output; :mod:`rankalign.interactive.ranking`."""
-    sets = list(load(args.file))
+    intake = intake_of(args)
+    sets = list(load(args.file, args.format, intake))
+    say_left_out(intake)
     with Session(sets, Path(args.output), args.annotator, args.seed, args.overlap) as session:
         facts = _serve(session, args.port)
         return facts | {"agreement": session.agreement()}

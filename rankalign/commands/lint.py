@@ -27,14 +27,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="", help="a model whose tokenizer's control tokens texts should not spell")
     parser.add_argument("--fix", metavar="OUT", help="write the records to OUT with all that can be mended safely")
     parser.add_argument("--canaries", action="store_true", help="also look for answers that talk to a judge")
-    parser.add_argument("--skip-invalid", action="store_true", help="leave bad lines out, with their count")
+    parser.add_argument(
+        "--skip-invalid", "--skip_invalid", action="store_true", help="leave bad lines out, with their count"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """``{"records", "skipped", "findings": {code: count}}``, with examples and baselines beside."""
     intake = Intake(args.skip_invalid, ALL)  # an unread column is a finding here (L404), not an error
     sets = list(load(args.file[0], args.format, intake, *args.file[1:]))
-    report = lint(sets, list(load(args.held_out)) if args.held_out else (), _control(args.model))
+    report = lint(
+        sets,
+        list(load(args.held_out, "auto", Intake(args.skip_invalid, ALL))) if args.held_out else (),
+        _control(args.model),
+    )
     result = {"records": report.records, "skipped": len(intake.errors), "findings": report.counts()}
     result["left_out"] = intake.losses.counts
     result |= {"unread": intake.unread.counts, "renamed_ids": intake.renamed}

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rankalign.commands import add_scale_arguments, scale_flags, show_facts
+from rankalign.commands import add_reading_arguments, add_scale_arguments, reading_flags, scale_flags, show_facts
 from rankalign.config import SampleConfig, load, resolve_near
 from rankalign.errors import InputError
 
@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_prompts", type=int, help="take the first so many prompts")
     parser.add_argument("--model", help="in the place of `default` in every policy; without --config, who answers")
     add_scale_arguments(parser)
+    add_reading_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
         max_prompts=args.max_prompts,
         **scale_flags(args),
+        **reading_flags(args),
         **_one_policy(args),
     )
     if args.config and args.model and not any(policy.model == "default" for policy in config.policies):

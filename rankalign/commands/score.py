@@ -10,7 +10,7 @@ import argparse
 from dataclasses import replace
 from typing import Any
 
-from rankalign.commands import add_scale_arguments, scale_flags, show_facts
+from rankalign.commands import add_reading_arguments, add_scale_arguments, reading_flags, scale_flags, show_facts
 from rankalign.config import ScoreConfig, load, resolve_near
 from rankalign.errors import InputError
 
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--function", help="a Python function that scores: module:name or file.py:name")
     parser.add_argument("--reward_model", help="a sequence-classification model: folder or hub id")
     add_scale_arguments(parser)
+    add_reading_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         output=args.output,
         scorers=_single(args),
         **scale_flags(args),
+        **reading_flags(args),
     )
     result = score(replace(config, input=resolve_near(config.input, args.config)))
     check_judges(result["output"])

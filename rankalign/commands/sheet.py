@@ -10,6 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from rankalign.commands import add_reading_arguments, intake_of, say_left_out
 from rankalign.data.load import load
 from rankalign.errors import InputError
 from rankalign.evaluation.tables import Table, from_dict, render
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key", help="read: the key of the sheet")
     parser.add_argument("--names", nargs=2, help="make: what to call the two systems; else the files' names")
     parser.add_argument("--format", default="auto", help="make: format of both files")
+    add_reading_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of the shuffles, or of the bootstrap")
 
 
@@ -46,7 +48,9 @@ def _make(args: argparse.Namespace) -> dict[str, Any]:
     from rankalign.evaluation.pairwise.scores import align
     from rankalign.evaluation.pairwise.sheets import write_sheet
 
-    first, second = (list(load(path, args.format)) for path in args.file)
+    intake = intake_of(args)
+    first, second = (list(load(path, args.format, intake)) for path in args.file)
+    say_left_out(intake)
     a, b = align(first, second)
     stems = [Path(path).stem for path in args.file]
     names = tuple(args.names or (stems if stems[0] != stems[1] else ("a", "b")))

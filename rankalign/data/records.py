@@ -297,9 +297,15 @@ def parse(row: dict[str, Any], file: str | os.PathLike[str] = "<memory>", line: 
     _known(check, row, _SET_KEYS, "")
     ident = check.text(check.need(row, "id"), "id", empty=False)
     prompt = check.prompt(check.need(row, "prompt"))
-    entries = check.array(row.get("responses", []), "responses")
+    entries = check.array(_given(row, "responses", []), "responses")
     responses = [parse_response(check, entry, f"responses[{index}]") for index, entry in enumerate(entries)]
-    return CandidateSet(ident, prompt, responses, check.mapping(row.get("meta", {}), "meta"), (str(file), line))
+    return CandidateSet(ident, prompt, responses, check.mapping(_given(row, "meta", {}), "meta"), (str(file), line))
+
+
+def _given(row: dict[str, Any], key: str, default: Any) -> Any:
+    """A key's value; null, which tables and other languages write for a missing value, is none."""
+    value = row.get(key)
+    return default if value is None else value
 
 
 def _known(check: Checker, row: dict[str, Any], keys: set[str], path: str) -> None:
@@ -316,21 +322,21 @@ def parse_response(check: Checker, row: Any, path: str) -> Response:
     _known(check, row, _RESPONSE_KEYS, path + ".")
     if "text" not in row:
         raise check.fail(f"{path}.text", "is missing")
-    finished, count = row.get("finished", True), row.get("count", 1)
+    finished, count = _given(row, "finished", True), _given(row, "count", 1)
     if not isinstance(finished, bool):
         raise check.fail(f"{path}.finished", f"expected a boolean, found {kind(finished)}")
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise check.fail(f"{path}.count", "expected a whole number of at least 1")
-    scores = check.mapping(row.get("scores", {}), f"{path}.scores")
+    scores = check.mapping(_given(row, "scores", {}), f"{path}.scores")
     return Response(
         text=check.text(row["text"], f"{path}.text"),
-        policy=check.text(row.get("policy", "unknown"), f"{path}.policy", empty=False),
+        policy=check.text(_given(row, "policy", "unknown"), f"{path}.policy", empty=False),
         finished=finished,
         count=count,
-        sampling=check.mapping(row.get("sampling", {}), f"{path}.sampling"),
+        sampling=check.mapping(_given(row, "sampling", {}), f"{path}.sampling"),
         scores={judge: None if v is None else check.number(v, f"{path}.scores.{judge}") for judge, v in scores.items()},
         tokens=_tokens(check, row.get("tokens"), f"{path}.tokens"),
-        meta=check.mapping(row.get("meta", {}), f"{path}.meta"),
+        meta=check.mapping(_given(row, "meta", {}), f"{path}.meta"),
     )
 
 

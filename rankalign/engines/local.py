@@ -54,6 +54,14 @@ class LocalEngine:
             self._reads = Rendering(self.tokenizer, policy.template, policy.system, policy.allow_special_in_text)
         return self._reads
 
+    def check(self, prompt: CandidateSet) -> None:
+        """Read a prompt without answering it.
+
+        Raises:
+            RecordError: the template refuses it.
+        """
+        Rendering(self.tokenizer, self.policy.template, self.policy.system).prompt_of(prompt)
+
     def _encode(self, prompt: CandidateSet) -> list[int]:
         return self._rendering.prompt_of(prompt)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rankalign.engines import ABOUT_THE_CALL, Policy
 from rankalign.models import load as models
-from rankalign.storage.files import sha256_file
+from rankalign.storage.sources import sha256_of
 
 
 def policy_settings(policy: Policy) -> dict[str, Any]:
@@ -17,5 +17,5 @@ def policy_settings(policy: Policy) -> dict[str, Any]:
         for key in ("model", "adapter"):
             settings[f"{key}_sha256"] = models.weights_of(settings[key]) if settings[key] else ""
     if policy.file:
-        settings["file_sha256"] = sha256_file(policy.file)
+        settings["file_sha256"] = sha256_of(policy.file)
     return settings

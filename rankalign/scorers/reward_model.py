@@ -21,7 +21,7 @@ from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.rows import rewards
 from rankalign.rows.logps import supports_tree
-from rankalign.storage.files import sha256_file
+from rankalign.storage.sources import sha256_of
 
 
 class RewardModelScorer:
@@ -166,7 +166,7 @@ class RewardModelScorer:
             "max_length": self._max_length,
             "dtype": self.dtype,
             "reference": self.reference,
-            "reference_file_sha256": sha256_file(self.reference_file) if self.reference_file else "",
+            "reference_file_sha256": sha256_of(self.reference_file) if self.reference_file else "",
             "weights": self._weights(),
             "tokenizer": models.tokenizer_fingerprint(models.load_tokenizer(self.path)),
             **({"pooling": self.pooling} if self.pooling else {}),  # outputs of before the option stay finished

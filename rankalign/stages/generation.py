@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rankalign.config import SampleConfig, ScoreConfig, ScorerConfig
+from rankalign.data.convert import Intake
 from rankalign.data.load import load
 from rankalign.data.records import CandidateSet, Checker, Response, parse_response, response_to_dict
 from rankalign.engines import ENGINES, Engine, Policy
 from rankalign.engines.settings import policy_settings
-from rankalign.errors import InputError
+from rankalign.errors import InputError, RecordError
 from rankalign.scorers import JUDGE, SCORERS, Scorer, attach, grade
 from rankalign.stages.shards import Collected, collect
 from rankalign.stages.stage import Batch, Items, Ledger, Scale, Stage, partial, run_plans
@@ -21,6 +23,12 @@ from rankalign.storage.journal import Calls, Remembering
 from rankalign.storage.sources import sha256_of
 
 SCORE_BATCH = 32  # records handed to a scorer at once; what a judge was paid for is kept call by call
+
+# Settings that say what goes in: items are keyed by content, so that a begun run goes on where these change.
+INPUTS = {
+    "sample": ("prompts", "max_prompts", "skip_invalid", "ignore_columns"),
+    "score": ("input", "skip_invalid", "ignore_columns"),
+}
 
 
 # --- sampling ----------------------------------------------------------------------------------------------------
@@ -52,12 +60,16 @@ def sample(
     names = [policy.name for policy in config.policies]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"policies: the name {', '.join(sorted(twice))} stands twice; responses are told apart by it")
-    prompts = _prompts(config.prompts, config.max_prompts)
+    intake, make = Intake(config.skip_invalid, config.ignore_columns), answerer or Answerer
+    prompts = _prompts(config.prompts, config.max_prompts, intake)
     policies = [_seeded(policy, config.seed) for policy in config.policies]
+    if config.skip_invalid:
+        prompts = _readable(prompts, [make(policy) for policy in policies], intake)
     settings = {
         "prompts": sha256_of(config.prompts),
         "max_prompts": config.max_prompts,
         "policies": [describe(policy) for policy in policies],
+        **_reading(config),
     }
     stage = Stage(
         "sample",
@@ -66,21 +78,50 @@ def sample(
         settings,
         config.shard,
         config.overwrite,
-        inputs=("prompts", "max_prompts"),
+        inputs=INPUTS["sample"],
         on_error=config.on_error,
         retry_failed=config.retry_failed,
     )
     scale = Scale(config.shard, config.runner, config.workers)
-    make = answerer or Answerer
     return stage.run(
         lambda ledger: _sample(prompts, [make(policy) for policy in policies], scale, ledger),
         lambda items: _answered(prompts, names, items),
+        **_left_out(intake),
     )
 
 
-def _prompts(path: str | Path, most: int) -> list[CandidateSet]:
-    prompts = list(load(path))
+def _prompts(path: str | Path, most: int, intake: Intake) -> list[CandidateSet]:
+    prompts = list(load(path, "auto", intake))
     return prompts[:most] if most else prompts
+
+
+def _readable(prompts: list[CandidateSet], workers: list[Answerer], intake: Intake) -> list[CandidateSet]:
+    """The prompts that every policy's template takes; ``intake`` gets the errors of the others."""
+    checks = [check for worker in workers if (check := getattr(worker.engine, "check", None))]
+    kept = []
+    for prompt in prompts:
+        try:
+            for check in checks:
+                check(prompt)
+        except RecordError as error:
+            intake(error)
+        else:
+            kept.append(prompt)
+    return kept
+
+
+def _reading(config: SampleConfig | ScoreConfig) -> dict[str, Any]:
+    """How rows are read, where that is not as it always was: outputs of earlier runs stay finished."""
+    told = {"skip_invalid": config.skip_invalid, "ignore_columns": config.ignore_columns}
+    return {name: value for name, value in told.items() if value}
+
+
+def _left_out(intake: Intake) -> dict[str, Any]:
+    """The count of bad records for manifest and caller; said on stderr."""
+    if not intake.errors:
+        return {}
+    print(f"{len(intake.errors)} bad records left out; the first: {intake.errors[0]}", file=sys.stderr)
+    return {"skipped_invalid": len(intake.errors)}
 
 
 def _seeded(policy: Policy, seed: int) -> Policy:
@@ -180,11 +221,13 @@ def score(config: ScoreConfig, grader: Callable[[ScorerConfig], Grader] | None =
         raise InputError("scorers: name at least one")
     if Path(config.input).resolve() == Path(config.output).resolve():
         raise InputError(f"input and output are the same file, {config.input}; name another output")
-    sets = list(load(config.input))
+    intake = Intake(config.skip_invalid, config.ignore_columns)
+    sets = list(load(config.input, "auto", intake))
     graders = [(grader or Grader)(scorer) for scorer in config.scorers]
     settings = {
         "input": sha256_of(config.input),
         "scorers": [{"name": each.name, **each.scorer.fingerprint()} for each in graders],
+        **_reading(config),
     }
     stage = Stage(
         "score",
@@ -193,12 +236,16 @@ def score(config: ScoreConfig, grader: Callable[[ScorerConfig], Grader] | None =
         settings,
         config.shard,
         config.overwrite,
-        inputs=("input",),
+        inputs=INPUTS["score"],
         on_error=config.on_error,
         retry_failed=config.retry_failed,
     )
     scale, names = Scale(config.shard, config.runner, config.workers), [each.name for each in graders]
-    return stage.run(lambda ledger: _score(sets, graders, scale, ledger), lambda items: _graded(sets, names, items))
+    return stage.run(
+        lambda ledger: _score(sets, graders, scale, ledger),
+        lambda items: _graded(sets, names, items),
+        **_left_out(intake),
+    )
 
 
 class Grader:
@@ -273,7 +320,9 @@ def merge_shards(output: str, overwrite: bool = False) -> dict[str, Any]:
         InputError: the shards are not all there, finished and of one run; the message names the one.
     """
     found = collect(Path(output))
-    stage = Stage(found.stage, found.source, Path(output), found.settings, overwrite=overwrite)
+    stage = Stage(
+        found.stage, found.source, Path(output), found.settings, overwrite=overwrite, inputs=INPUTS[found.stage]
+    )
     failed = {"failed": found.failed} if found.failed else {}
     facts = {"shards": found.count, "seconds": found.seconds, **failed}
     return stage.run(lambda ledger: None, lambda _: _joined(found), **facts)
@@ -282,7 +331,11 @@ def merge_shards(output: str, overwrite: bool = False) -> dict[str, Any]:
 def _joined(found: Collected) -> list[CandidateSet]:
     settings, sampled = found.settings, found.stage == "sample"
     names = [entry["name"] for entry in settings["policies" if sampled else "scorers"]]
-    sets = _prompts(found.source, settings["max_prompts"] if sampled else 0)
+    intake = Intake(settings.get("skip_invalid", False), settings.get("ignore_columns", ""))
+    sets = _prompts(found.source, settings["max_prompts"] if sampled else 0, intake)
+    if intake.skip_invalid:  # a template may have refused more of them than the reader
+        done = {ident for _, ident in found.items}
+        sets = [record for record in sets if record.id in done]
     wanted = {(name, record.id) for name in names for record in sets}
     if wrong := sorted(wanted ^ found.items.keys()):
         raise InputError(

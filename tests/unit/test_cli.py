@@ -150,3 +150,30 @@ def test_verify_names_what_changed_and_diff_what_differs(tmp_path: Path, capsys:
         {"path": source, "role": "input", "reason": "has changed"}
     ]
     assert main(["verify", str(tmp_path / "nothing.jsonl")]) == 1
+
+
+READERS = (
+    "eval variety {}",
+    "compare {} {} --function rankalign.scorers.builtin:vader",
+    "sheet make {} {} --output s.csv",
+)
+READERS += ("score --input {} --output o.jsonl --function rankalign.scorers.builtin:vader",)
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_what_a_refusal_advises_every_reading_command_takes(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"Name {i}.", "responses": ["Blue.", "Seven."], "verdictx": "first"} for i in range(3)]
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = command.format("in.jsonl", "in.jsonl").split()
+    assert main(words) == 1
+    assert "go on with --ignore_columns verdictx" in capsys.readouterr().err
+    assert main([*words, "--ignore_columns", "verdictx"]) == 0
+    Path("in.jsonl").write_text(Path("in.jsonl").read_text() + '{"prompt": 7, "responses": ["Blue."]}\n')
+    assert main([*words, "--ignore_columns", "verdictx"]) == 1
+    assert "in.jsonl:4: prompt" in capsys.readouterr().err
+    more = ["--overwrite"] if words[0] == "score" else []
+    assert main([*words, "--ignore_columns", "verdictx", "--skip_invalid", *more]) == 0
+    assert "in.jsonl:4: prompt" in capsys.readouterr().err

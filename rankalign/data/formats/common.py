@@ -362,6 +362,18 @@ def label_column(response: Response, column: str = "label") -> dict[str, bool]:
     return {column: bool(label)} if label in (0, 1) else {}
 
 
+def wanted(check: Checker, value: Any, column: str) -> float:
+    """1 for an answer that people wanted, 0 for one that they did not, from a boolean or a number.
+
+    Raises:
+        RecordError: it is neither.
+    """
+    if isinstance(value, bool | int | float) and value in (0, 1):
+        return float(value)
+    shown = f"{value:g}" if isinstance(value, int | float) else kind(value)
+    raise check.fail(column, f"expected true or false, or 1 or 0, found {shown}")
+
+
 def instruction_text(instruction: str, further: str) -> str:
     """An Alpaca instruction and its input as one user turn."""
     return f"{instruction}\n\n{further}" if further else instruction

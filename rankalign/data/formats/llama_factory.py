@@ -18,10 +18,10 @@ from rankalign.data.formats.common import (
     label_column,
     note_of,
     paired,
+    wanted,
 )
 from rankalign.data.records import CandidateSet, Checker, Message, Prompt, Response
 from rankalign.data.templates import as_messages
-from rankalign.storage.jsonl import kind
 
 ROLES = {"human": "user", "gpt": "assistant", "observation": "tool", "system": "system"}
 # Other spellings; a message keeps its own under "from".
@@ -70,9 +70,9 @@ class LlamaFactory(PairFormat):
     def _label(self, row: dict[str, Any], check: Checker, responses: list[Response]) -> None:
         if "kto_tag" not in row:
             return
-        if not isinstance(row["kto_tag"], bool) or len(responses) != 1:
-            raise check.fail("kto_tag", f"expected a boolean beside one answer, found {kind(row['kto_tag'])}")
-        responses[0].scores = {"label": float(row["kto_tag"])}
+        if len(responses) != 1:
+            raise check.fail("kto_tag", f"stands beside one answer, not {len(responses)}")
+        responses[0].scores = {"label": wanted(check, row["kto_tag"], "kto_tag")}
 
     def _read_turns(self, row: dict[str, Any], check: Checker) -> tuple[list[Message], dict[str, Any]]:
         turns = check.array(row["conversations"], "conversations", at_least=1)

@@ -13,10 +13,10 @@ from rankalign.data.formats.common import (
     label_column,
     note_of,
     paired,
+    wanted,
 )
 from rankalign.data.records import CandidateSet, Checker, Prompt, Response
 from rankalign.data.templates import as_messages
-from rankalign.storage.jsonl import kind
 
 REJECTED = ("rejected_response", "rejected_messages")
 
@@ -46,9 +46,9 @@ class MsSwift(PairFormat):
             if isinstance(row[form], list) and form == "rejected_response":
                 note["form"] = "list"
         elif "label" in row:
-            if not isinstance(row["label"], bool) or not responses:
-                raise check.fail("label", f"expected a boolean beside an answer, found {kind(row['label'])}")
-            responses[0].scores = {"label": float(row["label"])}
+            if not responses:
+                raise check.fail("label", "stands beside no answer: messages end with another turn")
+            responses[0].scores = {"label": wanted(check, row["label"], "label")}
         used = ("messages", form) if form else ("messages", "label")
         return CandidateSet("", prompt, responses, keep(self.name, note, row, used))
 

@@ -27,6 +27,7 @@ from rankalign.data.formats.common import (
     lost_details,
     note_of,
     paired,
+    wanted,
 )
 from rankalign.data.records import CandidateSet, Checker, Prompt, Response
 from rankalign.storage.jsonl import kind
@@ -96,9 +97,7 @@ def _label(row: dict[str, Any], check: Checker) -> dict[str, float | None]:
     """Judge ``label`` of an answer that people wanted or did not want."""
     if "label" not in row:
         return {}
-    if not isinstance(row["label"], bool):
-        raise check.fail("label", f"expected a boolean, found {kind(row['label'])}")
-    return {"label": float(row["label"])}
+    return {"label": wanted(check, row["label"], "label")}
 
 
 def _is_implicit(row: dict[str, Any]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -61,10 +60,14 @@ _TUPLE = re.compile(rf"\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)")
 _BOTH = re.compile(rf"\bboth\b[^.\n]{{0,80}}?\bscores? of\s+{_NUMBER}", re.IGNORECASE)
 # "Assistant 1: 8", "Assistant 1 gets a score of 8", "**Assistant 1** - 8/10"; but not the first number of a sum.
 _NAMED = re.compile(
-    r"assistant\s*([12])[*_]*\s*(?::|=|[-–—]|gets|receives|earns|scores|(?:gets|receives|earns)?\s*an?\s+(?:overall\s+)?score\s+of)"
-    rf"[*_\s]*{_NUMBER}(?:\s*/\s*10)?(?![\w(^]|[ \t]*(?:[+=^/]|\*(?!\*)))",
+    r"assistant\s*([12])[*_]*\s*(?::|=|[-–—]|gets|receives|earns|scored?s?|(?:gets|receives|earns)?\s*an?\s+(?:overall\s+)?score\s+of)"
+    rf"[*_\s]*{_NUMBER}(?:\s*/\s*10)?(?![\w(^]|[ \t]*(?:[+=^/]|\*(?!\*))"
+    # A word right behind it makes it a count of something, "10 minutes", unless it goes on to the reason.
+    r"|[ \t]+(?!(?:and|but|while|whereas|out|points?|because|since|as|for|vs|versus|on|due|with|assistant)\b)[a-z])",
     re.IGNORECASE,
 )
+# float() takes "1_0", "1e1" and "nan", too.
+_PLAIN = re.compile(r"[+-]?[0-9]+(?:\.[0-9]*)?")
 _APART = 600  # characters between the two named scores
 
 
@@ -75,19 +78,19 @@ def first_line(text: str) -> Scores | None:
     """
     said = spoken(text) or ""
     fields = (said if said == text else said.lstrip()).split("\n", 1)[0].replace(",", " ").split()
-    try:
-        found = [float(field) for field in fields]
-    except ValueError:
+    if len(fields) != 2 or not all(_PLAIN.fullmatch(field) for field in fields):
         return None
-    return (found[0], found[1]) if len(found) == 2 and all(map(math.isfinite, found)) else None
+    return float(fields[0]), float(fields[1])
 
 
 def parse_tolerant(text: str) -> Scores | None:
     """Two scores from the first line that is not blank, or else the last ones the text states, each from 0 to 10.
 
     Read are ``(8, 9)``, ``Assistant 1: 8 ... Assistant 2: 9`` and ``both ... a score of 9``. The last statement counts,
-    because what stands before it may quote the question or the answers.
+    because what stands before it may quote the question or the answers; thoughts are no statement. Two that differ
+    with nothing said between them are none.
     """
+    text = spoken(text) or ""
     if (found := first_line(text.lstrip())) and _on_scale(found):
         return found
     stated = [(m.end(), (float(m[1]), float(m[2]))) for m in _TUPLE.finditer(text)]
@@ -95,8 +98,10 @@ def parse_tolerant(text: str) -> Scores | None:
     last = {m[1]: (m.end(), float(m[2])) for m in _NAMED.finditer(text)}
     if len(last) == 2 and abs(last["1"][0] - last["2"][0]) <= _APART:
         stated.append((max(last["1"][0], last["2"][0]), (last["1"][1], last["2"][1])))
-    usable = [item for item in stated if _on_scale(item[1])]
-    return max(usable)[1] if usable else None
+    usable = sorted(item for item in stated if _on_scale(item[1]))
+    if len(usable) > 1 and usable[-1][1] != usable[-2][1] and _TUPLE.fullmatch(text[usable[-2][0] :].strip()):
+        return None
+    return usable[-1][1] if usable else None
 
 
 def _on_scale(scores: Scores) -> bool:

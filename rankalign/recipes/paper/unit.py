@@ -31,8 +31,9 @@ from rankalign.recipes.paper.costs import Cost, add_ppo, add_rounds, add_samplin
 from rankalign.recipes.paper.settings import Row, TableConfig
 from rankalign.stages.generation import sample, score
 from rankalign.storage import manifest
-from rankalign.storage.files import read_text, sha256_file, write_text
+from rankalign.storage.files import read_text, write_text
 from rankalign.storage.jsonl import dumps, loads
+from rankalign.storage.sources import sha256_of
 from rankalign.training.arguments import PPOConfig, parse_settings
 
 JUDGE = "reward"
@@ -115,7 +116,7 @@ class Unit:
         row = {key: value for key, value in dataclasses.asdict(self.row).items() if key != "title"}
         shared = {name: getattr(config, name) for name in ("reward", "answer", "max_heldout", "model")}
         shared["train"] = config.train if self.row.kind in ("train", "iterate") else {}
-        hashes = {"prompts": sha256_file(bench.prompts), "heldout": sha256_file(config.heldout)}
+        hashes = {"prompts": sha256_of(bench.prompts), "heldout": sha256_of(config.heldout)}
         policies = [dataclasses.asdict(bench.policies[name]) for name in self.row.policies]
         return {"seed": self.seed, "row": row, "policies": policies, "weights": bench.weights, **shared, **hashes}
 

@@ -86,6 +86,17 @@ def test_defaults_of_a_record() -> None:
     assert record == CandidateSet("a", "p", [Response("t", "unknown", True, 1, {}, {}, None, {})], {})
 
 
+@pytest.mark.parametrize("key", ["responses", "meta"])
+def test_null_is_an_absent_key_of_a_record(key: str) -> None:
+    assert parse({"id": "a", "prompt": "p", key: None}) == parse({"id": "a", "prompt": "p"})
+
+
+@pytest.mark.parametrize("key", ["policy", "finished", "count", "sampling", "scores", "tokens", "meta"])
+def test_null_is_an_absent_key_of_a_response(key: str) -> None:
+    row = {"id": "a", "prompt": "p", "responses": [{"text": "x", key: None}]}
+    assert parse(row).responses == [Response("x")]
+
+
 def test_a_missing_score_stays_missing() -> None:
     row = {"id": "a", "prompt": "p", "responses": [{"text": "t", "scores": {"rm": None}}, {"text": "u"}]}
     record = parse(row)

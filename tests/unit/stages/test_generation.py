@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 
 from rankalign.config import SampleConfig, ScoreConfig, build
 from rankalign.data.records import CandidateSet, Response, read, write
-from rankalign.errors import InputError
-from rankalign.stages.generation import merge, sample, score
+from rankalign.errors import InputError, RecordError
+from rankalign.models.load import resolve
+from rankalign.stages.generation import merge, merge_shards, sample, score
 from rankalign.storage import manifest
 
 
@@ -142,3 +144,32 @@ def test_unknown_scorer_options_are_named(tmp_path: Path) -> None:
     content = {"input": prompts(tmp_path), "output": str(tmp_path / "s.jsonl"), "scorers": scorers}
     with pytest.raises(InputError, match="bach_size"):
         score(build(ScoreConfig, content, "test"))
+
+
+@pytest.fixture
+def strict(tmp_path: Path) -> str:
+    """The tiny model under a template that refuses system messages."""
+    folder = tmp_path / "strict"
+    shutil.copytree(resolve("tiny"), folder)
+    refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    template = folder / "chat_template.jinja"
+    template.write_text(refuse + template.read_text())
+    return str(folder)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_prompt_that_the_template_refuses_is_named_or_left_out(strict: str, tmp_path: Path, shards: int) -> None:
+    sets = [CandidateSet(f"p{i}", [{"role": "user", "content": f"Say {i}"}]) for i in range(3)]
+    sets[1].prompt.insert(0, {"role": "system", "content": "Be brief."})  # type: ignore[union-attr, arg-type]
+    write(tmp_path / "prompts.jsonl", sets)
+    policy = {"name": "a", "model": strict, "max_new_tokens": 3}
+    given = {"prompts": str(tmp_path / "prompts.jsonl"), "output": str(tmp_path / "o.jsonl"), "policies": [policy]}
+    with pytest.raises(RecordError, match=r"prompts\.jsonl:2: prompt: record 'p1'.*no system role"):
+        sample(build(SampleConfig, given, "test"))
+    for shard in range(shards):
+        part = {"shard": f"{shard}/{shards}"} if shards > 1 else {}
+        found = sample(build(SampleConfig, {**given, "skip_invalid": True, **part}, "test"))
+        assert found["skipped_invalid"] == 1
+    if shards > 1:
+        merge_shards(given["output"])
+    assert [(record.id, len(record.responses)) for record in read(given["output"])] == [("p0", 1), ("p2", 1)]

@@ -267,7 +267,7 @@ def test_implicit_prompts_agree_with_trl_where_both_cut_at_a_turn() -> None:
         ({"chosen": [ASSISTANT], "rejected": [OTHER]}, "chosen", "needs at least 2 elements"),
         ({"chosen": [USER, ASSISTANT], "rejected": "b"}, "rejected", "expected what the other side has"),
         ({"completion": "a"}, "prompt", "is missing"),
-        ({"prompt": "p", "completion": "a", "label": 1}, "label", "expected a boolean, found a number"),
+        ({"prompt": "p", "completion": "a", "label": 2}, "label", "expected true or false, or 1 or 0, found 2"),
         ({"messages": "hi"}, "messages", "expected a list of messages"),
         ({"messages": []}, "messages", "is empty"),
         ({"messages": [{"role": "system"}]}, "messages[0].content", "is missing"),
@@ -322,3 +322,17 @@ def test_an_edited_prompt_is_written_not_the_old_instruction() -> None:
     record.prompt = [{"role": "user", "content": "Subtract."}]
     rows, _ = dump("alpaca", record)
     assert rows == [{"instruction": "Subtract.", "input": "", "output": "3"}]
+
+
+@pytest.mark.parametrize("value", [True, 1, 1.0, False, 0, 0.0])
+def test_thumbs_are_booleans_or_the_numbers_that_tables_make_of_them(value: Any) -> None:
+    turns = [USER, ASSISTANT]
+    rows = [
+        ("trl", {"prompt": "p", "completion": "a", "label": value}),
+        ("trl", {"messages": turns, "label": value}),
+        ("ms-swift", {"messages": turns, "label": value}),
+        ("llama-factory", {"instruction": "p", "output": "a", "kto_tag": value}),
+    ]
+    for name, row in rows:
+        (record,) = load(name, row)
+        assert [response.scores for response in record.responses] == [{"label": float(bool(value))}], name
