@@ -11,6 +11,7 @@ from typing import Any
 from rankalign.errors import InputError, RecordError, on_line
 from rankalign.storage.jsonl import HALF_A_PAIR, OnError, give_up, kind, write_rows
 from rankalign.storage.sources import rows_of
+from rankalign.storage.spreadsheet import check_lines
 
 Message = dict[str, Any]
 Prompt = str | list[Message]
@@ -40,6 +41,8 @@ MESSAGE_FIELDS = (
 )
 # The same of a whole row: columns that change what a model reads, wherever a template has a place for them.
 ROW_FIELDS = ("tools", "functions", "chat_template_kwargs", "documents", "image", "images", "audios", "videos")
+# By these a message says that nobody should learn it.
+MUTED: tuple[tuple[str, int | bool], ...] = (("weight", 0), ("train", False), ("training", False))
 # Also as JSON spells it: tables often keep tools and arguments as text.
 NOTHING: tuple[Any, ...] = (None, "", "[]", "{}", "null", [], {})
 UNUSED = "has a meaning that is not used yet; take it out of the row, or leave such rows out with --skip_invalid"
@@ -130,8 +133,13 @@ def unused(record: CandidateSet) -> list[str]:
             found += [f"prompt[{index}].{key}" for key in _said(message, MESSAGE_FIELDS)]
     for index, response in enumerate(record.responses):
         further = response.meta.get("message")
+        found += [f"responses[{index}].{key}" for key, off in MUTED if _is_off(further, key, off)]
         found += [f"responses[{index}].{key}" for key in _said(further, MESSAGE_FIELDS)]
     return found
+
+
+def _is_off(holder: Any, key: str, off: int | bool) -> bool:
+    return isinstance(holder, dict) and key in holder and holder[key] == off
 
 
 def _said(holder: Any, names: Iterable[str]) -> list[str]:
@@ -402,5 +410,10 @@ def response_to_dict(response: Response) -> dict[str, Any]:
 
 
 def write(path: str | os.PathLike[str], records: Iterable[CandidateSet]) -> int:
-    """Write records as JSON Lines, atomically; return how many."""
+    """Write records as JSON Lines, atomically; return how many.
+
+    Raises:
+        InputError: the name is that of a table.
+    """
+    check_lines(path)
     return write_rows(path, (to_dict(record) for record in records))

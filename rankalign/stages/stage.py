@@ -26,6 +26,7 @@ from rankalign.storage import manifest
 from rankalign.storage.files import sync_directory
 from rankalign.storage.journal import FORMAT, Calls, Journal, Key, Remembering, content_digest, differences
 from rankalign.storage.jsonl import dumps, loads
+from rankalign.storage.spreadsheet import check_lines
 
 Items = Mapping[Key, Any]
 Batch = Sequence[CandidateSet]
@@ -225,6 +226,7 @@ class Stage:
     def __post_init__(self) -> None:
         if self.on_error not in ON_ERROR:
             raise InputError(f"on_error: {self.on_error!r} is none of {', '.join(ON_ERROR)}")
+        check_lines(self.output)
 
     @property
     def target(self) -> Path:

@@ -34,6 +34,19 @@ def is_spreadsheet(path: str | os.PathLike[str]) -> bool:
     return name.removesuffix(".gz").endswith((".csv", ".tsv")) or name.endswith(".xlsx")
 
 
+def check_lines(path: str | os.PathLike[str]) -> None:
+    """Refuse to write JSON Lines under the name of a table.
+
+    Raises:
+        InputError: its ending says CSV, XLSX, Parquet or the like.
+    """
+    if is_spreadsheet(path) or str(path).lower().endswith(".parquet"):
+        raise InputError(
+            f"{path}: records are written as JSON Lines; name the output with .jsonl, and `rankalign convert` makes a "
+            "table of it"
+        )
+
+
 # --- reading -----------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ out and counted.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,20 @@ class Battles(RowFormat):
 
     name = "arena-battles"
     id_columns = ("id", "question_id", "prompt_id")
-    reads = frozenset({*WINNERS, "winner", "turn", "anony", "judge", "openai_moderation", "toxic_chat_tag", "is_code"})
+    reads = frozenset(
+        {
+            *WINNERS,
+            "winner",
+            "model_a",
+            "model_b",
+            "turn",
+            "anony",
+            "judge",
+            "openai_moderation",
+            "toxic_chat_tag",
+            "is_code",
+        }
+    )
 
     def record(self, row: dict[str, Any], check: Checker) -> CandidateSet:
         """One row of either form."""
@@ -62,7 +76,7 @@ class Battles(RowFormat):
         ]
         prompt = check.prompt(sides[0][:-1], columns[0])
         used = SIDES if whole else TEXTS
-        note = {"whole": whole, "form": None if whole else [_form(row[key]) for key in TEXTS]}
+        note = {"whole": whole, "form": None if whole else _forms(row)}
         return CandidateSet("", prompt, responses, keep(self.name, note | {"pair": scores}, row, used))
 
     def _conversations(self, row: dict[str, Any], check: Checker) -> list[list[Message]]:
@@ -75,7 +89,8 @@ class Battles(RowFormat):
         return sides
 
     def _turns(self, row: dict[str, Any], check: Checker) -> list[list[Message]]:
-        asked, *answers = (_list(check.need(row, column), column, check) for column in TEXTS)
+        held = {column: check.need(row, column) for column in TEXTS}
+        asked, *answers = (_list(held[c], form, c, check) for c, form in zip(TEXTS, _forms(held), strict=True))
         for column, side in zip(TEXTS[1:], answers, strict=True):
             if len(side) != len(asked) or not asked:
                 raise check.fail(column, f"{len(side)} answers to {len(asked)} questions")
@@ -125,25 +140,33 @@ class Battles(RowFormat):
 
 
 def _form(value: Any) -> str:
-    """How turns are written: as a list, as a list in JSON, or as the text of a single one."""
+    """How turns are written: as a list, as a list in JSON (with blanks or compact), or as the text of a single one."""
     if not isinstance(value, str):
         return "list"
     try:
         found = loads(value)
     except ValueError:
         return "text"
-    # Else writing would not give the row back.
-    return "json" if isinstance(found, list) and dumps(found) == value else "text"
+    if not isinstance(found, list) or not found or any(isinstance(entry, list | dict) for entry in found):
+        return "text"
+    return "json" if dumps(found) == value else "compact"
+
+
+def _forms(row: dict[str, Any]) -> list[str]:
+    """The forms of question and answers: lists in JSON only where all three are, else that is what somebody wrote."""
+    forms = [_form(row[column]) for column in TEXTS]
+    return ["list" if form == "list" else "text" for form in forms] if "text" in forms else forms
 
 
 def _spelt(texts: list[str], form: str) -> Any:
+    if form == "compact":
+        return json.dumps(texts, ensure_ascii=False, separators=(",", ":"))
     return dumps(texts) if form == "json" else texts if form == "list" else texts[0]
 
 
-def _list(value: Any, path: str, check: Checker) -> list[str]:
+def _list(value: Any, form: str, path: str, check: Checker) -> list[str]:
     """A list of texts, as such or written as one text; a text that is none is a single turn."""
-    form = _form(value)
-    value = loads(value) if form == "json" else value if form == "list" else [value]
+    value = loads(value) if form in ("json", "compact") else value if form == "list" else [value]
     return [check.text(text, f"{path}[{index}]") for index, text in enumerate(check.array(value, path))]
 
 

@@ -88,6 +88,8 @@ def detect(path: str | os.PathLike[str]) -> str:
     row = next((row for _, row in rows_of(path, errors.append)), {})
     if errors and not row:
         raise errors[0]
+    if not row and not columns:
+        raise InputError(f"{path}: holds no rows")
     # An empty cell in the first row of a spreadsheet is a column all the same.
     return detect_row(dict.fromkeys(columns, "") | row, str(path))
 

@@ -173,3 +173,10 @@ def test_a_prompt_that_the_template_refuses_is_named_or_left_out(strict: str, tm
     if shards > 1:
         merge_shards(given["output"])
     assert [(record.id, len(record.responses)) for record in read(given["output"])] == [("p0", 1), ("p2", 1)]
+
+
+@pytest.mark.parametrize("name", ["o.csv", "o.tsv.gz", "o.xlsx", "o.parquet"])
+def test_records_are_not_written_under_the_name_of_a_table(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"JSON Lines; name the output with \.jsonl"):
+        sample(sampling(tmp_path, output=str(tmp_path / name)))
+    assert not (tmp_path / name).exists()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from published_rows import ASSISTANT, OTHER, PUBLISHED, USER
-from test_formats import ROWS
+from test_formats import ROWS, load, texts
 
 from rankalign.cli import main
 from rankalign.data.convert import Intake, convert, find_reader
@@ -350,3 +350,19 @@ def test_questions_in_two_turns_are_prompts_and_the_later_turns_are_counted(tmp_
     first = next(iter(read(tmp_path / "out.jsonl")))
     assert (first.id, first.prompt) == ("81", [{"role": "user", "content": "Write 0."}])
     assert first.meta == {"category": "writing", "turns": ["Write 0.", "Shorter."]}
+
+
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+def test_battles_written_as_lists_in_text_are_turns_however_they_are_spaced(separators: tuple[str, str]) -> None:
+    cells = {"prompt": ["Hi", "Or/und?"], "response_a": ["Hey", "So"], "response_b": ["Hey", "Nein"]}
+    row = {key: json.dumps(turns, separators=separators) for key, turns in cells.items()}
+    row |= {"model_a": "x", "model_b": "y", "winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0}
+    (record,) = load("arena-battles", row)
+    assert [(m["role"], m["content"]) for m in record.prompt] == [  # type: ignore[index]
+        ("user", "Hi"), ("assistant", "Hey"), ("user", "Or/und?"),
+    ]  # fmt: skip
+    assert texts(record) == ["So", "Nein"]
+    assert find_reader("arena-battles").unread(record) == []  # type: ignore[attr-defined]
+    single = row | {"prompt": "[1, 2] means?", "response_a": "[]", "response_b": '["a"]'}
+    (record,) = load("arena-battles", single)
+    assert texts(record) == ["[]", '["a"]']
