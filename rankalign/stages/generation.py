@@ -58,6 +58,8 @@ def sample(
     if not config.policies:
         raise InputError("policies: name at least one")
     names = [policy.name for policy in config.policies]
+    if "" in map(str.strip, names):
+        raise InputError("policies: each needs a name that is not empty; responses are told apart by it")
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"policies: the name {', '.join(sorted(twice))} stands twice; responses are told apart by it")
     intake, make = Intake(config.skip_invalid, config.ignore_columns), answerer or Answerer

@@ -133,8 +133,14 @@ def is_there(path: Source) -> bool:
 
 
 def sha256_of(path: Source) -> str:
-    """Hex SHA-256 of what ``path`` names: a file, a folder, or the files of a pattern in the order of their names."""
+    """Hex SHA-256 of what ``path`` names: a file, a folder, or the files of a pattern in the order of their names.
+
+    Raises:
+        InputError: nothing is there.
+    """
     files = shards(path)
-    if os.path.exists(path) or not files:
+    if not os.path.exists(path) and not files:
+        raise InputError(f"{path}: no such file")
+    if os.path.exists(path):
         return sha256_file(path)
     return hashlib.sha256("".join(f"{sha256_file(file)}  {file.name}\n" for file in files).encode()).hexdigest()

@@ -359,11 +359,21 @@ def _number_or_word(value: Any) -> Any:
         return value
 
 
+_WITH_COMMAS = ("lora_target_modules", "ignore_columns")
+_ONE = ("data", "eval_data")
+
+
 def _as_words(key: str, value: Any) -> list[str]:
     if value is None:
         return []
     if isinstance(value, dict):
         value = dumps(value)
+    if isinstance(value, list) and key in _WITH_COMMAS:
+        value = ",".join(map(str, value))
+    if isinstance(value, list) and key in _ONE and len(value) != 1:
+        raise InputError(
+            f"--{key} takes one file, folder or pattern, found {len(value)}; `rankalign convert A B OUT` joins several"
+        )
     if value is False and key.endswith("_strategy"):
         value = "no"  # YAML 1.1 reads a bare `no` as a truth value
     return [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
@@ -388,4 +398,5 @@ def _build(content: dict[str, Any]) -> TrainConfig:
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # argparse still exits on some mistakes
-        raise InputError(f"the training settings do not fit: {error or words}") from error
+        said = " ".join(str(error or words).split())
+        raise InputError(f"the training settings do not fit: {said}") from error

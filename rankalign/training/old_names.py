@@ -56,6 +56,8 @@ def modernise(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     settings: dict[str, Any] = {}
     for key, value in content.items():
         name = _RENAMED.get(key, key)
+        if key == "warmup_ratio":
+            _check_ratio(value)
         now = _present(name, value)
         if key in _IGNORED:
             notes.append(f"--{key} is left out: {_IGNORED[key]}")
@@ -73,6 +75,18 @@ def _present(name: str, value: Any) -> Any:
     if isinstance(value, list):
         return [_present(name, item) for item in value]
     return _OLD_VALUES.get((name, value), value) if isinstance(value, str) else value
+
+
+def _check_ratio(value: Any) -> None:
+    """A ratio above 1 would be read as a number of steps under its present name."""
+    try:
+        share = float(value)
+    except (TypeError, ValueError):
+        return  # said with the other settings
+    if not 0 <= share <= 1:
+        raise InputError(
+            f"--warmup_ratio {share:g} makes no sense: it is a share from 0 to 1 (--warmup_steps counts steps)"
+        )
 
 
 def _fit_machine(settings: dict[str, Any], notes: list[str]) -> dict[str, Any]:

@@ -106,6 +106,7 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (_NOT_NEGATIVE, lambda value: value >= 0, "0 or more"),
     (_SHARES, lambda value: 0 <= value < 1, "from 0 to below 1"),
     (("seed", "data_seed"), lambda value: value < 1 << 32, "below 2^32"),  # numpy takes no larger one
+    (("max_steps",), lambda value: value == -1 or value > 0, "above 0, or -1 for as many as the epochs take"),
     (("max_length",), lambda value: value >= 2, "at least 2: one token of a prompt and one of a response"),
 )
 

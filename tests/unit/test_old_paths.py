@@ -115,3 +115,10 @@ def test_a_path_that_never_was_is_missing() -> None:
 def test_every_command_stands_under_its_old_path() -> None:
     for module, _ in COMMANDS.values():
         assert (PACKAGE / "commands" / f"{module}.py").is_file()
+
+
+def test_a_name_that_went_to_another_file_of_the_room_is_found() -> None:
+    said = fresh("from rankalign.models import merge_lora\nassert merge_lora.__module__ == 'rankalign.models.merge'")
+    assert said == [
+        "rankalign.models.merge_lora is now rankalign.models.merge.merge_lora; the old path goes in version 0.3"
+    ]

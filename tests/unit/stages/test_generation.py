@@ -180,3 +180,13 @@ def test_records_are_not_written_under_the_name_of_a_table(name: str, tmp_path: 
     with pytest.raises(InputError, match=r"JSON Lines; name the output with \.jsonl"):
         sample(sampling(tmp_path, output=str(tmp_path / name)))
     assert not (tmp_path / name).exists()
+
+
+def test_a_policy_without_a_name_or_file_is_refused_before_any_work(tmp_path: Path) -> None:
+    for entry, said in (
+        ({"name": " ", "model": "tiny"}, "each needs a name"),
+        ({"name": "p", "engine": "replay", "file": "nosuch.jsonl"}, "nosuch.jsonl: no such file"),
+    ):
+        with pytest.raises(InputError, match=said):
+            sample(sampling(tmp_path, policies=[entry]))
+    assert not list(tmp_path.glob("out*"))

@@ -179,6 +179,23 @@ def test_a_bare_no_of_yaml_is_the_word(tmp_path: Path) -> None:
     assert [config.eval_strategy, config.save_strategy, config.logging_strategy] == ["no", "no", "no"]
 
 
+def test_lists_of_yaml_are_the_names_that_flags_join_by_commas(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("lora_target_modules: [q_proj, v_proj]\nuse_cpu: true\n")
+    config, _ = parse(str(tmp_path / "c.yaml"), [])
+    assert config.lora_target_modules == "q_proj,v_proj"
+    (tmp_path / "c.yaml").write_text("data: [a.jsonl, b.jsonl]\nuse_cpu: true\n")
+    with pytest.raises(InputError, match=r"--data takes one file.*found 2; `rankalign convert"):
+        parse(str(tmp_path / "c.yaml"), [])
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("max_steps", -7), ("max_steps", 0), ("warmup_ratio", 2), ("warmup_ratio", -0.1)]
+)
+def test_counts_and_shares_beyond_their_range_are_refused(flag: str, value: float) -> None:
+    with pytest.raises(InputError, match=f"--{flag} {value:g} makes no sense"):
+        parse(None, [f"--{flag}", str(value), "--use_cpu", "True"])
+
+
 def test_one_update_is_made_at_the_full_rate(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(parse_settings(content(data, tmp_path, max_steps=1, learning_rate=1e-2)))
     line = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[0])
