@@ -180,7 +180,7 @@ def test_a_bare_no_of_yaml_is_the_word(tmp_path: Path) -> None:
 
 
 def test_lists_of_yaml_are_the_names_that_flags_join_by_commas(tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text("lora_target_modules: [q_proj, v_proj]\nuse_cpu: true\n")
+    (tmp_path / "c.yaml").write_text("lora_target_modules: [q_proj, v_proj]\nuse_lora: true\nuse_cpu: true\n")
     config, _ = parse(str(tmp_path / "c.yaml"), [])
     assert config.lora_target_modules == "q_proj,v_proj"
     (tmp_path / "c.yaml").write_text("data: [a.jsonl, b.jsonl]\nuse_cpu: true\n")
