@@ -146,11 +146,15 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
+# Names of an old file that are not in the file which has its other names.
+_ELSEWHERE = {"rankalign.models.merge_lora": "rankalign.models.merge"}
+
+
 def moved(room: str) -> Any:
     """``__getattr__`` for a room with an old file's name (``rankalign.models``): that file's names, with a warning."""
 
     def find(name: str) -> Any:
-        new = f"rankalign.{_MOVED[room.removeprefix('rankalign.')]}"
+        new = _ELSEWHERE.get(f"{room}.{name}") or f"rankalign.{_MOVED[room.removeprefix('rankalign.')]}"
         # A file of the room goes first: `from rankalign.models import load` asks here before it looks for the file.
         is_file = name.startswith("__") or importlib.util.find_spec(f"{room}.{name}") is not None
         if is_file or not hasattr(module := importlib.import_module(new), name):
