@@ -20,7 +20,7 @@ ROOMS = {old for old in rankalign._MOVED if (PACKAGE / old.replace(".", "/")).is
 NAMED = """
     ranked.Ranked logps.list_logps two_pass.backward_two_pass rewards.list_rewards records.read records.write
     records.CandidateSet records.Response generation.sample generation.score experiment.run delta.make delta.apply
-    delta.verify batching.encode_prompt models.resolve models.load_policy models.merge_lora stages.RUNNERS templates.TEMPLATES
+    delta.verify batching.encode_prompt models.resolve models.load_policy stages.RUNNERS templates.TEMPLATES
     evaluation.reward.evaluate_reward evaluation.perplexity.evaluate_perplexity evaluation.lexical.evaluate_lexical
     evaluation.pairwise.compare_by_score evaluation.report.write_report evaluation.raters.evaluate_raters
     training.ilql.ILQLSettings training.ilql.train_ilql training.ppo.PPOTrainer plan.plan iterate.run
