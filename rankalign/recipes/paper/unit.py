@@ -175,6 +175,7 @@ class Unit:
         """PPO on the prompts with the same reward function."""
         cost, output, prompts = Cost(), self.work / "model", self.bench.prompts
         content |= {"reward": self.bench.config.reward, "data": str(prompts), "output_dir": str(output)}
+        content.pop("save_strategy", None)  # of the other rows; PPO keeps its state by --save_steps alone
         self.train("train", content, settings, cost)
         parsed: Any = parse_settings(content)
         if not isinstance(parsed, PPOConfig):
