@@ -233,7 +233,8 @@ def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float | None:
 
     if len(set(a)) < 2 or len(set(b)) < 2:
         return None
-    return float(kendalltau(a, b, method="asymptotic").statistic)  # the exact p-value would cost time and is not used
+    # The p-value is not used: the exact one would cost time, and the asymptotic one of two items divides by zero.
+    return float(kendalltau(a, b, method="asymptotic" if len(a) > 2 else "exact").statistic)
 
 
 def cohen_kappa(a: Sequence[Hashable], b: Sequence[Hashable]) -> float | None:

@@ -44,7 +44,7 @@ def test_the_mask_is_that_of_each_path_on_its_own(window):
             for j, key in enumerate(path):
                 expected[query, key] |= j <= i and (window is None or i - j < window)
     assert torch.equal(tree.mask(window), expected)
-    assert tree.span == (5, 14)
+    assert tree.pieces == [(5, 14)]
     assert tree.depth == 7
 
 

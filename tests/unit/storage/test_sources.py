@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rankalign.data import load as data
-from rankalign.data.convert import convert
+from rankalign.data.convert import Intake, convert
 from rankalign.data.records import read
 from rankalign.errors import InputError, RecordError
 from rankalign.stages.generation import _prompts
@@ -98,7 +98,7 @@ def test_every_form_of_a_data_set_is_the_same(forms: dict[str, str]) -> None:
     for path in forms.values():
         assert [row for _, row in rows_of(path)] == ROWS
         assert [record.prompt for record in data.load(path)] == [row["prompt"] for row in ROWS]
-        assert [record.prompt for record in _prompts(path, 2)] == ["0?", "1?"]
+        assert [record.prompt for record in _prompts(path, 2, Intake(False))] == ["0?", "1?"]
         assert len({record.id for record in data.load(path)}) == 4
         assert len(sha256_of(path)) == 64
 

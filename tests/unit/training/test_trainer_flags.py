@@ -119,7 +119,7 @@ def test_the_names_that_can_pick_a_checkpoint_are_those_of_a_measurement(
         ("--save_strategy best", "--save_strategy best needs"),
         ("--do_eval", "--eval_strategy"),
         ("--label_smoothing 0.1", "simpo"),
-        ("--loss rrhf --gamma 1", "simpo, alphapo have, and --method ppo has"),
+        ("--loss rrhf --gamma 1", "simpo, alphapo.* have, and --method ppo has"),
         ("--rollouts 4", "a setting of --method ppo"),
         ("--loss simpo --gamma 1 --loss_options {\"gamma\":2}", "give it once"),
         ("--loss dpo --pairs nosuch", "must be one of"),
