@@ -90,7 +90,14 @@ PPO_UNREAD = (
     "dataloader_num_workers", "dataloader_drop_last", "dataloader_persistent_workers", "dataloader_prefetch_factor",
     "dataloader_multiprocessing_context", "dataloader_in_order", "skip_memory_metrics",
 )  # fmt: skip
-_OFF: tuple[Any, ...] = (None, False, "no", "none", "", [])  # ways in which a parser may hand on a flag that nobody gave
+_OFF: tuple[Any, ...] = (
+    None,
+    False,
+    "no",
+    "none",
+    "",
+    [],
+)  # ways in which a parser may hand on a flag that nobody gave
 _POSITIVE = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "token_budget",
     "lora_r", "lora_alpha", "save_total_limit", "torch_empty_cache_steps", "logging_steps", "save_steps", "eval_steps",
