@@ -16,10 +16,10 @@ from rankalign.storage.sources import parts
 def load(
     path: str | os.PathLike[str], format_name: str = "auto", intake: Intake | None = None, *more: str
 ) -> Iterator[CandidateSet]:
-    """Records of a file: JSON Lines, a JSON list, Parquet or a folder of Hugging Face ``datasets``.
+    """Records of whatever :mod:`rankalign.storage.sources` opens: lines, lists, tables, ``datasets`` folders, shards.
 
     Args:
-        path: the file or folder.
+        path: the file, folder or pattern.
         format_name: a name in ``rankalign ls formats``, or ``auto``.
         intake: takes bad rows and counts; without one the first bad row raises.
         more: further files, such as the questions to FastChat's answers.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rankalign.data.records import CandidateSet, read, to_dict
 from rankalign.errors import InputError
-from rankalign.storage.files import sync_directory
+from rankalign.storage.files import sync_directory, write_all
 from rankalign.storage.jsonl import dumps, loads
 
 
@@ -60,7 +60,7 @@ class VoteFile:
             raise InputError(f"{self.path}: is compressed or one JSON list; votes need a file of one record a line")
         tail = content[content.rfind(b"\n") + 1 :]
         if tail and _whole(tail):  # an editor saved the file without its last line feed
-            _write_all(self._handle, b"\n")
+            write_all(self._handle, b"\n")
         elif tail:
             os.ftruncate(self._handle, len(content) - len(tail))
             print(f"{self.path}: its last line was torn ({len(tail)} bytes) and is taken off", file=sys.stderr)
@@ -75,7 +75,7 @@ class VoteFile:
         """
         end = os.fstat(self._handle).st_size
         try:
-            _write_all(self._handle, dumps(to_dict(record)).encode() + b"\n")
+            write_all(self._handle, dumps(to_dict(record)).encode() + b"\n")
             os.fsync(self._handle)
         except OSError as error:
             os.ftruncate(self._handle, end)
@@ -96,8 +96,3 @@ def _whole(line: bytes) -> bool:
         return isinstance(loads(line.decode()), dict)
     except ValueError:
         return False
-
-
-def _write_all(handle: int, block: bytes) -> None:
-    while block:
-        block = block[os.write(handle, block) :]

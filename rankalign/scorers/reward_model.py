@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rankalign.data import encode as batching
-from rankalign.data import templates
+from rankalign.data import encode, templates
 from rankalign.data.records import CandidateSet, Response, read
 from rankalign.errors import InputError
 from rankalign.models import load as models
@@ -215,7 +214,7 @@ class RewardModelScorer:
         if not self.counts:
             print(f"scorer {self.name!r}: texts above {self.max_length} tokens are cut", file=sys.stderr)
         shortened = self._encoder.rendering.shortened
-        short, [cut] = batching.fit(
+        short, [cut] = encode.fit(
             prompt, [answer], self.max_length, lambda ids, room: shortened(ids, room, record.prompt, record.meta)
         )
         self.counts["prompt_truncated"] += len(short) < len(prompt)
@@ -226,18 +225,18 @@ class RewardModelScorer:
         """What is to be said of how texts were read, each once."""
         counts = {name: n for name, n in self._encoder.counts.items() if name not in self._told}
         self._told.update(counts)
-        for sentence in batching.said(counts):
+        for sentence in encode.said(counts):
             print(f"scorer {self.name!r}: {sentence}", file=sys.stderr)
 
     @functools.cached_property
-    def _encoder(self) -> batching.Encoder:
-        options = batching.EncodeOptions(
+    def _encoder(self) -> encode.Encoder:
+        options = encode.EncodeOptions(
             template=self.template,
             system=self.system,
             allow_special_in_text=self.allow_special_in_text,
             whole=True,
         )
-        return batching.Encoder(self.tokenizer, options)
+        return encode.Encoder(self.tokenizer, options)
 
     @torch.inference_mode()
     def _rewards(self, texts: Sequence[list[int]]) -> list[float]:

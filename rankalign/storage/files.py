@@ -76,6 +76,12 @@ def sync_directory(folder: Path) -> None:
         os.close(handle)
 
 
+def write_all(handle: int, block: bytes) -> None:
+    """Write a whole block to an open file: the system may take less of it at a time."""
+    while block:
+        block = block[os.write(handle, block) :]
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` as UTF-8, atomically."""
     with atomic_writer(path) as out:

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 from rankalign.errors import InputError
-from rankalign.storage.files import sync_directory
+from rankalign.storage.files import sync_directory, write_all
 from rankalign.storage.jsonl import dumps, loads
 
 Key = tuple[str, ...]
@@ -113,7 +113,7 @@ class Journal:
         fresh = [(key, value) for key, value in items if replace or key not in self.done]
         block = b"".join(_pack(key, value) for key, value in fresh)
         try:
-            _write_all(self._handle, block)
+            write_all(self._handle, block)
             os.fsync(self._handle)
         except OSError as error:
             # Half a block would be a damaged line as soon as another one stands behind it.
@@ -227,11 +227,6 @@ def _whole_lines(path: Path) -> Iterator[tuple[tuple[Key, Any], int]]:
         if item is None:
             raise InputError(f"{path}:{number}: damaged line; delete the journal to start over")
         yield item, len(line) + 1
-
-
-def _write_all(handle: int, block: bytes) -> None:
-    while block:
-        block = block[os.write(handle, block) :]
 
 
 def _pack(key: Key, value: Any) -> bytes:

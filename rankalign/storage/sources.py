@@ -1,7 +1,8 @@
 """One way to open data: a file of lines, a JSON list, a table, a folder of `datasets`, a folder or pattern of shards.
 
-Every command and every Python call that takes a path of rows goes through :func:`rows_of`, so that what one of them
-reads all of them read. :func:`parts` says which splits a path holds: a test split is not to be trained on by accident.
+Every command and Python call that takes a path of records goes through :func:`rows_of`, so that what one of them
+reads all of them read; stored reviews, annotations and categories are JSON Lines alone. :func:`parts` says which
+splits a path holds: a test split is not to be trained on by accident.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ class Layout:
         id: the column with the prompt's id.
         system: the column with the system message.
         meta: columns to keep in ``meta``.
+        wide: whether a row holds all answers of its prompt, and not one.
         own: whether this is a sheet of records that we wrote.
     """
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.models import weights
-from rankalign.models.delta import arithmetic as delta_legacy
+from rankalign.models.delta import arithmetic
 from rankalign.models.merge import merge_lora
 from rankalign.models.weights import Bits
 from rankalign.progress import Progress
@@ -103,7 +103,7 @@ def apply(base: str, delta: str, target: str, *, new_rows: str = "zero") -> dict
     """
     folder = models.local_folder(delta)
     if not (folder / MANIFEST).exists():
-        return delta_legacy.apply(models.local_folder(base), folder, Path(target), new_rows)
+        return arithmetic.apply(models.local_folder(base), folder, Path(target), new_rows)
     manifest = _read_manifest(folder)
     with new_folder(target) as fresh, _well_formed(folder):
         have = _checked_base(base, manifest)

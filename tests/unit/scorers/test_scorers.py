@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -390,7 +391,7 @@ def reward_fn(samples, factor=1):
 """
 
 
-@pytest.mark.parametrize("source", ["<stdin>", "<ipython-input-3>", "/tmp/ipykernel_7/123.py"])
+@pytest.mark.parametrize("source", ["<stdin>", "<ipython-input-3>", f"{tempfile.gettempdir()}/ipykernel_7/123.py"])
 def test_a_function_typed_at_a_prompt_is_named_by_what_it_does(source: str) -> None:
     """A notebook's, a shell's and stdin's functions lie in no file; the report was a FileNotFoundError."""
 
