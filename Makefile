@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 PYTEST := $(BIN)/python -m pytest
 WORKERS ?= 2
 
-.PHONY: env dev demo test test-gpu test-slow test-vllm parity support docs lint clean
+.PHONY: env dev wheel demo test test-gpu test-slow test-vllm parity support docs lint clean
 
 env: $(READY)
 dev: $(DEV)
@@ -25,6 +25,11 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 $(DEV): $(READY)
 	$(PIP) -e '.[dev]'
 	touch $(DEV)
+
+# From nothing but the files: an older build folder would put modules that are gone into the wheel.
+wheel:
+	rm -rf build/lib build/bdist*
+	$(PYTHON) -m pip wheel -q --disable-pip-version-check --no-deps -w dist .
 
 demo: $(READY)
 	$(BIN)/rankalign run --config eval/configs/demo.yaml $(DEMO_FLAGS)

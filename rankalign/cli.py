@@ -22,6 +22,8 @@ from rankalign.storage.jsonl import dumps, without_nan
 
 # Name: (module under rankalign.commands, one line for --help).
 COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("demo", "see the whole path on a small model, in minutes"),
+    "init": ("init", "a project folder with settings, prompts and a script"),
     "sample": ("sample", "several policies answer each prompt"),
     "score": ("score", "scorers grade the answers"),
     "merge": ("merge", "join what several `--shard` processes wrote; fold an adapter into its base"),
@@ -71,7 +73,7 @@ def overview() -> str:
             "",
             *lines,
             "",
-            "`rankalign <command> --help` shows options and an example. First steps: `make demo`, then README.md.",
+            "`rankalign <command> --help` shows options and an example. First steps: `rankalign demo`.",
         ]
     )
 

@@ -6,6 +6,7 @@ Leaves result.json, report.html and every intermediate file in the output folder
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,11 @@ EXAMPLE = "rankalign run --config eval/configs/demo.yaml --seed 1 --output runs/
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``rankalign run``; they win over the settings file."""
     parser.add_argument("--config", required=True, help="YAML file of the experiment")
+    add_flags(parser)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """What an experiment's settings file may be overruled by."""
     parser.add_argument("--output", help="folder of the run")
     parser.add_argument("--model", help="the model to train, in the place of `default`")
     parser.add_argument("--seed", type=int, help="seed of sampling and training")
@@ -27,13 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Run; see :func:`rankalign.recipes.experiment.run`."""
+    return run_file(args.config, lambda path: resolve_near(path, args.config), args)
+
+
+def run_file(config_file: str, find: Callable[[str], str], args: argparse.Namespace) -> dict[str, Any]:
+    """Run the experiment of a settings file; ``find`` says where a file of prompts that it names stands."""
     from rankalign.recipes.experiment import ExperimentConfig
     from rankalign.recipes.experiment import run as run_experiment
 
     flags = {name: getattr(args, name) for name in ("output", "model", "seed", "max_prompts", "overwrite")}
-    config = load(ExperimentConfig, args.config, **flags)
-    prompts, heldout = (resolve_near(path, args.config) for path in (config.prompts, config.heldout))
-    result = run_experiment(replace(config, prompts=prompts, heldout=heldout))
+    config = load(ExperimentConfig, config_file, **flags)
+    result = run_experiment(replace(config, prompts=find(config.prompts), heldout=find(config.heldout)))
     return {**result, "report": f"{config.output}/report.html"}
 
 
