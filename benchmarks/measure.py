@@ -6,7 +6,6 @@ import argparse
 import ctypes
 import datetime
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -20,11 +19,12 @@ import torch
 import transformers
 from torch.autograd import backward
 
+from benchmarks.results import ROOT as ROOT
+from benchmarks.results import cpu_name
+from benchmarks.results import write_section as write_section
 from rankalign.rows import gemm
 from rankalign.rows.logps import list_logps
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path(__file__).with_name("RESULTS.md")
 VOCABULARY = 49152
 
 Tokens = list[int]
@@ -161,17 +161,7 @@ def environment() -> str:
 
 
 def processor() -> str:
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    facts = [re.search(rf"^{name}\s*: (.*)$", text, re.MULTILINE) for name in ("model name", "cpu family", "model")]
-    name, family, model = (found.group(1) if found else "?" for found in facts)
-    return f"{name} (family {family}, model {model}), {torch.backends.cpu.get_cpu_capability()}"
-
-
-def write_section(title: str, lines: Sequence[str]) -> None:
-    """Put a section into RESULTS.md, in the place of the one of that name."""
-    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Benchmarks\n"
-    kept = re.sub(rf"\n## {re.escape(title)}\n.*?(?=\n## |\Z)", "", text, flags=re.DOTALL)
-    RESULTS.write_text(kept.rstrip() + f"\n\n## {title}\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    return f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def main(module: str, rows: Mapping[str, Row], description: str | None) -> None:
