@@ -5,7 +5,8 @@ arguments it attends along the trees, without one it calls the function that was
 argument through every layer, so gradient checkpointing hands it to the recomputation as well.
 
 Which kernel: on a CPU flash attention by segments (:mod:`rankalign.rows.flash_cpu`); on a GPU, in 16 bits, two ragged
-flash calls (:mod:`rankalign.rows.flash_varlen`); everything else by a mask (:mod:`rankalign.rows.masked`).
+flash calls (:mod:`rankalign.rows.flash_varlen`), or FlexAttention where scores are capped (:mod:`rankalign.rows.flex`);
+everything else by a mask (:mod:`rankalign.rows.masked`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rankalign.rows.flash_cpu import path_attention
 from rankalign.rows.flash_varlen import ragged_attention, takes_ragged
+from rankalign.rows.flex import flex_attention, takes_flex
 from rankalign.rows.masked import masked_attention
 from rankalign.rows.tree import Forest
 
@@ -83,6 +85,8 @@ def tree_attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     deep = sliding_window is not None and any(tree.depth > sliding_window for tree in forest.trees)
     window = sliding_window if deep else None
+    if softcap and not dropout and takes_flex(query):
+        return flex_attention(query, key, value, forest, scaling, softcap, window)
     if not (softcap or dropout):
         if query.device.type == "cpu" and window is None:
             return path_attention(query, key, value, forest, scaling)

@@ -7,7 +7,7 @@ the joint output and log-sum-exp to both, which makes the probabilities those of
 window takes one call over keys gathered along each path instead.
 
 The calls are ``aten::_flash_attention_forward`` and ``_backward`` with ``cum_seq_q``: FlashAttention 2 (Dao 2023) in
-torch's own wheels, 3 or 4 after ``torch.nn.attention.activate_flash_attention_impl``.
+torch's own wheels, 3 or 4 where :func:`choose_flash` was asked for them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.attention import activate_flash_attention_impl, restore_flash_attention_impl
 
+from rankalign.errors import InputError
 from rankalign.rows.tree import Forest, Span
 
 
@@ -109,12 +111,56 @@ def _path(prompt: Span | None, own: Span, window: int) -> list[int]:
     return [*before, *range(*own)]
 
 
+VERSIONS = {"fa2": ("", 256), "fa3": ("FA3", 256), "fa4": ("FA4", 128)}  # torch's name, widest head
+_SOURCES = {
+    "fa3": "the folder hopper/ of github.com/Dao-AILab/flash-attention, by `python setup.py install`",
+    "fa4": "pip install flash-attn-4",
+}
+_CARDS = {"fa3": {9: "Hopper (H100, H200)"}, "fa4": {9: "Hopper (H100, H200)", 10: "Blackwell (B200)"}}
+_active = "fa2"
+
+
+def choose_flash(version: str, on_gpu: bool) -> None:
+    """Take FlashAttention 2 (torch's own), 3 or 4 for all calls from now on.
+
+    Args:
+        version: a name in VERSIONS.
+        on_gpu: whether models run on one.
+
+    Raises:
+        InputError: this one is not here, or not for this card.
+    """
+    global _active
+    name, _ = VERSIONS[version]
+    if not name:
+        if _active != version:
+            restore_flash_attention_impl()
+        _active = version
+        return
+    asked, cards = f"--flash_attention {version}", _CARDS[version]
+    if not on_gpu:
+        raise InputError(f"{asked} runs on GPUs alone: leave it out")
+    major, minor = torch.cuda.get_device_capability()
+    if major not in cards:
+        kinds = " or ".join(cards.values())
+        raise InputError(f"{asked} needs {kinds}; this card has compute capability {major}.{minor}: leave it out")
+    try:
+        activate_flash_attention_impl(name)
+    except (ImportError, RuntimeError) as error:
+        raise InputError(f"{asked} is not installed ({error}): {_SOURCES[version]}") from error
+    _active = version
+
+
 def takes_ragged(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether the kernels take these: 16 bits on a GPU of Ampere or newer, a size of heads they are compiled for."""
     if not query.is_cuda or torch.cuda.get_device_capability(query.device) < (8, 0):
         return False
-    dim = query.shape[-1]
-    known = dim == key.shape[-1] == value.shape[-1] and dim % 8 == 0 and dim <= 256
+    dim, most = query.shape[-1], VERSIONS[_active][1]
+    if most < dim <= VERSIONS["fa2"][1]:  # by a mask it would be slower than with the version that was passed over
+        raise InputError(
+            f"--flash_attention {_active} takes heads of up to {most}, and these are of {dim}: leave it out"
+        )
+    known = dim == key.shape[-1] == value.shape[-1] and dim % 8 == 0 and dim <= most
     return known and (query.dtype in (torch.bfloat16, torch.float16) or ANY_TYPE)
 
 

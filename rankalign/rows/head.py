@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from rankalign.errors import InputError
-from rankalign.rows import gemm, head_wide
+from rankalign.rows import gemm, head_liger, head_wide
 from rankalign.rows.own import own_logits
 
 TILE = 4096  # vocabulary entries of a block
@@ -177,7 +177,8 @@ def label_logps(
     """
     if isinstance(head, Head):
         if hidden.is_cuda:
-            return head_wide.label_logps(head, hidden, labels, on_grad)
+            kernel = head_liger if head_liger.chosen else head_wide
+            return kernel.label_logps(head, hidden, labels, on_grad)
         return _label_logps(hidden, head.weight, head.bias, labels, head, on_grad)
     run = partial(checkpoint, head.label_logps, use_reentrant=False, preserve_rng_state=False)
     logps = torch.cat([run(h, y) for h, y in zip(torch.split(hidden, CHUNK), torch.split(labels, CHUNK), strict=True)])

@@ -130,6 +130,7 @@ class Forest:
         active: per tree and response, whether any gradient reaches it; None while unknown. Set during the backward
             pass by the LM head and read by everything below it.
         ragged: the row as :mod:`rankalign.rows.flash_varlen` takes it, made when a layer first asks.
+        blocks: by sliding window, the row as :mod:`rankalign.rows.flex` takes it, likewise.
     """
 
     trees: tuple[Tree, ...]
@@ -138,6 +139,7 @@ class Forest:
     prompts_first: bool = False
     active: list[list[bool]] | None = None
     ragged: Any = None
+    blocks: dict[int | None, Any] = field(default_factory=dict)
     _masks: dict[tuple[int, int | None, torch.device], Tensor] = field(default_factory=dict, repr=False)
     _rows: Tensor | None = field(default=None, repr=False)
 

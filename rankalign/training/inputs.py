@@ -21,7 +21,7 @@ from rankalign.data.records import CandidateSet, choose_judge, judges
 from rankalign.errors import InputError
 from rankalign.models import adapters
 from rankalign.models import load as models
-from rankalign.rows import logps, rewards
+from rankalign.rows import flash_varlen, head_liger, logps, rewards
 from rankalign.storage.jsonl import dumps
 from rankalign.storage.sources import is_there, sha256_of
 from rankalign.training.fit import check_end
@@ -29,7 +29,7 @@ from rankalign.training.measures import BY_PAIRS
 from rankalign.training.reference import ReferenceCache
 from rankalign.training.reward import freeze_lower
 from rankalign.training.reward import load as load_reward
-from rankalign.training.settings import DataSettings, LossSettings, ModelSettings
+from rankalign.training.settings import DataSettings, LossSettings, ModelSettings, RunSettings
 
 UNWANTED = "label"  # judge that says whether people wanted an answer
 CUT_TOO_OFTEN = 0.05  # share of texts cut, from which on the data is not what its author meant
@@ -247,6 +247,17 @@ def disable_dropout(model: nn.Module) -> None:
         for name in ("attention_dropout", "attn_dropout", "dropout"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
+
+
+def choose_kernels(settings: RunSettings) -> None:
+    """What runs on a GPU, from now on and in the whole process.
+
+    Raises:
+        InputError: what was asked for is not installed, or not for this device.
+    """
+    on_gpu = models.device().type == "cuda"
+    flash_varlen.choose_flash(settings.flash_attention, on_gpu)
+    head_liger.choose(settings.head, on_gpu)
 
 
 def choose_layout(

@@ -30,6 +30,7 @@ from rankalign.training.fit import check_fit
 from rankalign.training.identity import check_same_run
 from rankalign.training.inputs import (
     check_held_out,
+    choose_kernels,
     choose_layout,
     load_data,
     load_model,
@@ -70,6 +71,7 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
     elif manifest.is_finished(output, settings):
         print(f"{output} is finished already with these settings: nothing to do", file=sys.stderr)
         return {**summary(output, manifest.read(output) or {}), "already_finished": True}
+    choose_kernels(config.run_settings)
     begun(config, settings)  # refused before the model is loaded and references are computed
     if processes.is_first():
         check_writable(output)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 METHODS = ("rank", "sft", "reward", "ppo")
 WEIGHTS = ("auto", "float32", "bfloat16")
 TWO_PASS = ("auto", "always", "never")
+FLASH = ("fa2", "fa3", "fa4")
+HEADS = ("ours", "liger")
 WEIGHTED_BY_BETA = ("orpo",)  # a term beside another; in all other losses beta scales all that there is
 
 
@@ -202,6 +204,8 @@ class RunSettings:
         "auto",
         "two backward passes, memory flat in the candidates: always, never, or auto where a list exceeds the budget",
     )
+    flash_attention: str = flag("fa2", "on GPUs, FlashAttention: fa2 (torch's own), or fa3 or fa4 where installed")
+    head: str = flag("ours", "on GPUs, the language-model head: ours, or Liger's to compare, where installed")
     early_stopping: int = flag(0, "stop after so many measurements without a better one; 0 does not")
     resume: bool = flag(True, "go on from the newest checkpoint in output_dir where there is one")
     overwrite: bool = flag(False, "start over even where output_dir holds a finished or begun run")
@@ -209,6 +213,9 @@ class RunSettings:
     def __post_init__(self) -> None:
         if self.two_pass not in TWO_PASS:
             raise InputError(f"unknown --two_pass {self.two_pass!r} (one of: {', '.join(TWO_PASS)})")
+        for name, known in (("flash_attention", FLASH), ("head", HEADS)):
+            if getattr(self, name) not in known:
+                raise InputError(f"unknown --{name} {getattr(self, name)!r} (one of: {', '.join(known)})")
         if self.token_budget < 1:
             raise InputError("--token_budget must be at least 1")
 

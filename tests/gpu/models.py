@@ -21,6 +21,7 @@ FAMILIES = {
     name: (SMALLER[name][0], SMALLER[name][1] | {key: WIDER[key] for key in WIDER if key in SMALLER[name][1]})
     for name in NAMES
 }
+FAMILIES["gemma2"][1]["head_dim"] = 16  # the least that FlexAttention compiles for
 
 
 def build(name: str, dtype: torch.dtype = torch.float64, lora: bool = False, **more: Any) -> nn.Module:
@@ -31,7 +32,7 @@ def build(name: str, dtype: torch.dtype = torch.float64, lora: bool = False, **m
     torch.manual_seed(3)
     config = getattr(transformers, kind + "Config")(**settings | more)
     model = transformers.AutoModelForCausalLM.from_config(config).to(dtype).train()
-    for module in model.modules():
+    for module in model.modules() if name == "gemma2" else ():
         if hasattr(module, "attn_logit_softcapping"):
             module.attn_logit_softcapping = 1.5
     if lora:

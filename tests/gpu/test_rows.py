@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rankalign.rows import flash_varlen
+from rankalign.rows import flash_varlen, flex
 from rankalign.rows.logps import list_logps, token_logps
 from rankalign.rows.two_pass import backward_two_pass
 from tests.gpu.models import FAMILIES, StayWide, build, gradients, lists, weigh
@@ -49,7 +49,8 @@ def error(ours: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
 def test_a_gpus_trees_are_the_cpus_padded_rows(
     name: str, way: str, any_type: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flash_varlen, "ANY_TYPE", True)
+    for kernel in (flash_varlen, flex):
+        monkeypatch.setattr(kernel, "ANY_TYPE", True)
     host, device = (build(name, lora=way == "lora") for _ in range(2))
     with StayWide():
         expected, slopes = run(host, "plain" if way != "active sets" else way, "padded")

@@ -43,6 +43,7 @@ OPTIONAL = {
     "jinja2": {"rankalign/evaluation/report"},
     "peft": {"rankalign/models/"},
     "ray": {"rankalign/stages/ray_runner.py"},
+    "liger_kernel": {"rankalign/rows/head_liger.py"},
     "openai": {"rankalign/engines/openai_client.py"},
     "rouge_score": {"rankalign/evaluation/texts/lexical.py"},
     "vllm": {"rankalign/engines/vllm.py"},

@@ -28,7 +28,7 @@ from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import PPOConfig
 from rankalign.training.card import write_card
 from rankalign.training.fit import check_end, check_fit
-from rankalign.training.inputs import disable_dropout, mixed, say_cut, tokenizer_hash
+from rankalign.training.inputs import choose_kernels, disable_dropout, mixed, say_cut, tokenizer_hash
 from rankalign.training.ppo import state as ppo_state
 from rankalign.training.ppo.trainer import PPOTrainer, Question, Reward, Sampler
 from rankalign.training.ppo.value import ActorCritic, load_value_net
@@ -53,6 +53,7 @@ def train_ppo(config: PPOConfig, sampler: Sampler, reward: Reward) -> dict[str, 
     elif manifest.is_finished(output, settings):
         print(f"{output} is finished already with these settings: nothing to do", file=sys.stderr)
         return _summary(output, already_finished=True)
+    choose_kernels(config.run_settings)
     check_writable(output)
     set_seed(config.seed)
     tokenizer = models.load_tokenizer(config.model)
