@@ -13,7 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import rankalign
 from rankalign.errors import InputError
@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "delta": ("delta", "bit-exact differences between two models: make, apply, verify"),
     "verify": ("verify", "has anything that a run read or wrote changed since?"),
     "diff": ("diff", "what differs between two runs"),
+    "env": ("env", "versions, processor and GPUs, for a bug report"),
     "ls": ("ls", "list losses, engines, scorers, formats, templates"),
 }
 
@@ -95,11 +96,28 @@ def run(command: str, words: Sequence[str]) -> int:
             "--table", metavar="F", help="write what is shown to F.csv, .tsv, .xlsx, .md, .tex or .html"
         )
     module.add_arguments(parser)
-    args, rest = parser.parse_known_args(words)
+    args, rest = parser.parse_known_args(_with_config(parser, words))
     if rest and not getattr(module, "TAKES_MORE", False):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        _refuse(parser, rest)
     args.rest = rest
     return _execute(module, args)
+
+
+def _with_config(parser: argparse.ArgumentParser, words: Sequence[str]) -> Sequence[str]:
+    """A settings file that stands first needs no ``--config`` before it."""
+    takes = "--config" in parser._option_string_actions
+    first = words[0] if words else ""
+    return ["--config", *words] if takes and first.endswith((".yaml", ".yml")) and first[0] != "-" else words
+
+
+def _refuse(parser: argparse.ArgumentParser, rest: Sequence[str]) -> NoReturn:
+    """Name what is unknown, with what comes near it; the whole usage is for ``--help``."""
+    flags = [word for word in rest if word.startswith("--")]
+    if not flags:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    name = flags[0].partition("=")[0]
+    known = [option for option in parser._option_string_actions if option.startswith("--")]
+    parser.exit(2, f"{parser.prog}: unknown flag {name}{did_you_mean(name, known)}; `{parser.prog} --help` lists all\n")
 
 
 def _execute(module: Any, args: argparse.Namespace) -> int:

@@ -10,6 +10,9 @@ from typing import Any
 
 from rankalign.errors import InputError, missing_extra
 
+MANY = 60  # names that still fit a message: all losses do, the settings of training do not
+SURE = 0.8  # share of letters in common from which a misspelling has one answer: 'learning_rat', 'wandbb', 'rhf' (0.86)
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -58,7 +61,16 @@ class Registry(dict[str, Entry]):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` or, where nothing is near, the list of what there is; for the end of a message."""
+    """`` (did you mean 'x'?)`` with up to three names, or, where nothing is near, what there is; to end a message.
+
+    Of many names the nearest three stand for all: 180 settings on a screen help nobody.
+    """
     names = list(known)
-    near = difflib.get_close_matches(word, names, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else f" (one of: {', '.join(names)})"
+    near = difflib.get_close_matches(word, names, n=3)
+    if near:
+        sure = difflib.SequenceMatcher(None, word, near[0]).ratio() >= SURE
+        return f" (did you mean {' or '.join(map(repr, near[:1] if sure else near))}?)"
+    if len(names) <= MANY:
+        return f" (one of: {', '.join(names)})"
+    nearest = difflib.get_close_matches(word, names, n=3, cutoff=0.0)
+    return f" (nearest of {len(names)}: {', '.join(nearest)})"

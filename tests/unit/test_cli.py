@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -177,3 +178,46 @@ def test_what_a_refusal_advises_every_reading_command_takes(
     more = ["--overwrite"] if words[0] == "score" else []
     assert main([*words, "--ignore_columns", "verdictx", "--skip_invalid", *more]) == 0
     assert "in.jsonl:4: prompt" in capsys.readouterr().err
+
+
+def test_env_tells_versions_and_no_secret(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert main(["env", "--json"]) == 0
+    said = capsys.readouterr().out
+    facts = json.loads(said)
+    assert facts["packages"]["transformers"] == importlib.metadata.version("transformers")
+    assert facts["environment"]["OMP_NUM_THREADS"] == "1"
+    assert "hf_secret" not in said
+    assert str(Path.home()) not in said
+
+
+def test_a_settings_file_may_stand_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text(f"loss: dpo\ndata: {tmp_path}/nothing.jsonl\noutput_dir: {tmp_path}/out\nmodel: tiny\n")
+    for words in (["train", str(config)], ["train", "--config", str(config)]):
+        assert main(words) == 1
+        assert "nothing.jsonl: no such file" in capsys.readouterr().err
+    # A flag's value that ends like a settings file is a flag's value.
+    assert main(["train", "--data", "x.yaml", "--output_dir", str(tmp_path / "out"), "--model", "tiny"]) == 1
+    assert "x.yaml: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "names"),
+    [
+        (["compare", "--functon", "x"], 2, ["--function"]),
+        (["train", "--lerning_rat", "1"], 1, ["learning_rate"]),
+        (["train", "--xyzzy", "1"], 1, ["nearest of"]),
+    ],
+)
+def test_an_unknown_flag_gets_three_names_at_most(
+    words: list[str], code: int, names: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        assert main(words) == code
+    except SystemExit as stop:
+        assert stop.code == code
+    said = capsys.readouterr().err
+    assert all(name in said for name in names)
+    assert len(said) < 250
