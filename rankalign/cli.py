@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "label": ("label", "a page in the browser to rank answers by hand"),
     "sheet": ("sheet", "blinded sheets for human raters: make, read"),
     "convert": ("convert", "between our records and every other tool's format"),
+    "convert-config": ("convert_config", "another trainer's settings as ours"),
     "lint": ("lint", "find what is wrong in a file of candidates"),
     "iterate": ("iterate", "train in rounds on the own new answers: IP-n, OP-k, RAFT"),
     "run": ("run", "all of the above as one experiment, with a report"),
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def overview() -> str:
     """The text of ``rankalign --help``."""
-    lines = [f"  {name:<9} {summary}" for name, (_, summary) in COMMANDS.items()]
+    lines = [f"  {name:<14} {summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: rankalign <command> [options]",
