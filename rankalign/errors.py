@@ -27,6 +27,9 @@ class Line(int):
         made.element, made.file, made.row = element, file, row
         return made
 
+    def __reduce__(self) -> tuple[object, tuple[int, int, str, int]]:
+        return Line.of, (int(self), self.element, self.file, self.row)  # from one process to another
+
 
 def number_of(line: int) -> int:
     """What tells a row from the others of its data: its number over all shards or in a JSON list, else its line."""
@@ -56,6 +59,9 @@ class RecordError(InputError):
         self.element = line.element if isinstance(line, Line) else 0
         where = f" (element {self.element} of the list)" if self.element else ""
         super().__init__(f"{file}:{int(line)}: {field + ': ' if field else ''}{reason}{where}")
+
+    def __reduce__(self) -> tuple[type[RecordError], tuple[str, int, str, str]]:
+        return type(self), (self.file, self.line, self.field, self.reason)  # from one process to another
 
     def as_dict(self) -> dict[str, str | int]:
         """The error as the ``errors`` entry of ``--json`` output."""

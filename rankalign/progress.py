@@ -16,12 +16,12 @@ class Progress:
 
     Args:
         what: a verb in the present participle ("sampling").
-        total: how much there is.
+        total: how much there is; None where that is not known before the end.
         unit: what is counted, in the singular.
         done: how much was finished before (it does not count into the rate).
     """
 
-    def __init__(self, what: str, total: int, unit: str, done: int = 0) -> None:
+    def __init__(self, what: str, total: int | None, unit: str, done: int = 0) -> None:
         self.what, self.total, self.unit, self.count, self._first = what, total, unit, done, done
         self._start = self._last = time.monotonic()
         self._shown = done
@@ -39,8 +39,10 @@ class Progress:
 
     def _line(self) -> None:
         rate = (self.count - self._first) / max(time.monotonic() - self._start, 1e-9)
-        left = (self.total - self.count) / rate if rate else 0.0
-        text = f"{self.what}: {self.count}/{self.total} {self.unit}s, {rate:.2f} a second, {left:.0f} s left"
+        text = f"{self.what}: {self.count} {self.unit}s, {rate:.2f} a second"
+        if self.total is not None:
+            left = (self.total - self.count) / rate if rate else 0.0
+            text = f"{self.what}: {self.count}/{self.total} {self.unit}s, {rate:.2f} a second, {left:.0f} s left"
         print(text, file=sys.stderr, flush=True)
         self._shown = self.count
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and processes that they start inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Runs of the tests keep their tokens to themselves, and none is left.
+os.environ["RANKALIGN_TOKEN_CACHE"] = tempfile.mkdtemp(prefix="rankalign-tokens-")
+atexit.register(shutil.rmtree, os.environ["RANKALIGN_TOKEN_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

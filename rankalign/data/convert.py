@@ -45,6 +45,8 @@ class Intake:
         losses: rows dropped by rule, by reason.
         unread: rows with a column that nothing was made of, by column; it waits in ``meta``.
         renamed: records that were given another id, because theirs was taken.
+        notes: what was said of whole files, each with its file.
+        quiet: keep the notes and say nothing, where a file is read again.
     """
 
     def __init__(self, skip_invalid: bool, ignore_columns: str = "", columns: str = "") -> None:
@@ -53,6 +55,13 @@ class Intake:
         self.layout = parse_columns(columns) if columns else None
         self.read, self.errors, self.losses, self.unread = 0, list[RecordError](), Losses(), Losses()
         self.renamed = 0
+        self.notes, self.quiet = list[tuple[str, str]](), False
+
+    def note(self, file: str, text: str) -> None:
+        """Say something of a whole file on stderr, and keep it."""
+        self.notes.append((file, text))
+        if not self.quiet:
+            print(f"{file}: {text}", file=sys.stderr)
 
     def __call__(self, error: RecordError) -> None:
         """Take one error."""
@@ -81,10 +90,10 @@ class Intake:
                 self.renamed += form.own_id(record) not in (None, record.id)
             yield record
         if renamed := self.renamed - before:
-            print(f"{file}: {renamed} ids stood there already; these records were named by their line", file=sys.stderr)
+            self.note(file, f"{renamed} ids stood there already; these records were named by their line")
         if found.counts:
             named = ", ".join(f"{column} ({count})" for column, count in found.counts.items())
-            print(f"{file}: columns that are not read, with their rows (they stay in meta): {named}", file=sys.stderr)
+            self.note(file, f"columns that are not read, with their rows (they stay in meta): {named}")
 
     def rename(self) -> None:
         """Count a record whose id another source had taken."""

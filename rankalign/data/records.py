@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -167,7 +167,11 @@ def choose_judge(sets: Iterable[CandidateSet], judge: str = "") -> str:
     Raises:
         InputError: nobody scored, several did and none is named, or the named one did not.
     """
-    names = judges(sets)
+    return choose_among(judges(sets), judge)
+
+
+def choose_among(names: Sequence[str], judge: str = "") -> str:
+    """As :func:`choose_judge`, of the names of all judges in the data."""
     if judge and judge not in names:
         raise InputError(
             f"no response has a score by judge {judge!r} (judges in the data: {', '.join(names) or 'none'})"

@@ -94,14 +94,20 @@ def check_writable(folder: Path) -> None:
         raise InputError(f"{folder}: cannot be written: {error.strerror or error}") from None
 
 
-def cached_folder(folder: Path, build: Callable[[Path], None]) -> Path:
+def cached_folder(folder: Path, build: Callable[[Path], None], held: Callable[[], None] = lambda: None) -> Path:
     """``folder`` with what ``build(empty folder)`` puts there, built once by however many processes ask at a time.
 
     ``checksums.json`` lies in it; a folder whose files do not match is built again, and that is said on stderr.
+
+    Args:
+        folder: where it is, or is to be.
+        build: fills an empty folder.
+        held: called once this process holds the lock, behind which all others wait.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     # The lock's file is never removed: who waits on a removed one and who makes it anew would both go in.
     with _locked(folder.with_name(folder.name + ".lock")):
+        held()
         if folder.exists():
             if _intact(folder):
                 return folder

@@ -4,13 +4,15 @@ the model's positions or answers without an end would come up in the middle of a
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rankalign.data.encode import TokenList
+from rankalign.data.token_table import Joined, TokenTable
 from rankalign.errors import InputError
 
 
@@ -42,23 +44,35 @@ def check_fit(model: Any, lists: Sequence[TokenList], more: int = 0) -> None:
     config = model.config.get_text_config()
     most, learned = getattr(config, "max_position_embeddings", None), _has_learned_positions(model)
     beyond = 0
-    for tokens in lists:
-        ids = [*tokens.prompt, *(i for response in tokens.responses for i in response)]
-        if max(ids, default=0) >= rows:
+    for longest, largest, name in _extents(lists):
+        if largest >= rows:
             raise InputError(
-                f"prompt {tokens.id!r} holds token id {max(ids)}, and the model has {rows} embeddings: its tokenizer "
+                f"prompt {name()!r} holds token id {largest}, and the model has {rows} embeddings: its tokenizer "
                 "is longer than its embedding; resize the model, or take the tokenizer that belongs to it"
             )
-        longest = len(tokens.prompt) + max(map(len, tokens.responses), default=0) + more
-        if most and longest > most:
+        if most and longest + more > most:
             beyond += 1
             if learned:
                 raise InputError(
-                    f"prompt {tokens.id!r} takes {longest} tokens, and {config.model_type} has {most} positions: "
+                    f"prompt {name()!r} takes {longest + more} tokens, and {config.model_type} has {most} positions: "
                     f"--max_length {most} or less"
                 )
     if beyond:
         print(f"{beyond} prompts go beyond the {most} positions that the model was trained for", file=sys.stderr)
+
+
+def _extents(lists: Sequence[TokenList]) -> Iterator[tuple[int, int, Callable[[], str]]]:
+    """Of each list its longest text, its largest id and what tells its name. A table knows them without its tokens."""
+    for part in lists.parts if isinstance(lists, Joined) else [lists]:
+        if isinstance(part, TokenTable):
+            pairs = zip(part.longest.tolist(), part.largest.tolist(), strict=True)
+            for index, (longest, largest) in enumerate(pairs):
+                yield longest, largest, lambda i=index, table=part: table[i].id  # type: ignore[misc]
+            continue
+        for tokens in part:
+            longest = len(tokens.prompt) + max(map(len, tokens.responses), default=0)
+            ids = chain(tokens.prompt, *tokens.responses)
+            yield longest, max(ids, default=0), lambda tokens=tokens: tokens.id  # type: ignore[misc]
 
 
 def _has_learned_positions(model: Any) -> bool:

@@ -25,6 +25,8 @@ EXEMPT = frozenset({
     # Where things are, and what happens to an earlier run there; files that are read stand in it by their content.
     "output_dir", "overwrite", "resume", "resume_from_checkpoint", "run_name", "project", "trackio_space_id",
     "trackio_bucket_id", "trackio_static_space_id", "data", "eval_data",
+    # Where tokens are kept and who makes them; they are the same.
+    "token_cache", "num_proc",
     # What is told while it runs: the same updates, in coarser or finer lines.
     "logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter", "log_on_each_node",
     "log_level", "log_level_replica", "disable_tqdm", "report_to", "skip_memory_metrics", "debug", "do_train",

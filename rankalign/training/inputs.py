@@ -13,27 +13,21 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from rankalign.data import load as data
-from rankalign.data.convert import Intake
-from rankalign.data.encode import EncodeOptions, TokenList, encode_all, said
-from rankalign.data.formats import Losses
-from rankalign.data.records import CandidateSet, choose_judge, judges
+from rankalign.data.encode import TokenList
 from rankalign.errors import InputError
 from rankalign.models import adapters
 from rankalign.models import load as models
 from rankalign.rows import flash_varlen, head_liger, logps, rewards
 from rankalign.storage.jsonl import dumps
 from rankalign.storage.sources import is_there, sha256_of
-from rankalign.training.fit import check_end
 from rankalign.training.measures import BY_PAIRS
 from rankalign.training.reference import ReferenceCache
 from rankalign.training.reward import freeze_lower
 from rankalign.training.reward import load as load_reward
 from rankalign.training.settings import DataSettings, LossSettings, ModelSettings, RunSettings
+from rankalign.training.tokens import encode
 
-UNWANTED = "label"  # judge that says whether people wanted an answer
 CUT_TOO_OFTEN = 0.05  # share of texts cut, from which on the data is not what its author meant
-UNSCORED = "only"  # judge of single responses that nobody scored, which SFT may still learn from
 
 # --- data --------------------------------------------------------------------------------------------------------
 
@@ -89,7 +83,7 @@ def say_cut(counts: Mapping[str, int]) -> None:
     """Warn on stderr where the limit of length cuts more than a few texts: cut answers are learned without their end.
 
     Args:
-        counts: of :func:`encode`.
+        counts: of :func:`rankalign.training.tokens.encode`.
     """
     for name, whole in (("response", "candidates"), ("prompt", "prompts")):
         cut, all_of_them = counts.get(f"{name}_truncated", 0), max(counts.get(whole, 0), 1)
@@ -99,7 +93,7 @@ def say_cut(counts: Mapping[str, int]) -> None:
 
 def load_data(
     settings: DataSettings, loss: LossSettings, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[TokenList], list[TokenList], dict[str, int]]:
+) -> tuple[Sequence[TokenList], Sequence[TokenList], dict[str, int]]:
     """Training lists, held-out lists and counts; everything left out is counted and said on stderr.
 
     Raises:
@@ -111,7 +105,9 @@ def load_data(
         raise InputError(_nothing_to_rank(settings, loss))
     if not lists:
         raise InputError(f"{settings.data}: no usable prompt ({counts})")
-    held_out = encode(settings, tokenizer, settings.eval_data, alone, loss.grades)[0] if settings.eval_data else []
+    held_out: Sequence[TokenList] = []
+    if settings.eval_data:
+        held_out = encode(settings, tokenizer, settings.eval_data, alone, loss.grades)[0]
     print("data: " + ", ".join(f"{value} {name}" for name, value in counts.items() if value), file=sys.stderr)
     say_cut(counts)
     return lists, held_out, counts
@@ -139,63 +135,6 @@ def _nothing_to_rank(settings: DataSettings, loss: LossSettings) -> str:
     rival = loss.loss if "threshold" in loss.entry.defaults else "kto"
     thumbs = f"--loss {rival} --loss_options '{{\"threshold\": 0.5}}'"
     return f"{told}; {thumbs} learns from scores on single answers, --method sft from the answers alone"
-
-
-def encode(
-    settings: DataSettings, tokenizer: PreTrainedTokenizerBase, path: str, alone: bool = False, whole: bool = False
-) -> tuple[list[TokenList], dict[str, int]]:
-    """The lists of one file, and counts of all that was kept, cut and left out.
-
-    Args:
-        settings: how records become tokens.
-        tokenizer: the model's.
-        path: the file.
-        alone: whether single responses that nobody scored are of use, as they are to SFT.
-        whole: as reward models read them.
-    """
-    check_end(tokenizer)
-    intake = Intake(settings.skip_invalid, settings.ignore_columns)
-    sets = list(data.load(path, settings.format, intake))
-    if alone and settings.judge in ("", UNWANTED):
-        without_unwanted(sets, intake.losses)
-    options = EncodeOptions(
-        judge=_judge(settings.judge, sets, alone),
-        template=settings.template,
-        system=settings.system,
-        max_length=settings.max_length,
-        max_candidates=settings.max_candidates,
-        only_use_provide=settings.only_use_provide,
-        only_use_sample=settings.only_use_sample,
-        stop_response=settings.stop_response,
-        allow_special_in_text=settings.allow_special_in_text,
-        whole=whole,
-    )
-    lists, counts = encode_all(sets, tokenizer, options, intake)
-    for sentence in said(counts):
-        print(f"{path}: {sentence}", file=sys.stderr)
-    unread = {f"rows with the unread column {column}": count for column, count in intake.unread.counts.items()}
-    renamed = {"renamed ids": intake.renamed} if intake.renamed else {}
-    return lists, {**counts, **intake.losses.counts, **unread, **renamed, "skipped_invalid": len(intake.errors)}
-
-
-def without_unwanted(sets: list[CandidateSet], losses: Losses) -> None:
-    """Take out of lists for supervised training every answer that people labelled as unwanted, and count them."""
-    for record in sets:
-        wanted = [response for response in record.responses if response.scores.get(UNWANTED) != 0]
-        if left := len(record.responses) - len(wanted):
-            losses.add("answers labelled as unwanted, which are not imitated", left)
-            record.responses = wanted
-    sets[:] = [record for record in sets if record.responses]  # in place: the caller goes on with this list
-
-
-def _judge(asked: str, sets: Sequence[CandidateSet], alone: bool) -> str:
-    """The judge to rank by; SFT also takes unscored data, if each prompt has just one response."""
-    single = all(len(record.responses) == 1 for record in sets)
-    if alone and not asked and single and not judges(sets):
-        for record in sets:
-            record.responses[0].scores[UNSCORED] = 0.0
-        return UNSCORED
-    return choose_judge(sets, asked)
 
 
 # --- model -------------------------------------------------------------------------------------------------------
@@ -299,7 +238,7 @@ def references_of(
     precision: str,
     model: Any,
     layout: str,
-    lists: list[TokenList],
+    lists: Sequence[TokenList],
     budget: int = 0,
 ) -> list[Tensor] | list[None]:
     """Log-probabilities of each list under the start model, from the cache where they are known.

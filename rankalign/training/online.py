@@ -11,7 +11,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.fit import check_fit
 from rankalign.training.rank import Example, RankTrainer, Watch
+from rankalign.training.tokens import OFF, encode
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,8 @@ class OnlineTrainer(RankTrainer):
         with torch.random.fork_rng():  # what is read from disk after a kill must leave the same state as what was made
             path = self.refresh(model, self.block, step == self.block.step)
         tokenizer: Any = self.processing_class
-        lists, counts = inputs.encode(self.config.data_settings, tokenizer, str(path), self.config.loss == "sft")
+        of_data = replace(self.config.data_settings, token_cache=OFF)  # nobody reads this file again
+        lists, counts = encode(of_data, tokenizer, str(path), self.config.loss == "sft")
         print("data: " + ", ".join(f"{value} {name}" for name, value in counts.items() if value), file=sys.stderr)
         inputs.say_cut(counts)
         check_fit(self.model, lists)
@@ -244,7 +246,7 @@ def train_online(
     set_seed(config.seed)
     tokenizer = models.load_tokenizer(config.model)
     alone, eval_data = config.loss == "sft", of_data.eval_data
-    held_out = inputs.encode(of_data, tokenizer, eval_data, alone)[0] if eval_data else []
+    held_out = encode(of_data, tokenizer, eval_data, alone)[0] if eval_data else []
     trainer = OnlineTrainer(
         inputs.load_model(of_model, tokenizer, dtype=config.weights_dtype),
         config,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from accelerate.utils import DistributedType, gather_object
@@ -21,6 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rankalign.data.encode import TokenList
 from rankalign.data.shares import clustered_wilson
+from rankalign.data.token_table import TokenTable
 from rankalign.errors import InputError
 from rankalign.losses.ranked import Ranked
 from rankalign.rows.logps import list_logps
@@ -49,11 +50,35 @@ Watch = Callable[[Any], Mapping[str, float]]
 """Measures a model while it trains: figures by name."""
 
 
+class Examples(Sequence[Example]):
+    """Examples that are put together when they are asked for, so that lists may stay in a table on disk.
+
+    Args:
+        lists: one a prompt.
+        references: (N,) of each, or None.
+    """
+
+    def __init__(self, lists: Sequence[TokenList], references: Sequence[Tensor | None]) -> None:
+        self.lists, self.references = lists, references
+
+    def __len__(self) -> int:
+        return len(self.lists)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return Example(self.lists[index], self.references[index])
+
+
 class ExampleSet(Dataset[Example]):
     """Examples as a data set of torch."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
-        self.examples = list(examples)
+        self.examples = examples
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -174,7 +199,10 @@ def _check_ids(examples: Sequence[Example]) -> None:
     Raises:
         InputError: naming the id.
     """
-    ident, count = Counter(example.tokens.id for example in examples).most_common(1)[0] if examples else ("", 0)
+    if isinstance(examples, Examples) and isinstance(examples.lists, TokenTable):
+        ident, count = examples.lists.repeated() or ("", 0)
+    else:
+        ident, count = Counter(example.tokens.id for example in examples).most_common(1)[0] if examples else ("", 0)
     if count > 1:
         raise InputError(f"{count} training lists have the id {ident!r}; give each an id of its own")
 
@@ -208,12 +236,12 @@ class RankTrainer(Trainer):
             model=model,
             args=config,
             train_dataset=ExampleSet(train),
-            eval_dataset=ExampleSet(evaluation) if evaluation else None,
+            eval_dataset=ExampleSet(evaluation) if len(evaluation) else None,
             data_collator=collate,
             **more,
         )
         self.model_accepts_loss_kwargs = False
-        self.config, self.layout, self.held_out = config, layout, list(evaluation)
+        self.config, self.layout, self.held_out = config, layout, evaluation
         self.loss, self.keywords = config.loss_entry, config.loss_keywords()
         ledger = Ledger()
         self.meter = Meter(ledger)

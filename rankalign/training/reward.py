@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -153,12 +153,12 @@ class RewardTrainer(RankTrainer):
         self._fixed_states = config.disable_dropout and not any(p.requires_grad for p in lm.base_model.parameters())
         super().__init__(model, config, self._prepared(train), self._prepared(evaluation), layout, **more)
 
-    def _prepared(self, examples: Sequence[Example]) -> list[Example]:
-        prepared = [replace(e, tokens=one_score_a_text(e.tokens, self.lm_config)) for e in examples]
-        changed = sum(a.tokens.scores != b.tokens.scores for a, b in zip(examples, prepared, strict=True))
+    def _prepared(self, examples: Sequence[Example]) -> Sequence[Example]:
+        fair = _Fair(examples, self.lm_config)
+        changed = sum(e.tokens.scores != fair[i].tokens.scores for i, e in enumerate(examples))
         if changed:
             print(f"reward: in {changed} prompts, equal responses share the mean of their scores", file=sys.stderr)
-        return prepared
+        return fair
 
     def values(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
         """(P, N) rewards of the candidates. Where the head alone learns, its input is computed once for each list."""
@@ -187,6 +187,26 @@ class RewardTrainer(RankTrainer):
         mean = (ranked.logps * ranked.mask).sum(1) / ranked.mask.sum(1)
         meter.add(ranked, losses, {"mean_reward": mean}, ranked.logps, [e.tokens.id for e in examples])
         return losses
+
+
+class _Fair(Sequence[Example]):
+    """Examples by :func:`one_score_a_text`, each when it is asked for."""
+
+    def __init__(self, examples: Sequence[Example], config: Any) -> None:
+        self.examples, self.config = examples, config
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        example = self.examples[index]
+        return replace(example, tokens=one_score_a_text(example.tokens, self.config))
 
 
 def one_score_a_text(tokens: TokenList, config: Any) -> TokenList:

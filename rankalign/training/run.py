@@ -14,6 +14,7 @@ from accelerate.utils import reduce
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback
 
+from rankalign.data.token_table import Joined
 from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.models import saving
@@ -37,7 +38,7 @@ from rankalign.training.inputs import (
     read_hashes,
     references_of,
 )
-from rankalign.training.rank import Example, RankTrainer, Watch
+from rankalign.training.rank import Examples, RankTrainer, Watch
 from rankalign.training.reward import RewardTrainer, start_at_zero
 from rankalign.training.settings import ModelSettings
 
@@ -81,22 +82,22 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
     check_held_out(held_out, config.eval_strategy != "no", config.metric_for_best_model)
     with processes.whole_weights(config):
         model = load_model(config.model_settings, tokenizer, loss.grades, config.weights_dtype)
-    check_fit(model, [*lists, *held_out])
+    everything = Joined(lists, held_out)
+    check_fit(model, everything)
     batch = config.per_device_train_batch_size
     layout, why = choose_layout(config.layout, model, lists, batch, loss.grades, config.precision)
     print(f"layout: {layout} ({why})", file=sys.stderr)
     if loss.grades:
         start_at_zero(model)  # behind the choice of a layout, with which zeros would always agree
-    everything = [*lists, *held_out]
     # Before there is a trainer: they are of the start model, and of whole weights.
     budget = config.token_budget
     references = references_of(config.model_settings, loss, config.precision, model, layout, everything, budget)
-    examples = [Example(*pair) for pair in zip(everything, references, strict=True)]
+    cut = len(lists)
     trainer = (RewardTrainer if loss.grades else RankTrainer)(
         model,
         config,
-        examples[: len(lists)],
-        examples[len(lists) :],
+        Examples(lists, references[:cut]),
+        Examples(held_out, references[cut:]),
         layout,
         processing_class=tokenizer,
         callbacks=callbacks(config, output),

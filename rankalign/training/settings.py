@@ -100,10 +100,16 @@ class DataSettings:
     stop_response: bool = flag(False, "cut responses at the marks of HH dialogues")
     skip_invalid: bool = flag(False, "leave bad lines of the data out, with their count, instead of stopping")
     ignore_columns: str = flag("", "columns of the data that may stay unread, comma-separated, or `all`")
+    token_cache: str = flag(
+        "", "folder that keeps tokens for later runs; empty is `tokens` among the cached models, off keeps none"
+    )
+    num_proc: int = flag(0, "processes that make tokens; 0 takes one a core where there is enough to do")
 
     def __post_init__(self) -> None:
         if self.only_use_provide and self.only_use_sample:
             raise InputError("--only_use_provide and --only_use_sample leave no response between them; choose one")
+        if self.num_proc < 0:
+            raise InputError(f"--num_proc {self.num_proc}: name a number of processes, or 0 for one a core")
 
     @property
     def paths(self) -> list[str]:

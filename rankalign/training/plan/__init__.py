@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rankalign.data.encode import TokenList
+from rankalign.data.token_table import Joined
 from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.rows.logps import ATTENTION_FAMILIES, MASK_FAMILIES, list_logps
@@ -52,7 +53,7 @@ def plan(config: TrainConfig, device_memory: str = "", devices: int = 0, probe: 
     lists, held_out, counts = load_data(config.data_settings, config.loss_settings, tokenizer)
     check_held_out(held_out, config.eval_strategy != "no", config.metric_for_best_model)
     model = build(config.model_settings, config.method == "reward", config.weights_dtype)
-    check_fit(model, [*lists, *held_out])
+    check_fit(model, Joined(lists, held_out))
     baseline = _resident()  # after all that training imports, adapters among them
     layout = _layout(config, model)
     batches = Batches(lists, config, layout, devices)
