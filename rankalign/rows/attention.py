@@ -91,7 +91,8 @@ def tree_attention(
         if query.device.type == "cpu" and window is None:
             return path_attention(query, key, value, forest, scaling)
         if takes_ragged(query, key, value):
-            return ragged_attention(query, key, value, forest, scaling, window)
+            with torch._C.DisableTorchFunction():  # modes, of which nothing in there is a matter, cost a call each
+                return ragged_attention(query, key, value, forest, scaling, window)
     return masked_attention(query, key, value, forest, scaling, dropout, sliding_window, softcap)
 
 

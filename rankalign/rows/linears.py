@@ -30,28 +30,29 @@ def fast_linears(model: nn.Module, forest: Forest | None) -> Iterator[None]:
         forest: the row that runs, whose ``active`` is read when backward runs; None where every row counts.
     """
     weight = next(model.parameters(), None)
-    kernel = gemm.faster() and (weight is None or weight.device.type == "cpu")
+    on_cpu = weight is None or weight.device.type == "cpu"
+    kernel = gemm.faster() and on_cpu
     if any(map(out_of_reach, model.modules())) or (forest is None and not kernel):
         yield
         return
     layers: list[Any] = [m for m in layers_run_again(model) if hasattr(m, "_gradient_checkpointing_func")]
     functions = [layer._gradient_checkpointing_func for layer in layers]
     for layer, checkpoint in zip(layers, functions, strict=True):
-        layer._gradient_checkpointing_func = _checkpoint_within(checkpoint, forest)
+        layer._gradient_checkpointing_func = _checkpoint_within(checkpoint, forest, on_cpu)
     try:
-        with _Linears(forest):
+        with _Linears(forest, on_cpu):
             yield
     finally:
         for layer, checkpoint in zip(layers, functions, strict=True):
             layer._gradient_checkpointing_func = checkpoint
 
 
-def _checkpoint_within(checkpoint: Callable[..., Any], forest: Forest | None) -> Callable[..., Any]:
+def _checkpoint_within(checkpoint: Callable[..., Any], forest: Forest | None, on_cpu: bool) -> Callable[..., Any]:
     """The checkpoint function, with the recomputed function inside the mode."""
 
     def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         def within(*inner_args: Any, **inner_kwargs: Any) -> Any:
-            with _Linears(forest):
+            with _Linears(forest, on_cpu):
                 return function(*inner_args, **inner_kwargs)
 
         return checkpoint(within, *args, **kwargs)
@@ -60,18 +61,21 @@ def _checkpoint_within(checkpoint: Callable[..., Any], forest: Forest | None) ->
 
 
 class _Linears(TorchFunctionMode):
-    """Linear layers become :class:`_Linear`, products of activations :class:`_Product`."""
+    """Linear layers become :class:`_Linear`, and on a CPU products of activations :class:`_Product`.
 
-    def __init__(self, forest: Forest | None) -> None:
+    A GPU takes as long to pick rows and put them back as to multiply all of them.
+    """
+
+    def __init__(self, forest: Forest | None, products: bool = True) -> None:
         super().__init__()
-        self.forest = forest
+        self.forest, self.products = forest, products
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is nn.functional.linear and not kwargs and _is_layer(*args):
             return self._run(args[0], args[1], args[2] if len(args) > 2 else None)
         if func is torch.addmm and not kwargs and _is_layer(args[1], args[2].t(), args[0]):  # the Conv1D of GPT-2
             return self._run(args[1], args[2].t(), args[0])
-        if func in PRODUCTS and not kwargs and self._goes_by_row(*args):
+        if self.products and func in PRODUCTS and not kwargs and self._goes_by_row(*args):
             return _product(*args, self.forest)
         return func(*args, **(kwargs or {}))
 

@@ -21,6 +21,7 @@ from rankalign.rows.attention import install
 from rankalign.rows.flash_varlen import prepare
 from rankalign.rows.head import head_layer, head_of, label_logps
 from rankalign.rows.linears import fast_linears
+from rankalign.rows.norms import fuse_norms
 from rankalign.rows.own import replaced_forward, trunk_of
 from rankalign.rows.positions import forget_longer, reach
 from rankalign.rows.recipes import bound_by_host, cheap_again
@@ -321,6 +322,8 @@ def hidden_states(lm: Any, rows: Rows, embeddings: Tensor | None = None) -> Tens
     """
     device, forest = lm.device, rows.forest
     tokens = {"input_ids": rows.ids.to(device)} if embeddings is None else {"inputs_embeds": embeddings}
+    if supports_tree(lm):
+        fuse_norms(lm)
     reached = forest if forest and torch.is_grad_enabled() and not forest.prefix else None
     # What is known of the families whose rows may be trees, in-place operations among it, is not known of others.
     slow = bound_by_host(lm, rows.positions.numel())

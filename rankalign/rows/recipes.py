@@ -33,7 +33,7 @@ _BY_ROW = PRODUCTS | frozenset(
     (
         *(Tensor.pow, Tensor.__pow__, torch.pow, Tensor.neg, Tensor.tanh, torch.tanh, torch.sigmoid),
         *(functional.silu, functional.gelu, functional.relu, torch.relu),
-        *(functional.layer_norm, functional.rms_norm),
+        *(functional.layer_norm, functional.rms_norm, torch.rms_norm),
     )
 )
 _VIEWS = frozenset((Tensor.view, Tensor.reshape, Tensor.transpose, Tensor.unsqueeze, Tensor.flatten, Tensor.contiguous))
@@ -221,11 +221,14 @@ def _unpack(forest: Forest | None, packed: _Kept | _Recipe) -> Tensor:
     """The tensor; of an activation that is computed again, rows that no gradient reaches are one: what they would be is
     multiplied by a gradient of zero, and one is in the domain of powers, roots and quotients."""
     activation = forest is not None and isinstance(packed, _Recipe) and packed.shape[:-1] == (1, forest.size)
+    alone = getattr(_asked, "alone", False)
+    if packed.device.type == "cuda":  # which computes all rows sooner than it picks some and puts them back
+        activation = activation and alone
     rows = forest.active_rows(packed.device) if forest is not None and activation else None
     if rows is None:
         return packed.value()
     some = packed.rows(rows)
-    if getattr(_asked, "alone", False):
+    if alone:
         return some
     whole = some.new_ones(packed.shape)
     whole[0].index_copy_(0, rows, some)

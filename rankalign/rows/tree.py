@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -143,7 +144,7 @@ class Forest:
     _masks: dict[tuple[int, int | None, torch.device], Tensor] = field(default_factory=dict, repr=False)
     _rows: Tensor | None = field(default=None, repr=False)
 
-    @property
+    @cached_property  # asked at every operation of a layer
     def size(self) -> int:
         """Tokens of the row."""
         return max(tree.pieces[-1][1] for tree in self.trees) - self.offset

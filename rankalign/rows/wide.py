@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-_WITH_WEIGHTS = frozenset((functional.linear, functional.layer_norm, functional.rms_norm, torch.addmm))
+_WITH_WEIGHTS = frozenset((functional.linear, functional.layer_norm, functional.rms_norm, torch.rms_norm, torch.addmm))
 
 
 @contextmanager

@@ -130,7 +130,7 @@ def _emulated(op: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
     with torch._C._AutoDispatchBelowAutograd():
         host, device = torch.ops.pretend_cuda.host, torch.ops.pretend_cuda.device
         args, kwargs = tree_map(lambda x: host(x) if _on_device(x) else x, (args, kwargs))
-        return tuple(device(t) for t in function(*args, **kwargs))
+        return tuple(t if t is None else device(t) for t in function(*args, **kwargs))
 
 
 def _mm_wide(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:

@@ -63,14 +63,15 @@ def step(model: nn.Module, mode: str, watch: Any, prompts: int = 8, answers: int
     return log
 
 
+@pytest.mark.parametrize("flat", [False, True])
 @pytest.mark.parametrize("mode", MODES)
-def test_launches_of_a_llama_layer(mode: str, watch: Any, every_size: None) -> None:
-    """At most 200 forward and backward, and as many for any number of prompts and answers."""
+def test_launches_of_a_llama_layer(mode: str, flat: bool, watch: Any, every_size: None) -> None:
+    """At most 200 forward and backward, and as many for any number of prompts and answers, left out or not."""
     sizes = ((1, 2), (8, 6), (16, 8))
     counts = []
     for layers in (2, 4):
         model = model_of("llama", mode, num_hidden_layers=layers)
-        counts.append([len(step(model, mode, watch, *size).kernels) for size in sizes])
+        counts.append([len(step(model, mode, watch, *size, flat).kernels) for size in sizes])
     own = {(more - less) / 2 for less, more in zip(*counts, strict=True)}
     assert len(own) == 1
     assert own.pop() <= 200
