@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import rankalign
-from rankalign.errors import InputError
+from rankalign.errors import InputError, Interrupted
 from rankalign.registry import did_you_mean
 from rankalign.storage.jsonl import dumps, without_nan
 
@@ -142,7 +142,7 @@ def _execute(module: Any, args: argparse.Namespace) -> int:
     except InputError as error:
         print(f"rankalign: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, Interrupted) as error:
         print(f"\nrankalign: interrupted; {error or 'the same command goes on from here'}", file=sys.stderr)
         return 130  # 128 + SIGINT, as shells have it
     except BrokenPipeError:

@@ -7,6 +7,10 @@ class InputError(Exception):
     """Bad input or configuration: the message says what is wrong, where, and what to do."""
 
 
+class Interrupted(Exception):
+    """Training stopped early on Ctrl-C or SIGTERM, after a checkpoint. The command line exits 130, as on Ctrl-C."""
+
+
 class Line(int):
     """The number of a line, which also knows the element of a JSON list that starts on it, and the shard it is in.
 

@@ -43,15 +43,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Run; see :func:`rankalign.recipes.iterate.run`."""
     from rankalign.recipes.iterate import IterateConfig
     from rankalign.recipes.iterate import run as run_rounds
-    from rankalign.training.run import Interrupted
 
     config = load(IterateConfig, args.config, **{name: getattr(args, name) for name in FLAGS})
     policies = [replace(p, file=resolve_near(p.file, args.config) if p.file else "") for p in config.policies]
     prompts, training = resolve_near(config.prompts, args.config), {**config.train, **_object(args.train)}
-    try:
-        return run_rounds(replace(config, prompts=prompts, policies=policies, train=training))
-    except Interrupted as stop:
-        raise KeyboardInterrupt(str(stop)) from None  # exit code 130, as wherever the same command goes on
+    return run_rounds(replace(config, prompts=prompts, policies=policies, train=training))
 
 
 def _object(text: str) -> dict[str, Any]:

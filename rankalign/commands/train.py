@@ -63,15 +63,12 @@ def _train(args: argparse.Namespace) -> dict[str, Any]:
     from rankalign.training.added_tokens import add_tokens
     from rankalign.training.arguments import PPOConfig, parse
     from rankalign.training.ppo.run import train_ppo
-    from rankalign.training.run import Interrupted, train
+    from rankalign.training.run import train
 
     config, notes = parse(args.config, args.rest)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     add_tokens(config)
-    try:
-        if isinstance(config, PPOConfig):
-            return train_ppo(config, sampler_of(config), reward_of(config))
-        return train(config, watch_of(config))
-    except Interrupted as stop:
-        raise KeyboardInterrupt(str(stop)) from None  # exit code 130, as wherever the same command goes on
+    if isinstance(config, PPOConfig):
+        return train_ppo(config, sampler_of(config), reward_of(config))
+    return train(config, watch_of(config))

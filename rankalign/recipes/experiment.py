@@ -24,12 +24,14 @@ from rankalign.evaluation.tables import Table, interval
 from rankalign.evaluation.texts.lexical import evaluate_lexical
 from rankalign.evaluation.texts.perplexity import evaluate_perplexity
 from rankalign.models import load as models
+from rankalign.recipes.contents import contents
 from rankalign.recipes.rollouts import watch_of
 from rankalign.stages.generation import sample, score
 from rankalign.storage import manifest
 from rankalign.storage.files import write_text
 from rankalign.storage.jsonl import dumps
-from rankalign.training.arguments import parse_settings
+from rankalign.storage.sources import is_there, sha256_of
+from rankalign.training.arguments import TrainConfig, parse_settings
 from rankalign.training.run import train
 
 
@@ -78,27 +80,20 @@ def run(config: ExperimentConfig) -> dict[str, Any]:
     if config.judge not in [scorer.name for scorer in config.scorers]:
         raise InputError(f"judge {config.judge!r} is none of the scorers")
     started, folder = time.time(), Path(config.output)
+    # All settings are tried now, not when the candidates are paid for; only then does the run count as begun.
+    training_config, identity = _training(config), _identity(config)
+    if config.overwrite:
+        (folder / manifest.CLAIM).unlink(missing_ok=True)
+    manifest.claim(folder, identity)
     _announce("1/4 candidates: several policies answer the training prompts, the scorer grades them")
     policies = [dataclasses.replace(p, model=_model(config, p)) for p in config.policies]
     candidates = _answers(config, folder / "candidates.jsonl", config.prompts, policies, config.max_prompts)
     _announce("2/4 before: the start model answers the held-out prompts")
     before = _held_out(config, folder / "before.jsonl", "before", config.model)
     _announce("3/4 training")
-    model_folder = folder / "model"
-    training_config = parse_settings(
-        {
-            "model": config.model,
-            "data": str(folder / "candidates.jsonl"),
-            "judge": config.judge,
-            "seed": config.seed,
-            **config.train,
-            "output_dir": str(model_folder),
-            "overwrite": config.overwrite,
-        }
-    )
     training = train(training_config, watch_of(training_config))
     _announce("4/4 after: the trained model answers the held-out prompts")
-    after = _held_out(config, folder / "after.jsonl", "after", str(model_folder))
+    after = _held_out(config, folder / "after.jsonl", "after", str(folder / "model"))
     result = measure(config, candidates, before, after)
     result["seconds"] = round(time.time() - started, 1)
     result["training"] = {key: training[key] for key in ("steps", "counts", "seconds")}
@@ -109,6 +104,25 @@ def run(config: ExperimentConfig) -> dict[str, Any]:
     manifest.write(folder, "run", settings, inputs, [folder / name for name in names], metrics=result)
     write_report(folder)  # behind the manifest, which it shows
     return result
+
+
+def _training(config: ExperimentConfig) -> TrainConfig:
+    folder = Path(config.output)
+    given = {"model": config.model, "data": str(folder / "candidates.jsonl"), "judge": config.judge}
+    own = {"output_dir": str(folder / "model"), "overwrite": config.overwrite}
+    return parse_settings({**given, "seed": config.seed, **config.train, **own})
+
+
+def _identity(config: ExperimentConfig) -> dict[str, Any]:
+    """All that the result depends on."""
+    own = {key: value for key, value in dataclasses.asdict(config).items() if key not in ("output", "overwrite")}
+    for path in (config.prompts, config.heldout):
+        if not is_there(path):
+            raise InputError(f"{path}: no such file")
+    read_by_content = {"prompts_sha256": sha256_of(config.prompts), "heldout_sha256": sha256_of(config.heldout)}
+    policies = [dataclasses.replace(policy, model=_model(config, policy)) for policy in config.policies]
+    weights = {"model_sha256": models.weights_of(config.model)}
+    return {**own, **read_by_content, **weights, **contents(policies, config.scorers)}
 
 
 def _announce(text: str) -> None:
@@ -168,13 +182,13 @@ def measure(
     return {**result, "tables": [dataclasses.asdict(before_after_table(rows, result))]}
 
 
-def _columns(name: str, found: dict[str, Any]) -> dict[str, float]:
+def _columns(name: str, found: dict[str, Any]) -> dict[str, float | None]:
     texts = found["lexical"].metrics
     return {
         f"perplexity_{name}": found["perplexity"].metrics["perplexity"],
         f"repetition_{name}": texts["repetition"],
         f"length_{name}": texts["words"],
-        f"distinct_2_{name}": texts["distinct_2"],
+        f"distinct_2_{name}": texts.get("distinct_2"),  # where every answer is a single word, it has no pairs
         f"copying_{name}": texts["copying"],
     }
 

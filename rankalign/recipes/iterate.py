@@ -19,11 +19,11 @@ from rankalign.data.records import CandidateSet, read, score_of, write
 from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.models.merge import merge_lora
+from rankalign.recipes.contents import contents
 from rankalign.recipes.rollouts import watch_of
 from rankalign.recipes.rounds import KL, Current, Gatherer, IterateConfig, is_current, ranked_by
 from rankalign.storage import manifest
 from rankalign.storage.files import read_text, sha256_file, write_text
-from rankalign.storage.journal import differences
 from rankalign.storage.jsonl import dumps, loads, read_rows, write_rows
 from rankalign.storage.sources import is_there, sha256_of
 from rankalign.training.arguments import TrainConfig, parse_settings
@@ -54,7 +54,7 @@ def run(config: IterateConfig) -> dict[str, Any]:
     elif manifest.is_finished(folder, settings):
         print(f"{folder} is finished already with these settings: nothing to do", file=sys.stderr)
         return {**loads(read_text(folder / "result.json")), "already_finished": True}
-    _claim(folder, settings)
+    manifest.claim(folder, settings)
     rows, lines = _online(config) if config.refresh_every else _iterate(config)
     write_rows(folder / "log.jsonl", lines)
     result = {
@@ -105,26 +105,16 @@ def _settings(config: IterateConfig) -> dict[str, Any]:
         key: value for key, value in dataclasses.asdict(config).items() if key not in ("output", "keep", "overwrite")
     }
     hashes = {"prompts_sha256": sha256_of(config.prompts), "model_sha256": models.weights_of(config.model)}
-    return dict(loads(dumps({**own, **hashes})))
+    others = [policy for policy in config.policies if not is_current(policy)]
+    return dict(loads(dumps({**own, **hashes, **contents(others, config.scorers)})))
 
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier run made, and nothing else."""
     for path in [folder / "model", *folder.glob("round-*")]:
         shutil.rmtree(path, ignore_errors=True)
-    for name in ("manifest.json", "result.json", "log.jsonl", "settings.json"):
+    for name in ("manifest.json", "result.json", "log.jsonl", manifest.CLAIM):
         (folder / name).unlink(missing_ok=True)
-
-
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Note the settings of a run that begins; refuse to go on with one that was begun under others."""
-    path = folder / "settings.json"
-    if path.exists():
-        if changed := differences(loads(read_text(path)), settings):
-            raise InputError(f"{folder} was begun with other settings ({'; '.join(changed[:4])}); or --overwrite it")
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, dumps(settings) + "\n")
 
 
 def _round_folder(config: IterateConfig, number: int) -> Path:
@@ -226,7 +216,7 @@ def _online(config: IterateConfig) -> tuple[list[dict[str, Any]], list[dict[str,
 
 
 def _settings_hash(config: IterateConfig) -> str:
-    return sha256_file(Path(config.output) / "settings.json")
+    return sha256_file(Path(config.output) / manifest.CLAIM)
 
 
 class Refresher:

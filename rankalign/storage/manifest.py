@@ -21,6 +21,7 @@ from rankalign.storage.journal import differences
 from rankalign.storage.jsonl import dumps, loads, without_nan
 from rankalign.storage.sources import shards
 
+CLAIM = "settings.json"  # in the folder of a run of several stages, from its beginning on
 RELATIVE = "place"  # stands in manifests whose paths are relative to them
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "peft", "safetensors", "tokenizers", "numpy")
 
@@ -135,6 +136,31 @@ def is_finished(output: str | os.PathLike[str], settings: dict[str, Any]) -> boo
     for entry in changed_files(path_for(output), found, ("output",)):
         raise InputError(f"{entry['path']} {entry['reason']} since it was made; replace it with --overwrite")
     return True
+
+
+def claim(folder: str | os.PathLike[str], settings: dict[str, Any]) -> None:
+    """Note the settings of a run of several stages that begins, in ``settings.json``; a begun one must have the same.
+
+    Each stage checks its own, but what they did before a kill may be unread by the stage that comes next.
+
+    Raises:
+        InputError: the run was begun under other settings.
+    """
+    path = Path(folder) / CLAIM
+    plain = loads(dumps(settings))
+    if path.exists():
+        try:
+            begun = loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path}: {error}; start over with --overwrite") from None
+        if changed := differences(begun, plain):
+            raise InputError(
+                f"{folder} was begun with other settings ({'; '.join(changed[:4])}); "
+                "go on with those, name another output, or start over with --overwrite"
+            )
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_text(path, dumps(plain) + "\n")
 
 
 # --- files -------------------------------------------------------------------------------------------------------

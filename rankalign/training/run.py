@@ -15,7 +15,7 @@ from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_callback import PrinterCallback
 
 from rankalign.data.token_table import Joined
-from rankalign.errors import InputError
+from rankalign.errors import InputError, Interrupted
 from rankalign.models import load as models
 from rankalign.models import saving
 from rankalign.storage import manifest
@@ -41,10 +41,6 @@ from rankalign.training.inputs import (
 from rankalign.training.rank import Examples, RankTrainer, Watch
 from rankalign.training.reward import RewardTrainer, start_at_zero
 from rankalign.training.settings import ModelSettings
-
-
-class Interrupted(Exception):
-    """Training stopped early on Ctrl-C or SIGTERM, after a checkpoint."""
 
 
 def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rankalign.errors import Interrupted
 from rankalign.training import run
 from rankalign.training.arguments import parse_settings
 from tests.e2e.distributed import log, settings, write_data
@@ -69,7 +70,7 @@ def test_stopped_three_times_at_random(tmp_path: Path, more: dict[str, Any], mon
     run.train(options(data, tmp_path / "whole", **more))
     for step in steps:
         stop_after(step, monkeypatch)
-        with pytest.raises(run.Interrupted, match=f"stopped at step {step}"):
+        with pytest.raises(Interrupted, match=f"stopped at step {step}"):
             run.train(options(data, tmp_path / "cut", **more))
         monkeypatch.undo()
     run.train(options(data, tmp_path / "cut", **more))

@@ -13,7 +13,7 @@ import torch
 
 from rankalign.data.encode import EncodeOptions, TokenList, encode_all
 from rankalign.data.records import CandidateSet, Response, read, write
-from rankalign.errors import InputError
+from rankalign.errors import InputError, Interrupted
 from rankalign.models import load as models
 from rankalign.models import tiny
 from rankalign.models.merge import merge_lora
@@ -322,7 +322,7 @@ def test_interrupted_and_resumed_is_uninterrupted(
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(run_module.JsonlLog, "on_log", interrupting)
-    with pytest.raises(run_module.Interrupted, match="stopped at step"):
+    with pytest.raises(Interrupted, match="stopped at step"):
         train(run_settings(data, tmp_path / "cut", **more))
     monkeypatch.undo()
     assert not (tmp_path / "cut" / "manifest.json").exists()

@@ -34,11 +34,14 @@ def run(config: TableConfig) -> dict[str, Any]:
                 shutil.rmtree(folder / f"seed-{seed}", ignore_errors=True)
         units: dict[tuple[str, int], dict[str, Any]] = {}
         bench = Bench(config, lock)
-        for seed in config.seeds:
-            for row in sorted(config.rows, key=lambda row: row.kind == "best_of"):  # which reads the start row's
-                unit = Unit(bench, row, seed)
-                ran += unit.run()
-                units[row.name, seed] = loads(read_text(unit.folder / "unit.json"))
+        rows = sorted(config.rows, key=lambda row: row.kind == "best_of")  # which reads the start row's
+        todo = [Unit(bench, row, seed) for seed in config.seeds for row in rows]
+        for unit in todo:
+            unit.check()
+        bench.begin()
+        for unit in todo:
+            ran += unit.run()
+            units[unit.row.name, unit.seed] = loads(read_text(unit.folder / "unit.json"))
         page = Path(config.page or folder / "results.md")
         claims = write_page(page, config, results(config, units), units)
     told = [{"claim": claim.text, "verdict": str(claim.verdict)} for claim in claims]

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from rankalign.config import SampleConfig, ScoreConfig, ScorerConfig, build
-from rankalign.data.records import CandidateSet, Response, read, write
+from rankalign.data.records import CandidateSet, Response, read, to_dict, write
 from rankalign.engines import Policy
+from rankalign.engines.settings import policy_settings
 from rankalign.errors import InputError
 from rankalign.evaluation.raters.reward import evaluate_reward
 from rankalign.evaluation.texts.divergence import evaluate_divergence
@@ -29,9 +30,10 @@ from rankalign.recipes.paper.child import Lock, run_metered
 from rankalign.recipes.paper.claims import divergence_bound
 from rankalign.recipes.paper.costs import Cost, add_ppo, add_rounds, add_sampling, add_training, models_in_memory
 from rankalign.recipes.paper.settings import Row, TableConfig
-from rankalign.stages.generation import sample, score
+from rankalign.stages.generation import build_scorer, sample, score
 from rankalign.storage import manifest
 from rankalign.storage.files import read_text, write_text
+from rankalign.storage.journal import content_digest
 from rankalign.storage.jsonl import dumps, loads
 from rankalign.storage.sources import sha256_of
 from rankalign.training.arguments import PPOConfig, parse_settings
@@ -50,12 +52,25 @@ class Bench:
         self.policies = {p.name: dataclasses.replace(p, model=self._model(p)) for p in config.policies}
         self.scorer = ScorerConfig(JUDGE, "function", {"function": config.reward})
         self.weights = models.weights_of(config.model)
-        sets = list(read(config.prompts))
+        self._described: dict[str, dict[str, Any]] = {}
+        self.graded_by = build_scorer(self.scorer).fingerprint()  # the code behind the name, too
         self.prompts = self.folder / "prompts.jsonl"
-        write(self.prompts, sets[: config.max_prompts] if config.max_prompts else sets)
+        sets = list(read(config.prompts))
+        self.sets = sets[: config.max_prompts] if config.max_prompts else sets
+        self.prompts_digest = content_digest([to_dict(record) for record in self.sets])
+
+    def begin(self) -> None:
+        """Write the prompts that all units share."""
+        write(self.prompts, self.sets)
 
     def _model(self, policy: Policy) -> str:
         return self.config.model if policy.model == "default" else policy.model
+
+    def described(self, name: str) -> dict[str, Any]:
+        """What a policy's answers depend on, hashed once for all units."""
+        if name not in self._described:
+            self._described[name] = policy_settings(self.policies[name])
+        return self._described[name]
 
     @cached_property
     def start(self) -> Any:
@@ -98,7 +113,7 @@ class Unit:
             shutil.rmtree(self.work, ignore_errors=True)  # a kill can fall between the manifest and this
             return False
         print(f"\n== seed {self.seed}: {self.row.title}", file=sys.stderr, flush=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        manifest.claim(self.folder, settings)
         cost, pool, model = self.made(settings)
         sets = self.best_answers() if self.row.kind == "best_of" else self.answers(model)
         unit = {"cost": dataclasses.asdict(cost), "pool": pool, "held": self.measures(sets, model)}
@@ -116,9 +131,20 @@ class Unit:
         row = {key: value for key, value in dataclasses.asdict(self.row).items() if key != "title"}
         shared = {name: getattr(config, name) for name in ("reward", "answer", "max_heldout", "model")}
         shared["train"] = config.train if self.row.kind in ("train", "iterate") else {}
-        hashes = {"prompts": sha256_of(bench.prompts), "heldout": sha256_of(config.heldout)}
-        policies = [dataclasses.asdict(bench.policies[name]) for name in self.row.policies]
+        shared["graded_by"] = bench.graded_by
+        hashes = {"prompts": bench.prompts_digest, "heldout": sha256_of(config.heldout)}
+        policies = [bench.described(name) for name in self.row.policies]
         return {"seed": self.seed, "row": row, "policies": policies, "weights": bench.weights, **shared, **hashes}
+
+    def check(self) -> None:
+        """Refuse a table of two minds before anything of it is run.
+
+        Raises:
+            InputError: the unit was made, or begun, under other settings.
+        """
+        settings = self.settings()
+        if not manifest.is_finished(self.folder, settings) and (self.folder / manifest.CLAIM).exists():
+            manifest.claim(self.folder, settings)
 
     # --- training ---------------------------------------------------------------------------------------------------
 

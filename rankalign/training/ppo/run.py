@@ -13,7 +13,7 @@ from rankalign.data import load as data
 from rankalign.data.convert import Intake
 from rankalign.data.encode import TokenList, said
 from rankalign.data.render import Rendering
-from rankalign.errors import InputError, RecordError
+from rankalign.errors import InputError, Interrupted, RecordError
 from rankalign.models import adapters, saving
 from rankalign.models import load as models
 from rankalign.progress import Progress
@@ -32,7 +32,7 @@ from rankalign.training.inputs import choose_kernels, disable_dropout, mixed, sa
 from rankalign.training.ppo import state as ppo_state
 from rankalign.training.ppo.trainer import PPOTrainer, Question, Reward, Sampler
 from rankalign.training.ppo.value import ActorCritic, load_value_net
-from rankalign.training.run import Interrupted, StopOnSignal
+from rankalign.training.run import StopOnSignal
 
 
 def train_ppo(config: PPOConfig, sampler: Sampler, reward: Reward) -> dict[str, Any]:

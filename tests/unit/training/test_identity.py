@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rankalign.config import ScorerConfig
 from rankalign.data.records import CandidateSet, Response, write
-from rankalign.engines import Policy, SamplingParams
-from rankalign.errors import InputError
+from rankalign.errors import InputError, Interrupted
 from rankalign.models import load as models
-from rankalign.recipes.iterate import IterateConfig
-from rankalign.recipes.iterate import run as iterate
-from rankalign.recipes.rollouts import reward_of, sampler_of
-from rankalign.training.arguments import PPOConfig, parse_settings
+from rankalign.training.arguments import parse_settings
 from rankalign.training.identity import EXEMPT, identity
-from rankalign.training.ppo.run import train_ppo
-from rankalign.training.ppo.trainer import PPOTrainer
-from rankalign.training.run import Interrupted, StopOnSignal, train
-
-GRADE = "def grade(samples):\n    return [float(len(text)) for text in samples]\n"
-Stage = Callable[[Path, dict[str, Any]], Any]
+from rankalign.training.run import StopOnSignal, train
 
 
 def put(path: Path, word: str = "it") -> str:
@@ -44,70 +33,7 @@ def ranked(folder: Path, more: dict[str, Any]) -> Any:
     return train(parse_settings(content(folder, more)))
 
 
-def ppo(folder: Path, more: dict[str, Any]) -> Any:
-    (folder / "grade.py").write_text(GRADE)
-    told = {"method": "ppo", "reward": f"{folder}/grade.py:grade", "rollouts": 2, "max_new_tokens": 4, "ppo_epochs": 1}
-    config = parse_settings(content(folder, {**told, "save_steps": 1, **more}))
-    assert isinstance(config, PPOConfig)
-    return train_ppo(config, sampler_of(config), reward_of(config))
-
-
-def online(folder: Path, more: dict[str, Any], every: int = 1) -> Any:
-    (folder / "grade.py").write_text(GRADE)
-    training = content(folder, more)
-    given = ("model", "data", "output_dir")
-    scorer = ScorerConfig("len", "function", {"function": f"{folder}/grade.py:grade"})
-    policy = Policy("now", model="default", sampling=SamplingParams(n=2, max_new_tokens=4, temperature=1.0))
-    rest = {key: value for key, value in training.items() if key not in given}
-    return iterate(
-        IterateConfig(
-            prompts=training["data"],
-            output=training["output_dir"],
-            policies=[policy],
-            scorers=[scorer],
-            judge="len",
-            model="tiny",
-            rounds=1,
-            refresh_every=every,
-            train=rest,
-        )
-    )
-
-
-STAGES: dict[str, tuple[Stage, dict[str, Any], dict[str, Any]]] = {
-    "rank": (ranked, {"loss": "dpo"}, {"loss": "simpo"}),
-    "sft": (ranked, {"method": "sft"}, {"learning_rate": 1e-6}),
-    "reward": (ranked, {"method": "reward"}, {"weight_decay": 0.1}),
-    "lora": (ranked, {"use_lora": True, "lora_r": 2}, {"lora_r": 4}),
-    "ppo": (ppo, {}, {"kl_coef": 0.5}),
-    "online": (online, {}, {"neftune_noise_alpha": 3.0}),
-}
-
-
-@pytest.mark.parametrize("name", STAGES)
-def test_stopped_then_resumed_or_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage, settings, other = STAGES[name]
-    monkeypatch.setenv("RANKALIGN_CACHE", os.environ.get("RANKALIGN_CACHE") or str(tmp_path / "cache"))
-    put(tmp_path / "data.jsonl")
-    whole = tmp_path / "whole"
-    stage(tmp_path, {**settings, "output_dir": str(whole)})
-    with monkeypatch.context() as patch:
-        first_step_alone(patch, name)
-        with pytest.raises(Interrupted):
-            stage(tmp_path, settings)
-    with pytest.raises(InputError, match=rf"other settings \(.*{next(iter(other))}: .* -> "):
-        stage(tmp_path, {**settings, **other})
-    kept = (tmp_path / "data.jsonl").read_bytes()
-    put(tmp_path / "data.jsonl", "that")
-    with pytest.raises(InputError, match=r"other settings \(.*sha256"):
-        stage(tmp_path, settings)
-    (tmp_path / "data.jsonl").write_bytes(kept)
-    stage(tmp_path, settings)
-    inner = "model" if name == "online" else "."
-    assert weights(tmp_path / "run" / inner) == weights(whole / inner)
-
-
-def first_step_alone(patch: pytest.MonkeyPatch, name: str = "") -> None:
+def first_step_alone(patch: pytest.MonkeyPatch) -> None:
     """Have a signal arrive as soon as training listens for one: the run ends after an update, with a checkpoint."""
     init = StopOnSignal.__init__
 
@@ -115,17 +41,7 @@ def first_step_alone(patch: pytest.MonkeyPatch, name: str = "") -> None:
         init(self)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    iterate_once = PPOTrainer.iterate
-
-    def signalled_after(self: PPOTrainer) -> Any:
-        line = iterate_once(self)
-        os.kill(os.getpid(), signal.SIGTERM)
-        return line
-
-    if name == "ppo":  # whose loop looks for a signal before each step
-        patch.setattr(PPOTrainer, "iterate", signalled_after)
-    else:
-        patch.setattr(StopOnSignal, "__init__", signalled)
+    patch.setattr(StopOnSignal, "__init__", signalled)
 
 
 def weights(folder: Path) -> bytes:
