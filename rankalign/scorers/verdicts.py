@@ -75,7 +75,10 @@ _CANDIDATE = re.compile(
     rf"\[\[{_INSIDE}\]\]{_TOP}|{_LABEL}\[{_INSIDE}\](?!\]){_TOP}|boxed\{{{_INSIDE}\}}", re.IGNORECASE
 )
 # A number behind it that makes a range or another scale of it.
-_GOES_ON = re.compile(r"\s*(?:%|(?:[-–—−~/±]|→|->|\.\.|to\b|or\b|(?:out )?of\b)\s*\[{0,2}\s*\d)", re.IGNORECASE)
+_HEDGE = r"\s*[,(]?\s*(?:(?:or|and|to|but|maybe|perhaps|possibly|probably|even|almost|nearly)\s+)+"
+_GOES_ON = re.compile(
+    rf"\s*(?:%|(?:[-–—−~/⁄+±]+|→|->|\.\.|to\b|or\b|(?:out )?of\b|{_HEDGE})\s*\[{{0,2}}\s*\d)", re.IGNORECASE
+)
 # A colon behind a quotation mark is JSON's and ends no clause.
 _CLAUSE = re.compile(r"\n|(?:[.!?;]|(?<![\"']):)[\"')]*(?:\s|$)")
 _COUNTERFACTUAL = re.compile(
@@ -149,7 +152,7 @@ def _menu(text: str, one: re.Match[str], other: re.Match[str]) -> bool:
 # --- two answers -------------------------------------------------------------------------------------------------
 
 _SCORE = r"(\d+(?:\.\d+)?)"
-_TEN = r"(?:\s*/\s*10)?"
+_TEN = r"(?:\s*(?:[/⁄]|(?:out )?of)\s*10)?"
 _RATING = re.compile(rf"(?:(?:rating|score)\s*[:=]?\s*)?(\d+(?:[.,]\d+)?){_TEN}", re.IGNORECASE)
 _RATINGS = re.compile(rf"{_SCORE}{_TEN}\s*,\s*{_SCORE}{_TEN}")
 _LETTER = re.compile(
@@ -224,18 +227,27 @@ _ENDS = (
     r"(?:\s*/\s*5(?![\d.,]\d|\d)|\s*\(?(?:out )?of 5\)?(?!\d))?"
     r"(?=[\s,;.!)\]}_\"'|]|$)(?!,\s*\d|[ \t]+\d|\.[\d.]|\s*[%/]|\s*\(?\s*out\b)"
     r"(?!\s*(?:[-–—−~+±]|→|->|to\b|or\b|and\b)\s*[\[(]?\d)"
+    # "4, maybe 5" and "4 (or even 5)" are two grades; "4, relevance=5" is one.
+    rf"(?!{_HEDGE}[\[(]?\d)"
 )
 _GRADES = re.compile(r"[\d.,;|/()\[\]\s_-]*")
 _GRADE = re.compile(rf"(?<![\d./-]){_SCORE}(?:\s*/\s*5\b)?(?=[\s,;|)\]_.]|$)(?!\.\d|\s*[-/])")
 
 
 def parse_axes(text: str, axes: Sequence[str]) -> Ratings | None:
-    """One number from 1 to 5 for each axis, named, behind the last ``Verdict:``."""
+    """One number from 1 to 5 for each axis, named, behind the last ``Verdict:``.
+
+    A comma between digits is unreadable: ``4,5`` may be four and a half, or a 4 and the next axis' 5.
+    """
     said = _plain(text)
-    starts = [match.end() for match in _VERDICT.finditer(said or "")]
-    if not said or not starts or _RETRACTED.search(said[starts[-1] :]):
+    marks = list(_VERDICT.finditer(said or ""))
+    if not said or not marks or _RETRACTED.search(said[marks[-1].end() :]):
         return None
-    return _ratings(said[starts[-1] :], axes)
+    found = _ratings(said[marks[-1].end() :], axes)
+    if len(marks) > 1 and not _CLAUSE.search(said, marks[-2].end(), marks[-1].start()):
+        before = _ratings(said[marks[-2].end() : marks[-1].start()], axes)  # two verdicts in one sentence
+        return found if before in (None, found) else None
+    return found
 
 
 def parse_grid(text: str, count: int, axes: Sequence[str]) -> list[Ratings] | None:
@@ -260,7 +272,7 @@ def _ratings(text: str, axes: Sequence[str]) -> Ratings | None:
     found: Ratings = {}
     for axis in axes:
         name = r"\s+".join(map(re.escape, axis.split()))
-        between = r"[\"'_]{0,4}(?:\s*\(1\s*[-–]\s*5\))?\s{0,4}[:=]?[\s_(\"']{0,4}"
+        between = r"[\"'_]{0,4}(?:\s*\(1\s*[-–]\s*5\))?\s{0,4}[:=]?[\s_(\[\"']{0,4}"
         named = re.compile(rf"\b{name}\b{between}(?={_SCORE})(?P<whole>\d+(?:\.\d+)?{_ENDS})?", re.IGNORECASE)
         stated = {float(match[1]) if match["whole"] else None for match in named.finditer(text)}
         value = stated.pop() if len(stated) == 1 else None

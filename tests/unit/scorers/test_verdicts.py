@@ -173,6 +173,7 @@ WRITTEN: dict[Callable[[str], object], list[tuple[str, object]]] = {
     parse_rating: [
         ("Rating: [[8.5/10]]", 8.5), ("[[7]]/10", 7.0), ("Rating: [[7]] out of [[10]]", 7.0), ("[[８]]", 8.0),
         ("Rating: [[7,5]]", 7.5), ("Rating: [7]", 7.0), ("[[rating: 6]]", 6.0), ("[[7]]. It could be longer.", 7.0),
+        ("[[7 out of 10]]", 7.0), ("[[7⁄10]]", 7.0), ("[[7]], maybe 8", None), ("[[7]] +- 1", None),
         ("[[4]]/5", None), ("[[4]] out of 5", None), ("[[7/5]]", None), ("[[7]]%", None), ("[[.5]]", None),
         ("[[7-8]]", None), ("[[3]] at first. Final: [[7-8]]", None), ("[[7]] - [[8]]", None), ("[[7]] to 8", None),
         ("I rate it from [[1]] to [[10]]", None), ("[[1e1]]", None), ("Rating: **7**", None),
@@ -202,6 +203,11 @@ WRITTEN: dict[Callable[[str], object], list[tuple[str, object]]] = {
         ("Verdict: clear=4, true=5!", FOUR_FIVE), ("Verdict:\n1. clear: 4\n2. true: 5", FOUR_FIVE),
         ("<think>Verdict: clear=1, true=1</think> Sorry.", None),
         ("Verdict: clear=4, true=5\nWait, I misread it.", None),
+        ("Verdict: clear=[4], true=[5]", FOUR_FIVE), ("Verdict: clear=4, maybe 5, true=5", None),
+        ("Verdict: clear=4 (or even 5), true=5", None), ("Verdict: clear=4, perhaps, true=5", FOUR_FIVE),
+        ("Verdict: clear=2, true=2 or Verdict: clear=4, true=5", None),
+        ("Verdict: clear=4, true=5 - that is, Verdict: clear=4, true=5", FOUR_FIVE),
+        ("Verdict: clear=2, true=2. No: Verdict: clear=4, true=5", FOUR_FIVE),
     ],
     lambda text: parse_grid(text, 2, ("clear", "true")): [
         ("Response 1:\n4\n5\nResponse 2: 4,5\n\nResponse 1 wins.", [FOUR_FIVE, FOUR_FIVE]),
