@@ -76,7 +76,7 @@ def read_rows(path: str | os.PathLike[str], on_error: OnError | None = None) -> 
     if not lines:
         raise InputError(f"{path}: the file is empty")
     if lines[0][1].lstrip().startswith(b"["):  # rows are objects, so no file of lines begins so
-        yield from _list_rows(path, content, report)
+        yield from list_rows(path, content, report)
         return
     for number, raw in lines:
         try:
@@ -118,7 +118,7 @@ def _torn_strings(value: Any, path: str) -> Iterator[str]:
             yield from _torn_strings(element, f"{path}.{key}" if path else key)
 
 
-def _list_rows(path: str | os.PathLike[str], content: bytes, report: OnError) -> Iterator[Row]:
+def list_rows(path: str | os.PathLike[str], content: bytes, report: OnError) -> Iterator[Row]:
     """Elements of a JSON list, each with its number and the line on which it starts; it ends where its JSON breaks."""
     text = "\n".join(decode(path, number, raw) for number, raw in split_lines(content))
     line, counted = Line.of(1, 1), 0

@@ -20,6 +20,7 @@ from rankalign.storage.files import sha256_file
 from rankalign.storage.jsonl import OnError, Row, give_up, read_rows
 from rankalign.storage.spreadsheet import is_spreadsheet, read_sheet
 from rankalign.storage.tables import read_table
+from rankalign.storage.wrapped import unwrapped
 
 Source = str | os.PathLike[str]
 
@@ -125,7 +126,8 @@ def _rows_of_one(path: Source, on_error: OnError | None) -> Iterator[Row]:
         return read_sheet(path, on_error or give_up)
     if str(path).endswith(".parquet") or os.path.isdir(path):
         return read_table(path, on_error)
-    return read_rows(path, on_error)
+    inner = unwrapped(path, on_error) if os.path.isfile(path) else None
+    return read_rows(path, on_error) if inner is None else inner
 
 
 def is_there(path: Source) -> bool:

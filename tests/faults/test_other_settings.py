@@ -292,12 +292,12 @@ def test_killed_in_a_shell(name: str, tmp_path: Path) -> None:
     long = {"max_steps": 40, "save_steps": 1}
     usual = {**stage.usual, **({"train": long} if name in ("ip", "op", "run") else long)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tests.faults.test_other_settings.command", _in_a_shell)
+        patch.setitem(globals(), "command", _in_a_shell)
         stage.run(tmp_path, tmp_path / "whole", usual)
-        patch.setattr("tests.faults.test_other_settings.command", functools.partial(_in_a_shell, killed_below=output))
+        patch.setitem(globals(), "command", functools.partial(_in_a_shell, killed_below=output))
         with pytest.raises(Stopped):
             stage.run(tmp_path, output, usual)
-        patch.setattr("tests.faults.test_other_settings.command", _in_a_shell)
+        patch.setitem(globals(), "command", _in_a_shell)
         more = {**usual, **stage.other}
         if "train" in stage.other:
             more["train"] = {**long, **stage.other["train"]}

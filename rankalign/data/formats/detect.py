@@ -8,11 +8,12 @@ from typing import Any
 from rankalign.data.formats import FORMATS
 from rankalign.data.formats.aliases import ANSWERS, LISTS, PROMPTS, first
 from rankalign.data.formats.hh import MARK
-from rankalign.data.formats.layout import fits
+from rankalign.data.formats.layout import NAMES, fits
 from rankalign.data.formats.pairs import PAIRS
 from rankalign.errors import InputError, RecordError
 from rankalign.storage.sources import rows_of
 from rankalign.storage.spreadsheet import columns_of, is_spreadsheet
+from rankalign.storage.wrapped import advice
 
 # A record of ours has no other keys than these; `id` and `prompt` alone also stand in many foreign rows.
 NATIVE = {"id", "prompt", "responses", "meta"}
@@ -102,15 +103,25 @@ def detect_row(row: dict[str, Any], file: str = "<memory>") -> str:
     found = _named(held, SHAPES) or _listed(held) or _named(held, LAST) or _guessed(held) or _named(held, BARE)
     if found == "alpaca" and isinstance(row.get("output"), list):
         return "gpt4-compare"
+    if found == "trl" and _graded(held):
+        return "table"
     if found == "trl" and "prompt" not in held and _are_dialogues(held.get("chosen"), held.get("rejected")):
         return "hh"
     if not found:
         raise InputError(
             f"{file}: cannot tell the format from the keys {', '.join(sorted(held)) or '(none)'}; "
+            f"{advice(held)}"
             f"name it with --format or --from (one of: {', '.join(FORMATS)}), "
             "or say what they are with `convert --columns`"
         )
     return found
+
+
+def _graded(row: dict[str, Any]) -> bool:
+    """Whether a prompt and a completion have a number beside them, which TRL has no meaning for and a table has."""
+    texts = all(isinstance(row.get(name), str) for name in ("prompt", "completion"))
+    numbers = [isinstance(row.get(name), int | float) for name in NAMES["score"]]
+    return texts and any(numbers) and "label" not in row
 
 
 def _are_dialogues(*sides: Any) -> bool:

@@ -6,6 +6,7 @@ a published meaning is not: 1 is the first answer to some and the second to othe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -42,6 +43,7 @@ ORDERED = (
 )  # fmt: skip
 VERDICTS = ("winner", "preference", "preferred", "better", "better_response", "verdict", "choice", "label", "chosen",
             "overall_preference", "human_preference", "preferred_response", "judgment", "judgement")  # fmt: skip
+_SIGNED = re.compile(r"([ab])\s*([<>]{1,2}|=)\s*([ab])")  # A>B, as JudgeBench and Arena-Hard write it
 _TIES = {"tie", "ties", "draw", "both", "equal", "same", "c", "neither", "bothbad", "both_bad", "tie (bothbad)", "none"}
 
 
@@ -65,6 +67,10 @@ def worded(
         names = {f"{stem}{mark}{end}" for stem in _STEMS for mark in ("_", " ", "") for end in ends}
         if said and (said in names | {letter, answer.lower()} or value == writer):
             return scores
+    if (signed := _SIGNED.fullmatch(said)) and signed[1] != signed[3]:
+        if signed[2] == "=":
+            return TIE
+        return FIRST if (signed[2][0] == ">") == (signed[1] == "a") else SECOND
     if said in _TIES:
         return TIE
     ways = f"{answers[0]}, {answers[1]} or tie"
@@ -119,6 +125,8 @@ class PairColumns(RowFormat):
         if pair in ORDERED:
             return {PREFERENCE: FIRST}
         column = first({key: row[key] for key in row if key not in pair}, VERDICTS)
+        if pair == ("output_1", "output_2") and column == "preference" and not isinstance(row[column], str):
+            return {PREFERENCE: _farmed(row, column, check)}
         return {PREFERENCE: worded(row[column], column, pair, check, self.writers_of(row))} if column else {}
 
     def rows(self, record: CandidateSet, losses: Losses) -> Iterator[dict[str, Any]]:
@@ -150,6 +158,16 @@ class PairColumns(RowFormat):
 
 def _is_name(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
+
+
+def _farmed(row: dict[str, Any], column: str, check: Checker) -> tuple[float | None, float | None]:
+    """AlpacaFarm's and AlpacaEval's number: 1 is the first output, 2 the second, 1.5 (or 0) a tie."""
+    value = number_in(row[column], column, check)
+    if value is None:
+        return NONE
+    if value != 0 and not 1 <= value <= 2:
+        raise check.fail(column, f"expected 1 to 2, or 0 for a tie, found {value}")
+    return TIE if value in (0, 1.5) else FIRST if value < 1.5 else SECOND
 
 
 def _index(row: dict[str, Any], column: str, check: Checker) -> tuple[float | None, float | None]:

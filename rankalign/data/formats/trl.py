@@ -80,6 +80,9 @@ def _shared_prompt(check: Checker, chosen: Any, rejected: Any) -> tuple[Prompt, 
         if not isinstance(value, list):
             raise check.fail(path, f"expected what the other side has, found {kind(value)}")
         check.array(value, path, at_least=2)
+        for index, message in enumerate(value):
+            if not isinstance(message, dict):
+                raise check.fail(f"{path}[{index}]", f"expected a message, found {kind(message)}: one answer a column")
     if chosen[:-1] != rejected[:-1]:
         raise check.fail("rejected", "differs from chosen before its last message; only the last one may be the answer")
     return check.prompt(chosen[:-1], "chosen"), chosen[-1:], rejected[-1:]
