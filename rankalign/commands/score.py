@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="key under which the scores of --function or --reward_model are stored")
     parser.add_argument("--function", help="a Python function that scores: module:name or file.py:name")
     parser.add_argument("--reward_model", help="a sequence-classification model: folder or hub id")
+    parser.add_argument("--axis", help="which output of a --reward_model with several: its name, its index, or mean")
     add_scale_arguments(parser)
     add_reading_arguments(parser)
 
@@ -53,12 +54,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _single(args: argparse.Namespace) -> list[dict[str, Any]] | None:
     """The scorer that the flags name, or None where the settings file has them."""
+    if args.axis and not args.reward_model:
+        raise InputError("--axis chooses an output of --reward_model; in a settings file it is the scorer's `axis`")
     if args.function and args.reward_model:
         raise InputError("--function and --reward_model name one scorer each; put both into a settings file")
     if args.function:
         return [{"name": args.name or args.function.split(":")[-1], "kind": "function", "function": args.function}]
     if args.reward_model:
-        return [{"name": args.name or "reward_model", "kind": "reward_model", "model": args.reward_model}]
+        axis = {"axis": args.axis} if args.axis else {}
+        return [
+            {
+                "name": args.name or args.axis or "reward_model",
+                "kind": "reward_model",
+                "model": args.reward_model,
+                **axis,
+            }
+        ]
     if not args.config:
         raise InputError("name a scorer: --config FILE, --function module:name or --reward_model MODEL")
     return None

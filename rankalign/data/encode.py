@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -84,13 +84,15 @@ class TokenList:
         id: the record's.
         prompt: token ids of the prompt, shared by all candidates.
         responses: token ids of each candidate, the token that ends its turn included where it finished.
-        scores: one finite score a candidate.
+        scores: one finite score a candidate; with axes, their mean.
+        axes: of a reward model with several outputs, the scores of each candidate by axis; else empty.
     """
 
     id: str
     prompt: list[int]
     responses: list[list[int]]
     scores: list[float]
+    axes: list[list[float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class EncodeOptions:
 
     Attributes:
         judge: whose scores rank the candidates; empty takes the only judge there is.
+        axes: judges whose scores are kept apart, one an output of a reward model; by their mean the candidates rank.
         template: see :func:`encode_prompt`.
         system: system message put before each prompt.
         max_length: most tokens of prompt and response together.
@@ -111,6 +114,7 @@ class EncodeOptions:
     """
 
     judge: str = ""
+    axes: tuple[str, ...] = ()
     template: str = "auto"
     system: str = ""
     max_length: int = 512
@@ -142,18 +146,19 @@ class Encoder:
         Raises:
             RecordError: the model's chat template refuses it.
         """
-        chosen = [(self.answer(response), score) for response, score in self._select(record)]
-        kept = [(answer, score) for answer, score in chosen if _says(answer)]
+        chosen = [(self.answer(response), score, response) for response, score in self._select(record)]
+        kept = [each for each in chosen if _says(each[0])]
         self.counts["empty"] += len(chosen) - len(kept)
         if not kept:
             self.counts["dropped_prompts"] += 1
             return None
-        prompt, responses = self.fitted(record, [answer for answer, _ in kept])
+        prompt, responses = self.fitted(record, [answer for answer, _, _ in kept])
         if record.meta.get("margin") is not None:
             self.counts["margin_unused"] += 1
-        scores = [score for _, score in kept]
+        scores = [score for _, score, _ in kept]
         self._count(scores)
-        return TokenList(record.id, prompt, responses, scores)
+        axes = [self._on_axes(response) or [] for _, _, response in kept] if self.options.axes else []
+        return TokenList(record.id, prompt, responses, scores, axes)
 
     def tokens(self, record: CandidateSet) -> tuple[list[int], list[list[int]]]:
         """Tokens of a record's prompt and of each of its responses, uncut.
@@ -210,11 +215,23 @@ class Encoder:
         elif options.only_use_sample:
             wanted = wanted[:-2]
         self.counts["not_selected"] += len(record.responses) - len(wanted)
-        scored = [(r, s) for r in wanted if (s := r.scores.get(options.judge)) is not None]
+        scored = [(r, s) for r in wanted if (s := self._score(r)) is not None]
         self.counts["unscored"] += len(wanted) - len(scored)
         kept = spread(scored, options.max_candidates)
         self.counts["not_selected"] += len(scored) - len(kept)
         return kept
+
+    def _score(self, response: Response) -> float | None:
+        if not self.options.axes:
+            return response.scores.get(self.options.judge)
+        values = self._on_axes(response)
+        return None if values is None else sum(values) / len(values)
+
+    def _on_axes(self, response: Response) -> list[float] | None:
+        """A response's scores by axis; None where one is missing."""
+        values = [response.scores.get(axis) for axis in self.options.axes]
+        there = [value for value in values if value is not None]
+        return there if len(there) == len(values) else None
 
     def _count(self, scores: list[float]) -> None:
         pairs = len(scores) * (len(scores) - 1) // 2

@@ -40,6 +40,7 @@ def schema(vocabulary: int) -> pa.Schema:
         "responses": pa.list_(pa.list_(token)),
         "scores": pa.list_(pa.float64()),
         "unlearned": pa.list_(pa.list_(pa.uint32())),
+        "axes": pa.list_(pa.list_(pa.float64())),
         "longest": pa.uint32(),
         "largest": pa.uint32(),
     })  # fmt: skip
@@ -54,10 +55,11 @@ def to_batch(lists: Sequence[TokenList], vocabulary: int) -> pa.RecordBatch:
     import pyarrow as pa
 
     kinds = schema(vocabulary)
-    told: list[list[Any]] = [[], [], [], [], []]
+    told: list[list[Any]] = [[], [], [], [], [], []]
     for t in lists:
         spans = [[i for span in spans for i in span] for spans in getattr(t, "unlearned", ())]
-        for column, value in zip(told, (t.id, t.prompt, t.responses, [*map(float, t.scores)], spans), strict=True):
+        scores, axes = [*map(float, t.scores)], [[*map(float, row)] for row in t.axes]
+        for column, value in zip(told, (t.id, t.prompt, t.responses, scores, spans, axes), strict=True):
             column.append(value)
     try:
         columns = [pa.array(column, kinds.field(i).type) for i, column in enumerate(told)]
@@ -126,11 +128,11 @@ class TokenTable(Sequence[TokenList]):
             raise IndexError(index)
         number = bisect_right(self._starts, place) - 1
         batch, row = self._batches[number], place - self._starts[number]
-        ident, prompt, responses, scores, spans = (batch.column(i)[row] for i in range(5))
+        ident, prompt, responses, scores, spans, axes = (batch.column(i)[row] for i in range(6))
         unlearned = [tuple(zip(flat[::2], flat[1::2], strict=True)) for flat in _lists(spans)]
         more: dict[str, Any] = {"unlearned": unlearned} if unlearned else {}
         prompts, rated = prompt.values.to_numpy().tolist(), scores.values.to_numpy().tolist()
-        return TokenList(ident.as_py(), prompts, _lists(responses), rated, **more)
+        return TokenList(ident.as_py(), prompts, _lists(responses), rated, axes=_lists(axes), **more)
 
     def repeated(self) -> tuple[str, int] | None:
         """An id that stands more than once, with how often; None where there is none."""
@@ -141,7 +143,7 @@ class TokenTable(Sequence[TokenList]):
         return (many[0]["values"].as_py(), many[0]["counts"].as_py()) if len(many) else None
 
 
-def _lists(cell: Any) -> list[list[int]]:
+def _lists(cell: Any) -> list[list[Any]]:
     """A cell that is a list of lists of numbers; by way of numpy, which is many times faster than number by number."""
     flat, ends = cell.values.values.to_numpy(), cell.values.offsets.to_numpy().tolist()
     return [flat[start:end].tolist() for start, end in pairwise(ends)]

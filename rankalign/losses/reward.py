@@ -92,7 +92,6 @@ def quality(ranked: Ranked, *, low: float = 0.0, high: float = 10.0) -> Tensor:
     Raises:
         InputError: a score lies beyond the scale.
     """
-    check(low < high, f"loss keyword low={low} must be below high={high}")
     scores = present(ranked, ranked.scores)[..., None]
     return axis_regression(present(ranked, ranked.logps)[..., None], scores, ranked.mask, low, high)
 
@@ -110,11 +109,21 @@ def axis_regression(values: Tensor, scores: Tensor, mask: Tensor, low: float = 0
     Raises:
         InputError: a score lies beyond the scale.
     """
+    return axis_errors(values, scores, mask, low, high).mean(1)
+
+
+def axis_errors(values: Tensor, scores: Tensor, mask: Tensor, low: float = 0.0, high: float = 10.0) -> Tensor:
+    """(P, A) mean over the responses of |sigmoid(value) - target| on each axis; arguments of :func:`axis_regression`.
+
+    Raises:
+        InputError: a score lies beyond the scale, or the scale is none.
+    """
+    check(low < high, f"loss keyword low={low} must be below high={high}")
     targets = (scores - low) / (high - low)
     within = ((targets >= 0) & (targets <= 1)) | ~mask[..., None]
     check(bool(within.all()), f"loss quality: a score lies beyond the scale from {low:g} to {high:g}; set low and high")
     gaps = torch.where(mask[..., None], (torch.sigmoid(values) - targets).abs(), torch.zeros_like(targets))
-    return gaps.sum((1, 2)) / (mask.sum(1) * values.shape[2]).clamp(min=1)
+    return gaps.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
 def _score_gaps(ranked: Ranked) -> Tensor:

@@ -191,9 +191,9 @@ def _train_every_row(model: PreTrainedModel) -> None:
 
 
 def load_reward_model(
-    model: str, *, dtype: str = "auto", new_head: bool = True
+    model: str, *, dtype: str = "auto", new_head: bool = True, outputs: int = 1
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A sequence classifier with one output, in eval mode on :func:`device`, and its tokenizer.
+    """A sequence classifier with one output, or several, in eval mode on :func:`device`, and its tokenizer.
 
     transformers reads the output at the last token whose id is not the padding id. Where padding is also the end of
     sequence that is the token before the end, in training and in use alike.
@@ -202,13 +202,17 @@ def load_reward_model(
         model: a reward model or its adapter; or any policy, which then gets a new random head, said on stderr.
         dtype: as in :func:`load_policy`.
         new_head: False refuses a model without a head: a random one must never grade.
+        outputs: of the head; 0 takes as many as it has.
+
+    Raises:
+        InputError: it cannot be loaded, has no head, or one of another number of outputs.
     """
     tokenizer = load_tokenizer(model)
     where, adapter = base_and_adapter(model, "")
     if value_heads.has_value_head(where):
         reward, missing = value_heads.load(where, pick_dtype(dtype)), list[str]()
     else:
-        reward, missing = load_as(AutoModelForSequenceClassification, where, pick_dtype(dtype), num_labels=1)
+        reward, missing = load_as(AutoModelForSequenceClassification, where, pick_dtype(dtype), **_labels(outputs))
     if missing and not adapter:
         if not new_head:
             raise InputError(f"model {model}: is no reward model, it lacks {', '.join(missing)}; train one first")
@@ -217,6 +221,10 @@ def load_reward_model(
         _widen_head(reward, local_folder(where))
     reward.config.pad_token_id = tokenizer.pad_token_id
     return (with_adapter(reward, adapter) if adapter else reward).to(device()).eval(), tokenizer
+
+
+def _labels(outputs: int) -> dict[str, int]:
+    return {"num_labels": outputs} if outputs else {}
 
 
 def _widen_head(reward: Any, folder: Path) -> None:
@@ -250,7 +258,10 @@ def load_as(auto: Any, where: str, dtype: torch.dtype | str, **more: Any) -> tup
         model, info = auto.from_pretrained(_source(where), **more)
     for name, found, wanted in sorted(info["mismatched_keys"]):
         several = name.startswith("score.") and list(wanted)[:1] == [1]
-        how = ": save a copy with a head of one row (of two classes, row 1 less row 0 is the second's log-odds)"
+        how = (
+            ": choose an output of the scorer with `axis`, or save a copy with a head of one row "
+            "(of two classes, row 1 less row 0 is the second's log-odds)"
+        )
         shapes = f"{name} has shape {list(found)}, and {list(wanted)} is needed"
         raise InputError(f"model {where}: {shapes}{how if several else ''}")
     saving.repair_generation(model, where)

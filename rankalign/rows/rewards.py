@@ -25,19 +25,21 @@ def list_rewards(model: nn.Module, prompts: Sequence[Tokens], responses: Lists, 
     """Reward of each response to its prompt.
 
     Args:
-        model: a decoder with a linear head ``score`` of one output, bare, in PEFT or wrapped for distributed training.
+        model: a decoder with a linear head ``score``, bare, in PEFT or wrapped for distributed training.
         prompts: P prompts as token ids, at least one token each.
         responses: for each prompt its responses as token ids; lists may differ in length.
         layout: as in :func:`rankalign.rows.logps.list_logps`.
 
     Returns:
-        (P, N), fp32 (fp64 for an fp64 model), 0 where a prompt has fewer than N responses. Differentiable.
+        (P, N), fp32 (fp64 for an fp64 model), 0 where a prompt has fewer than N responses; (P, N, A) for a head of A
+        outputs. Differentiable.
     """
     pieces = token_rewards(model, prompts, responses, layout=layout)
     rule = pooling_of(reward_lm(model).config)
     ends = torch.stack([_pooled(values, rule) for row in pieces for values in row])
     where = torch.tensor([(p, n) for p, row in enumerate(pieces) for n in range(len(row))], device=ends.device)
-    return ends.new_zeros(len(pieces), max(map(len, pieces))).index_put(where.unbind(1), ends)
+    room = ends.new_zeros(len(pieces), max(map(len, pieces)), *ends.shape[1:])
+    return room.index_put(where.unbind(1), ends)
 
 
 def token_rewards(
@@ -52,8 +54,8 @@ def token_rewards(
         layout: as in :func:`list_rewards`.
 
     Returns:
-        ``[p][n]`` is a tensor of shape (1 + read tokens of response n of prompt p,); the last entry is its reward. For
-        a model that pools by ``mean`` the entries are those of all tokens of the text, and their mean is the reward.
+        ``[p][n]`` is a tensor of shape (1 + read tokens of response n of prompt p,), or (..., A); the last entry is its
+        reward. For a model that pools by ``mean`` the entries are those of all tokens, and their mean is the reward.
     """
     lm = reward_lm(model)
     rows, counts = _rows(lm, prompts, responses, layout)
@@ -88,7 +90,10 @@ def _pooled(values: Tensor, rule: str) -> Tensor:
 
 
 def rewards_of(model: nn.Module, states: Sequence[Tensor]) -> Tensor:
-    """(P, N) rewards from the states of :func:`end_states`, 0 where a prompt has fewer than N; differentiable."""
+    """(P, N), or (P, N, A), rewards from the states of :func:`end_states`, 0 where a prompt has fewer than N.
+
+    Differentiable.
+    """
     lm = reward_lm(model)
     values = torch.split(inside(model, lambda: _say(lm, torch.cat(list(states)))), [len(rows) for rows in states])
     return nn.utils.rnn.pad_sequence(list(values), batch_first=True)
@@ -103,10 +108,11 @@ def _rows(lm: Any, prompts: Sequence[Tokens], responses: Lists, layout: str) -> 
 
 
 def _say(lm: Any, states: Tensor) -> Tensor:
-    """What the head says of each state (T, H): (T,), fp32 or wider."""
+    """What the head says of each state (T, H): (T,), or (T, A) where it has A outputs; fp32 or wider."""
     weight: Tensor = next(lm.score.parameters())
     with torch.autocast(states.device.type, enabled=False):  # differences of rewards need every digit
-        values: Tensor = lm.score(states.to(weight.dtype))[:, 0]
+        values: Tensor = lm.score(states.to(weight.dtype))
+    values = values[:, 0] if values.shape[1] == 1 else values
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
@@ -214,7 +220,7 @@ def choose_layout(model: nn.Module, prompts: Sequence[Tokens], responses: Lists)
     tolerance = TOLERANCE[precision(lm)] * (1 + float(padded.abs().max()))
     ids = torch.tensor([[*prompts[0], *responses[0][0]]], device=lm.device)
     if pooling_of(lm.config) == LAST_NON_PAD and not _close(
-        padded[0, 0], lm(input_ids=ids, use_cache=False).logits[0, 0], tolerance
+        padded[0, 0], lm(input_ids=ids, use_cache=False).logits[0], tolerance
     ):
         raise InputError(f"{lm.config.model_type} models compute their score in a way that rankalign does not know")
     if not supports_tree(model):

@@ -1,4 +1,4 @@
-"""Scores by a reward model: any sequence classifier with one output."""
+"""Scores by a reward model: any sequence classifier with one output, or with several of which one is chosen."""
 
 from __future__ import annotations
 
@@ -51,6 +51,8 @@ class RewardModelScorer:
         allow_special_in_text: control tokens that texts spell are control tokens: a candidate can then forge a turn.
         pooling: where a decoder's reward is read, for checkpoints of other tools whose config does not say it: one of
             :data:`rankalign.rows.rewards.POOLINGS`.
+        axis: of a model with several outputs, which one grades: its name in the config's ``id2label``, its index, or
+            ``mean``, the mean of all.
 
     Attributes:
         counts: ``prompt_truncated`` and ``response_truncated``: how many texts were cut so far (the first is told on
@@ -70,12 +72,13 @@ class RewardModelScorer:
         reference_file: str = "",
         allow_special_in_text: bool = False,
         pooling: str = "",
+        axis: str | int = "",
     ) -> None:
         self.name, self.path, self.template, self.system = name, model, templates.check_name(template), system
         self.allow_special_in_text = allow_special_in_text
         self.batch_size, self._max_length, self.dtype = batch_size, max_length, dtype
         self.reference, self.reference_file = reference, reference_file
-        self.pooling = pooling
+        self.pooling, self.axis = pooling, str(axis)
         self.counts: Counter[str] = Counter()
         self._told = set[str]()
         if reference_file and not reference:
@@ -141,7 +144,7 @@ class RewardModelScorer:
         if not all(prompts):  # some lost their beginnings to max_length, and with it what they shared
             return self._rewards(list(chain(*batch)))
         responses = [[text[len(prompt) :] for text in texts] for prompt, texts in zip(prompts, batch, strict=True)]
-        found = rewards.list_rewards(self.model, prompts, responses, layout="tree").double().tolist()
+        found = self._chosen(rewards.list_rewards(self.model, prompts, responses, layout="tree")).double().tolist()
         return [score for row, texts in zip(found, batch, strict=True) for score in row[: len(texts)]]
 
     def _padded(self, texts: Sequence[list[int]]) -> list[float]:
@@ -168,7 +171,9 @@ class RewardModelScorer:
             "reference_file_sha256": sha256_of(self.reference_file) if self.reference_file else "",
             "weights": self._weights(),
             "tokenizer": models.tokenizer_fingerprint(models.load_tokenizer(self.path)),
-            **({"pooling": self.pooling} if self.pooling else {}),  # outputs of before the option stay finished
+            # Outputs of before these options stay finished.
+            **({"pooling": self.pooling} if self.pooling else {}),
+            **({"axis": self.axis} if self.axis else {}),
         }
 
     def _weights(self) -> str:
@@ -178,13 +183,42 @@ class RewardModelScorer:
 
     @functools.cached_property
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        model, tokenizer = models.load_reward_model(self.path, dtype=self.dtype, new_head=False)
+        outputs = 0 if self.axis else 1
+        model, tokenizer = models.load_reward_model(self.path, dtype=self.dtype, new_head=False, outputs=outputs)
         if self.pooling:
             if not isinstance(getattr(model, "score", None), torch.nn.Module):
                 raise InputError(f"scorer {self.name!r}: {model.config.model_type} models pool in a way of their own")
             model.config.rankalign_pooling = self.pooling
             rewards.pooling_of(model.config)  # says which rules there are
         return model, tokenizer
+
+    @functools.cached_property
+    def _output(self) -> int | None:
+        """The index of the output that grades; None for the mean of all.
+
+        Raises:
+            InputError: there is none of that name or number.
+        """
+        config: Any = self.model.config
+        count = int(config.num_labels)
+        names = [str(config.id2label[i]) for i in range(count)]
+        if self.axis in names:
+            return names.index(self.axis)
+        if self.axis == "mean":
+            return None
+        if self.axis.isdigit() and int(self.axis) < count:
+            return int(self.axis)
+        known = ", ".join(names)
+        raise InputError(f"scorer {self.name!r}: {self.path} has no output {self.axis!r}; it has {known}, and mean")
+
+    def _chosen(self, values: Tensor) -> Tensor:
+        """Of values (..., A) those that grade; a model with one output has values without a last axis."""
+        if not self.axis:
+            return values
+        wanted = self._output  # also of a model with one, which may not have what is asked for
+        if self.model.config.num_labels == 1:
+            return values
+        return values.mean(-1) if wanted is None else values[..., wanted]
 
     @property
     def model(self) -> PreTrainedModel:
@@ -248,7 +282,8 @@ class RewardModelScorer:
             ids[row, : len(text)] = torch.tensor(text)
             mask[row, : len(text)] = 1
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
-        return _values(self.model, ids, mask).double().tolist()
+        values = _values(self.model, ids, mask)
+        return self._chosen(values if values.shape[1] > 1 else values[:, 0]).double().tolist()
 
 
 def _common_beginning(texts: Sequence[list[int]]) -> list[int]:
@@ -257,18 +292,18 @@ def _common_beginning(texts: Sequence[list[int]]) -> list[int]:
 
 
 def _values(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
-    """(B,) rewards of right-padded (B, T) texts."""
+    """(B, A) outputs for right-padded (B, T) texts."""
     if isinstance(getattr(model, "score", None), torch.nn.Module):
         hidden = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
         if rewards.pooling_of(model.config) == rewards.MEAN:
             counted = mask.to(hidden.dtype).unsqueeze(2)
             means: Tensor = model.score((hidden * counted).sum(1) / counted.sum(1))
-            return means[:, 0]
+            return means
         rows = torch.arange(len(ids), device=ids.device)
         found: Tensor = model.score(hidden[rows, _last(ids, mask, model.config)])
     else:
         found = model(input_ids=ids, attention_mask=mask).logits
-    return found[:, 0]
+    return found
 
 
 def _last(ids: Tensor, mask: Tensor, config: Any) -> Tensor:

@@ -145,6 +145,11 @@ class TrainConfig(TrainingArguments):
         if self.pooling and (not reward or self.use_lora):
             why = "an adapter has no config that could say it" if reward else "nothing else has a head that pools"
             raise InputError(f"--pooling is for --method reward without --use_lora: {why}")
+        if self.axes and (not reward or self.loss != "quality" or self.use_lora):
+            why = (
+                "an adapter has no config that could say it" if reward and self.use_lora else "no other loss reads them"
+            )
+            raise InputError(f"--axes is for --method reward --loss quality without --use_lora: {why}")
         if self.two_pass == "always" and not self.can_two_pass:
             raise InputError("--two_pass always needs log-probabilities (not --method reward) and no dropout")
         watched = "--watch" if self.watch else "the best checkpoint by ROUGE" if self.best_by_rouge else ""

@@ -141,7 +141,11 @@ def _nothing_to_rank(settings: DataSettings, loss: LossSettings) -> str:
 
 
 def load_model(
-    settings: ModelSettings, tokenizer: PreTrainedTokenizerBase, reward: bool = False, dtype: str = "float32"
+    settings: ModelSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    reward: bool = False,
+    dtype: str = "float32",
+    axes: Sequence[str] = (),
 ) -> Any:
     """The model (its products in bf16 and fp16 come by autocast), its dropout off, with a fresh adapter where asked.
 
@@ -150,13 +154,14 @@ def load_model(
         tokenizer: the model's; a reward model may change what it pads with.
         reward: with a head that grades, in the place of the one that writes.
         dtype: of its weights; those of adapters and of a head that grades are float32.
+        axes: what the outputs of a head that grades are called, where it has several.
     """
     if dtype == "bfloat16" and not settings.use_lora:
         print("--dtype bfloat16: updates below a 256th of a weight are rounded away, in part or whole", file=sys.stderr)
     name = settings.model
     more: dict[str, Any] = {"bits": settings.quantised, "train_adapter": settings.use_lora}
     model: Any = (
-        load_reward(name, tokenizer, settings.pooling, dtype)
+        load_reward(name, tokenizer, settings.pooling, dtype, axes)
         if reward
         else models.load_policy(name, dtype=dtype, **more)
     )

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rankalign.data.encode import TokenList
 from rankalign.errors import InputError
-from rankalign.losses.reward import per_token
+from rankalign.losses.reward import axis_errors, axis_regression, per_token
 from rankalign.models import load as models
 from rankalign.rows import rewards
 from rankalign.rows.logps import causal_lm
@@ -27,7 +27,13 @@ from rankalign.training.rank import Example, Meter, RankTrainer, pad, to_ranked,
 # --- the model ---------------------------------------------------------------------------------------------------
 
 
-def load(model: str, tokenizer: PreTrainedTokenizerBase, pooling: str = "", dtype: str = "float32") -> PreTrainedModel:
+def load(
+    model: str,
+    tokenizer: PreTrainedTokenizerBase,
+    pooling: str = "",
+    dtype: str = "float32",
+    axes: Sequence[str] = (),
+) -> PreTrainedModel:
     """A decoder with a score head, a new one (see :func:`start_at_zero`) unless the model has one already.
 
     Args:
@@ -35,11 +41,13 @@ def load(model: str, tokenizer: PreTrainedTokenizerBase, pooling: str = "", dtyp
         tokenizer: its tokenizer, to be saved with it; its padding token may change.
         pooling: where a new head reads, one of :data:`rankalign.rows.rewards.POOLINGS`; empty is transformers' rule.
         dtype: of the decoder; the head is float32.
+        axes: names of the head's outputs, where it has several; they go into the config as its labels.
 
     Raises:
-        InputError: an adapter, a model that reads its score in a way of its own, or one trained by another rule.
+        InputError: an adapter, a model that reads its score in a way of its own, one trained by another rule, or on
+            other axes.
     """
-    reward, _ = models.load_reward_model(model, dtype=dtype)
+    reward, _ = models.load_reward_model(model, dtype=dtype, outputs=max(len(axes), 1))
     if hasattr(reward, "get_base_model"):
         raise InputError(f"model {model}: is an adapter, which does not train on; name its base")
     lm = rewards.reward_lm(reward)
@@ -47,6 +55,8 @@ def load(model: str, tokenizer: PreTrainedTokenizerBase, pooling: str = "", dtyp
     lm.new_head = not graded_before
     if not graded_before:
         pad_apart_from_end(tokenizer)
+    if axes:
+        _call_outputs(lm, axes, model)
     lm.config.pad_token_id = tokenizer.pad_token_id
     if pooling:
         _pool_by(lm, pooling, model)
@@ -54,6 +64,18 @@ def load(model: str, tokenizer: PreTrainedTokenizerBase, pooling: str = "", dtyp
         lm.config.rankalign_pooling = rewards.LAST_NON_PAD
     lm.get_input_embeddings().padding_idx = None  # the padding token may stand in texts too, and is to learn there
     return reward
+
+
+def _call_outputs(lm: Any, axes: Sequence[str], model: str) -> None:
+    """Name the outputs of the head as plain transformers does, whose pipelines then give sigmoids by name."""
+    held = [lm.config.id2label[i] for i in range(len(axes))]
+    if not lm.new_head and held != list(axes):
+        raise InputError(
+            f"--axes {','.join(axes)}: the head of {model} says {', '.join(held)}; give those, in this order"
+        )
+    lm.config.id2label = dict(enumerate(axes))
+    lm.config.label2id = {axis: i for i, axis in enumerate(axes)}
+    lm.config.problem_type = "multi_label_classification"
 
 
 def _pool_by(lm: Any, pooling: str, model: str) -> None:
@@ -176,6 +198,8 @@ class RewardTrainer(RankTrainer):
 
     def losses(self, model: nn.Module, examples: Sequence[Example], meter: Meter) -> Tensor:
         """(P,) loss of each prompt, metered by reward."""
+        if self.config.axes:
+            return self._losses_by_axis(model, examples, meter)
         if self.config.loss == "per_token":
             pieces = rewards.token_rewards(model, *token_ids(examples), layout=self.layout)
             traces, first, stop = compare(examples, pieces, self.lm_config)
@@ -186,6 +210,19 @@ class RewardTrainer(RankTrainer):
             losses = self.config.loss_entry.function(ranked, **self.keywords)
         mean = (ranked.logps * ranked.mask).sum(1) / ranked.mask.sum(1)
         meter.add(ranked, losses, {"mean_reward": mean}, ranked.logps, [e.tokens.id for e in examples])
+        return losses
+
+    def _losses_by_axis(self, model: nn.Module, examples: Sequence[Example], meter: Meter) -> Tensor:
+        """(P,) loss over several axes; accuracy and margin go by the mean of the outputs, and each axis has its L1."""
+        values = self.values(model, examples)
+        ranked = to_ranked(examples, values.mean(2))
+        scores = torch.stack([pad(list(zip(*e.tokens.axes, strict=True)), values.shape[1]).T for e in examples]).to(
+            values.device
+        )
+        losses = axis_regression(values, scores, ranked.mask, **self.keywords)
+        errors = axis_errors(values.detach(), scores, ranked.mask, **self.keywords).unbind(1)
+        parts = {f"l1_{axis}": error for axis, error in zip(self.config.data_settings.axis_names, errors, strict=True)}
+        meter.add(ranked, losses, parts, ranked.logps, [e.tokens.id for e in examples])
         return losses
 
 
@@ -210,10 +247,14 @@ class _Fair(Sequence[Example]):
 
 
 def one_score_a_text(tokens: TokenList, config: Any) -> TokenList:
-    """The list with the scores of responses that read the same replaced by their mean."""
+    """The list with the scores of responses that read the same replaced by their mean, also axis by axis."""
     read = rewards.read_part(tokens.prompt, tokens.responses, config)[1]
-    groups = [[s for other, s in zip(read, tokens.scores, strict=True) if other == r] for r in read]
-    return replace(tokens, scores=[_mean(group) for group in groups])
+
+    def shared(scores: Sequence[float]) -> list[float]:
+        return [_mean([s for other, s in zip(read, scores, strict=True) if other == r]) for r in read]
+
+    columns = [shared(column) for column in zip(*tokens.axes, strict=True)]
+    return replace(tokens, scores=shared(tokens.scores), axes=[list(row) for row in zip(*columns, strict=True)])
 
 
 def _mean(scores: list[float]) -> float:

@@ -77,7 +77,9 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
     lists, held_out, counts = load_data(config.data_settings, loss, tokenizer)
     check_held_out(held_out, config.eval_strategy != "no", config.metric_for_best_model)
     with processes.whole_weights(config):
-        model = load_model(config.model_settings, tokenizer, loss.grades, config.weights_dtype)
+        model = load_model(
+            config.model_settings, tokenizer, loss.grades, config.weights_dtype, config.data_settings.axis_names
+        )
     everything = Joined(lists, held_out)
     check_fit(model, everything)
     batch = config.per_device_train_batch_size

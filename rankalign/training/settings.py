@@ -90,6 +90,7 @@ class DataSettings:
     format: str = flag("auto", "format of the data: auto or a name of `rankalign ls formats`")
     eval_data: str = flag("", "held-out candidates; with --eval_strategy steps|epoch they are measured while training")
     judge: str = flag("", "whose scores rank the candidates; needed only where several judges scored")
+    axes: str = flag("", "reward, loss quality: judges whose scores are learnt side by side, one output each")
     template: str = flag("auto", "prompt format: auto, chat, alpaca, vicuna, hh, raw")
     system: str = flag("", "system message put before each prompt")
     allow_special_in_text: bool = flag(False, "control tokens that texts spell are control tokens, not text")
@@ -110,6 +111,17 @@ class DataSettings:
             raise InputError("--only_use_provide and --only_use_sample leave no response between them; choose one")
         if self.num_proc < 0:
             raise InputError(f"--num_proc {self.num_proc}: name a number of processes, or 0 for one a core")
+
+        names = self.axis_names
+        if self.axes and (len(names) < 2 or len(set(names)) < len(names)):
+            raise InputError(f"--axes {self.axes!r}: name at least two judges, each once; of one, use --judge")
+        if self.axes and self.judge:
+            raise InputError("--axes and --judge both say whose scores are learnt; give one of them")
+
+    @property
+    def axis_names(self) -> tuple[str, ...]:
+        """The names of ``axes``."""
+        return tuple(filter(None, map(str.strip, self.axes.split(","))))
 
     @property
     def paths(self) -> list[str]:

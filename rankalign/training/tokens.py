@@ -34,6 +34,7 @@ from rankalign.data.tokenise import PIECE, tokenise
 from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.progress import Progress
+from rankalign.registry import did_you_mean
 from rankalign.storage.files import write_text
 from rankalign.storage.folders import cached_folder
 from rankalign.storage.jsonl import dumps, loads
@@ -105,8 +106,13 @@ class _Reading:
         response.
 
         Raises:
-            InputError: there is none, or several and none is named.
+            InputError: there is none, or several and none is named; or an axis that nothing is scored on.
         """
+        for axis in self.settings.axis_names:
+            if axis not in self.judges:
+                raise InputError(f"--axes: nothing is scored by {axis!r}{did_you_mean(axis, list(self.judges))}")
+        if self.settings.axes:
+            return ""
         if self.alone and not self.settings.judge and self.single and not self.judges:
             return UNSCORED
         return choose_among(list(self.judges), self.settings.judge)
@@ -177,6 +183,7 @@ class _Job:
         settings, intake, counts = self.settings, reading.intake, Counter[str]()
         options = EncodeOptions(
             judge=judge,
+            axes=settings.axis_names,
             template=settings.template,
             system=settings.system,
             max_length=settings.max_length,
