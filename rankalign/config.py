@@ -134,7 +134,7 @@ def build(kind: type[T], content: dict[str, Any], where: str) -> T:
         if key not in fields:
             flat = {f.name for f in dataclasses.fields(SamplingParams)} if kind is Policy else set()
             raise InputError(f"{where}: unknown key {key!r}{did_you_mean(str(key), [*fields, *sorted(flat)])}")
-    values = {key: _convert(hints[key], value, f"{where}: {key}") for key, value in content.items()}
+    values = {key: convert(hints[key], value, f"{where}: {key}") for key, value in content.items()}
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in values:
@@ -158,17 +158,17 @@ def _nest_options(content: dict[str, Any]) -> dict[str, Any]:
     return {**{key: value for key, value in content.items() if key in ("name", "kind")}, "options": options}
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def convert(hint: Any, value: Any, where: str) -> Any:
     """``value`` as type ``hint``; whole numbers pass as floats and nothing else is bent."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
-        return _convert(next(arg for arg in args if arg is not type(None)), value, where)
+        return convert(next(arg for arg in args if arg is not type(None)), value, where)
     if origin in (list, tuple):
         if not isinstance(value, list | tuple):
             raise InputError(f"{where}: expected a list")
-        return origin(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        return origin(convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise InputError(f"{where}: expected a mapping")

@@ -77,7 +77,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens: bo
         return list(tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
     known = controls(tokenizer)
     if getattr(tokenizer, "backend_tokenizer", None) is None:
-        return _in_pieces(tokenizer, text, known)
+        ids = _in_pieces(tokenizer, text, known)
+        return tokenizer.build_inputs_with_special_tokens(ids) if add_special_tokens else ids
     aliased = known.pattern.sub(lambda found: known.alias(found[0]), text) if known.pattern else text
     renamed = _with_aliases(tokenizer, known)
     return list(renamed.encode(aliased.replace(BREAK, ""), add_special_tokens=add_special_tokens).ids)

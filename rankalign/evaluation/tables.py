@@ -11,7 +11,7 @@ from rankalign.evaluation import EvalResult
 
 # Control characters steer a terminal (colours, titles, cursor), and direction overrides make text read as what it is
 # not; both may come in with model output.
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 FEW = 6
@@ -37,7 +37,7 @@ class Table:
 
 def printable(text: str) -> str:
     """Text without control characters and direction overrides; line feeds and tabs stay."""
-    return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", text)
+    return UNSAFE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 WIDE = 1000  # columns of what is no terminal

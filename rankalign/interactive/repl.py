@@ -5,23 +5,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from rankalign.errors import InputError
+from rankalign.evaluation.tables import UNSAFE
 from rankalign.interactive.conversation import EMPTY, Conversation, Options
 
-# Control characters steer a terminal (titles, the clipboard); direction marks make text read as what it is not.
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 HELP = "/reset begins anew, /system TEXT sets the system message, /quit ends; Ctrl-C stops an answer"
 
 
 def printable(text: str) -> str:
     """The text with characters that act on a terminal written as ``\\x1b`` or ``\\u202e``."""
-    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class Repl:

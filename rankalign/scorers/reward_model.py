@@ -83,6 +83,8 @@ class RewardModelScorer:
         self._told = set[str]()
         if reference_file and not reference:
             raise InputError(f"scorer {name!r}: reference_file needs reference, the policy whose responses it holds")
+        if not isinstance(axis, str | int) or isinstance(axis, bool):
+            raise InputError(f"scorer {name!r}: axis: expected a name, an index or mean, found {axis!r}")
         if batch_size < 1 or max_length < 0:
             raise InputError(f"scorer {name!r}: batch_size must be at least 1 and max_length at least 0")
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rankalign.config import SampleConfig, ScoreConfig, ScorerConfig
+from rankalign.config import SampleConfig, ScoreConfig, ScorerConfig, convert
 from rankalign.data.convert import Intake
 from rankalign.data.load import load
 from rankalign.data.records import CandidateSet, Checker, Response, parse_response, response_to_dict
@@ -200,10 +201,21 @@ def build_scorer(config: ScorerConfig) -> Scorer:
     """
     kind = SCORERS.load(config.kind)
     try:
-        scorer: Scorer = kind(config.name, **config.options)
+        scorer: Scorer = kind(config.name, **_typed(kind, config))
     except TypeError as error:
         raise InputError(f"scorer {config.name!r}: {str(error).removeprefix(kind.__name__ + '.__init__() ')}") from None
     return scorer
+
+
+def _typed(kind: Any, config: ScorerConfig) -> dict[str, Any]:
+    """The options, those that a scorer declares as a text, a number or a truth value checked to be one."""
+    hints = typing.get_type_hints(kind.__init__)
+    plain = {name: hint for name, hint in hints.items() if hint in (str, int, float, bool)}
+    where = f"scorer {config.name!r}"
+    return {
+        name: convert(plain[name], value, f"{where}: {name}") if name in plain else value
+        for name, value in config.options.items()
+    }
 
 
 def score(config: ScoreConfig, grader: Callable[[ScorerConfig], Grader] | None = None) -> dict[str, Any]:
@@ -326,7 +338,8 @@ def merge_shards(output: str, overwrite: bool = False) -> dict[str, Any]:
         found.stage, found.source, Path(output), found.settings, overwrite=overwrite, inputs=INPUTS[found.stage]
     )
     failed = {"failed": found.failed} if found.failed else {}
-    facts = {"shards": found.count, "seconds": found.seconds, **failed}
+    skipped = {"skipped_invalid": found.skipped_invalid} if found.skipped_invalid else {}
+    facts = {"shards": found.count, "seconds": found.seconds, **failed, **skipped}
     return stage.run(lambda ledger: None, lambda _: _joined(found), **facts)
 
 

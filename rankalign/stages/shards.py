@@ -76,6 +76,7 @@ class Collected:
         seconds: what they took, summed.
         count: how many there were.
         failed: the calls that failed and were skipped.
+        skipped_invalid: bad records of the input that were left out.
     """
 
     stage: str
@@ -85,6 +86,7 @@ class Collected:
     seconds: float
     count: int
     failed: list[dict[str, Any]]
+    skipped_invalid: int = 0
 
 
 def collect(output: Path) -> Collected:
@@ -112,7 +114,8 @@ def collect(output: Path) -> Collected:
     failed = [each for content in contents for each in content.get("failed", ())]
     seconds = round(sum(content["seconds"] for content in contents), 1)
     source = next(entry.path for entry in manifest.entries(told, first) if entry.role == "input")
-    return Collected(first["stage"], first["settings"], source, items, seconds, len(shards), failed)
+    skipped = first.get("skipped_invalid", 0)  # each shard reads the whole input, and counts all of it
+    return Collected(first["stage"], first["settings"], source, items, seconds, len(shards), failed, skipped)
 
 
 def _expected(output: Path) -> list[Shard]:

@@ -30,11 +30,8 @@ def new_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         raise InputError(f"{target}: is there already and is not overwritten; name another folder or move it away")
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_strays(target.parent, target.name)
-    # Beside the target: a rename from another file system would be a copy, which can be cut short.
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.part-", dir=target.parent))
-    lock = os.open(fresh, os.O_RDONLY)
+    fresh, lock = _held_folder(target)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # dies with this process, by which strays are known
         yield fresh
         for path in (path for path in fresh.rglob("*") if path.is_file()):
             with open(path, "rb") as handle:
@@ -47,6 +44,21 @@ def new_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
     finally:
+        os.close(lock)
+
+
+def _held_folder(target: Path) -> tuple[Path, int]:
+    """A new folder beside ``target``, and the lock on it, which dies with this process: by it strays are known."""
+    while True:
+        # Beside the target: a rename from another file system would be a copy, which can be cut short.
+        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.part-", dir=target.parent))
+        try:
+            lock = os.open(fresh, os.O_RDONLY)
+        except FileNotFoundError:  # another process took it for a stray before it was locked
+            continue
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if fresh.exists():  # else it went while we waited for the lock of whoever removed it
+            return fresh, lock
         os.close(lock)
 
 

@@ -197,11 +197,13 @@ class _Column:
 
         self.kind: pa.DataType | None = pa.null()
         self.count = 0
+        self.large = False
 
     def add(self, values: list[Any]) -> None:
         self.count += len(values)
         if self.kind is not None:
-            self.kind = _merged(self.kind, _exact_type(values))
+            self.large = self.large or _any_large(values)
+            self.kind = _merged(self.kind, _exact_type(values), self.large)
 
 
 class _Spool:
@@ -277,8 +279,17 @@ def _has_empty_object(kind: pa.DataType) -> bool:
     return (not inner and str(kind).startswith("struct")) or any(map(_has_empty_object, inner))
 
 
-def _merged(one: pa.DataType, other: pa.DataType | None) -> pa.DataType | None:
-    """The type that gives back the values of both exactly, or None."""
+def _any_large(value: Any) -> bool:
+    """Whether a whole number is among the values that a double cannot hold."""
+    if isinstance(value, list):
+        return any(map(_any_large, value))
+    if isinstance(value, dict):
+        return any(map(_any_large, value.values()))
+    return isinstance(value, int) and not -(2**53) <= value <= 2**53
+
+
+def _merged(one: pa.DataType, other: pa.DataType | None, large: bool = False) -> pa.DataType | None:
+    """The type that gives back the values of both exactly, or None; ``large``: some whole number has no double."""
     import pyarrow as pa
 
     if other is None or pa.types.is_null(one):
@@ -286,11 +297,11 @@ def _merged(one: pa.DataType, other: pa.DataType | None) -> pa.DataType | None:
     if one == other or pa.types.is_null(other):
         return one
     if {one, other} == {pa.int64(), pa.float64()}:
-        return pa.float64()
+        return None if large else pa.float64()
     if pa.types.is_list(one) and pa.types.is_list(other):
-        inner = _merged(one.value_type, other.value_type)
+        inner = _merged(one.value_type, other.value_type, large)
         return None if inner is None else pa.list_(inner)
     if pa.types.is_struct(one) and pa.types.is_struct(other) and set(one.names) == set(other.names):
-        fields = {name: _merged(one.field(name).type, other.field(name).type) for name in one.names}
+        fields = {name: _merged(one.field(name).type, other.field(name).type, large) for name in one.names}
         return None if None in fields.values() else pa.struct(list(fields.items()))
     return None

@@ -79,12 +79,14 @@ def read_hashes(of_data: DataSettings, of_model: ModelSettings, method: str) -> 
     }
 
 
-def say_cut(counts: Mapping[str, int]) -> None:
-    """Warn on stderr where the limit of length cuts more than a few texts: cut answers are learned without their end.
+def say_counts(counts: Mapping[str, int]) -> None:
+    """Say on stderr what was read, and warn where the limit of length cuts more than a few texts: cut answers are
+    learned without their end.
 
     Args:
         counts: of :func:`rankalign.training.tokens.encode`.
     """
+    print("data: " + ", ".join(f"{value} {name}" for name, value in counts.items() if value), file=sys.stderr)
     for name, whole in (("response", "candidates"), ("prompt", "prompts")):
         cut, all_of_them = counts.get(f"{name}_truncated", 0), max(counts.get(whole, 0), 1)
         if cut / all_of_them >= CUT_TOO_OFTEN:
@@ -108,8 +110,7 @@ def load_data(
     held_out: Sequence[TokenList] = []
     if settings.eval_data:
         held_out = encode(settings, tokenizer, settings.eval_data, alone, loss.grades)[0]
-    print("data: " + ", ".join(f"{value} {name}" for name, value in counts.items() if value), file=sys.stderr)
-    say_cut(counts)
+    say_counts(counts)
     return lists, held_out, counts
 
 

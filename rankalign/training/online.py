@@ -157,8 +157,7 @@ class OnlineTrainer(RankTrainer):
         tokenizer: Any = self.processing_class
         of_data = replace(self.config.data_settings, token_cache=OFF)  # nobody reads this file again
         lists, counts = encode(of_data, tokenizer, str(path), self.config.loss == "sft")
-        print("data: " + ", ".join(f"{value} {name}" for name, value in counts.items() if value), file=sys.stderr)
-        inputs.say_cut(counts)
+        inputs.say_counts(counts)
         check_fit(self.model, lists)
         if self.layout == "auto" and lists:
             batch = self.config.per_device_train_batch_size

@@ -194,13 +194,16 @@ class LossSettings:
         for name in given:
             if name not in known:
                 raise InputError(f"loss {self.loss!r} has no option {name!r}{did_you_mean(name, known)}")
-            _check_keyword(self.loss, name, given[name])
+            _check_keyword(self.loss, name, given[name], known[name])
         return given
 
 
-def _check_keyword(loss: str, name: str, value: Any) -> None:
-    """Refuse numbers that turn a loss round or leave nothing of it."""
-    if not isinstance(value, int | float):
+def _check_keyword(loss: str, name: str, value: Any, default: Any) -> None:
+    """Refuse what is no number where one is wanted, and numbers that turn a loss round or leave nothing of it."""
+    numbers = not isinstance(default, bool) and isinstance(default, int | float)
+    if numbers and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise InputError(f"loss {loss!r}: {name} is a number ({default:g} by itself), found {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return
     if not math.isfinite(value):
         raise InputError(f"loss {loss!r}: {name} is {value}, not a finite number")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -179,7 +180,11 @@ def check_optimiser(config: TrainingArguments) -> None:
     name = getattr(config.optim, "value", config.optim)
     if any(kind in name for kind in ("galore", "apollo", "lomo")):  # they hook into the layers of the plain forward
         raise InputError(f"--optim {name} is not for training here: {_NO_FORWARD}")
-    told, given = config.optim_args, _optimiser_options(config)
+    told = config.optim_args
+    for part in told.replace(" ", "").split(",") if told else []:
+        if not re.fullmatch(r"[^=]+=[^=]+", part):
+            raise InputError(f"--optim_args {part!r}: write NAME=VALUE, with commas between several")
+    given = _optimiser_options(config)
     parts = told.split(",") if told else []
     for part in parts:
         config.optim_args = ",".join(other for other in parts if other is not part)
@@ -195,7 +200,9 @@ def _optimiser_options(config: TrainingArguments) -> str:
     try:
         return repr(Trainer.get_optimizer_cls_and_kwargs(config))
     except Exception as error:  # whatever a missing or a wrong package raises
-        raise InputError(f"--optim {getattr(config.optim, 'value', config.optim)}: {error}") from None
+        named = f"--optim {getattr(config.optim, 'value', config.optim)}"
+        told = f" --optim_args {config.optim_args}" if config.optim_args else ""
+        raise InputError(f"{named}{told}: {error}") from None
 
 
 def _try_schedule(config: TrainingArguments) -> None:

@@ -19,10 +19,18 @@ from rankalign.data.records import CandidateSet, Checker, Prompt, Response
 
 
 def win_probability(preference: float | None) -> float | None:
-    """AlpacaEval's ``preference`` as the probability that ``generator_2`` wins; None where the judge gave none."""
+    """AlpacaEval's ``preference`` as the probability that ``generator_2`` wins; None where the judge gave none.
+
+    1 is the first output, 2 the second, 0 and 1.5 draws, and what lies between them weights.
+
+    Raises:
+        ValueError: the number is none of these.
+    """
     if preference is None:
         return None
-    return 0.5 if preference == 0 else preference - 1
+    if preference and not 1 <= preference <= 2:
+        raise ValueError(f"a preference is 0, null, or a number from 1 to 2, not {preference}")
+    return preference - 1 if preference else 0.5
 
 
 @dataclass(frozen=True)
@@ -50,13 +58,14 @@ class AlpacaEval(AnswerFormat):
             return
         judge = check.text(check.need(row, "annotator"), "annotator", empty=False)
         policy = check.text(check.need(row, "generator_2"), "generator_2", empty=False)
-        preference = None if row["preference"] is None else check.number(row["preference"], "preference")
-        if preference is not None and not (preference == 0 or 1 <= preference <= 2):
-            raise check.fail("preference", f"expected 0, null or a number from 1 to 2, found {preference}")
+        try:
+            win = win_probability(None if row["preference"] is None else check.number(row["preference"], "preference"))
+        except ValueError as error:
+            raise check.fail("preference", str(error)) from None
         if "output_1" in row:
             self._take_sides(row, check, table.at(key, check))
         record = table.known(key, check, "verdicts")
-        find(record, policy, check).scores[judge] = win_probability(preference)
+        find(record, policy, check).scores[judge] = win
         if "output_1" in row:
             kept = {name: value for name, value in row.items() if name not in ("output_1", "output_2")}
             record.meta.setdefault(self.name, {}).setdefault("annotations", []).append(kept)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from rankalign.data.formats import Losses
 from rankalign.data.formats.aliases import PROMPTS, first, number_in, prompt_of, respelt, spelling
+from rankalign.data.formats.alpaca_eval import win_probability
 from rankalign.data.formats.common import (
     PREFERENCE,
     RowFormat,
@@ -162,12 +163,11 @@ def _is_name(value: Any) -> bool:
 
 def _farmed(row: dict[str, Any], column: str, check: Checker) -> tuple[float | None, float | None]:
     """AlpacaFarm's and AlpacaEval's number: 1 is the first output, 2 the second, 1.5 (or 0) a tie."""
-    value = number_in(row[column], column, check)
-    if value is None:
-        return NONE
-    if value != 0 and not 1 <= value <= 2:
-        raise check.fail(column, f"expected 1 to 2, or 0 for a tie, found {value}")
-    return TIE if value in (0, 1.5) else FIRST if value < 1.5 else SECOND
+    try:
+        win = win_probability(number_in(row[column], column, check))
+    except ValueError as error:
+        raise check.fail(column, str(error)) from None
+    return NONE if win is None else (1 - win, win)
 
 
 def _index(row: dict[str, Any], column: str, check: Checker) -> tuple[float | None, float | None]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rankalign.data.formats.alpaca_eval import win_probability
 from rankalign.data.records import Checker
 from rankalign.errors import InputError, RecordError
 from rankalign.evaluation.pairwise.equal_length import (
@@ -24,8 +25,6 @@ from rankalign.evaluation.statistics import Array, mean_interval
 from rankalign.evaluation.tables import Table, interval, some
 from rankalign.registry import did_you_mean
 from rankalign.storage.jsonl import OnError, read_rows
-
-DRAWN = (0.0, 1.5)
 
 
 @dataclass(frozen=True)
@@ -56,21 +55,6 @@ class Annotation:
         return self.model, self.reference, self.annotator
 
 
-def win_of(preference: float | None) -> float | None:
-    """AlpacaEval's ``preference`` as a chance: 1 is the reference, 2 the model, 0 and 1.5 draws, between them weights.
-
-    Raises:
-        ValueError: the number is none of these.
-    """
-    if preference is None:
-        return None
-    if preference in DRAWN:
-        return 0.5
-    if not 1 <= preference <= 2:
-        raise ValueError(f"a preference is 0, null, or from 1 to 2, not {preference}")
-    return preference - 1
-
-
 def read_annotations(path: str | os.PathLike[str], on_error: OnError | None = None) -> list[Annotation]:
     """Annotations of a file: AlpacaEval's own ``annotations.json``, or the same rows with the texts left out.
 
@@ -95,7 +79,7 @@ def read_annotations(path: str | os.PathLike[str], on_error: OnError | None = No
 def _annotation(check: Checker, row: dict[str, Any]) -> Annotation:
     raw = check.need(row, "preference")
     try:
-        win = win_of(None if raw is None else float(check.number(raw, "preference")))
+        win = win_probability(None if raw is None else float(check.number(raw, "preference")))
     except ValueError as error:
         raise check.fail("preference", str(error)) from None
     model = check.text(row.get("model") or check.need(row, "generator_2"), "generator_2", empty=False)

@@ -38,9 +38,12 @@ class Probe:
     share: bool = True
 
 
+REPETITION = (
+    0.02  # rise of the share of repeated 3-grams that is worth a word, here, in reports and in the paper's table
+)
 WATCHED = (
     Probe("words", "length", "length in words", 0.10, relative=True, share=False),
-    Probe("repetition", "repetition", "share of repeated 3-grams", 0.02),
+    Probe("repetition", "repetition", "share of repeated 3-grams", REPETITION),
     Probe("list_density", "list-density", "share of list and heading lines", 0.05),
     Probe("copying", "prompt-copying", "share of 4-grams copied from the prompt", 0.05),
     Probe("refusal", "refusal", "share of refusals", 0.05),

@@ -19,7 +19,7 @@ from rankalign.evaluation.pairwise.scores import compare_by_score
 from rankalign.evaluation.raters.reward import evaluate_reward
 from rankalign.evaluation.report import plots
 from rankalign.evaluation.report.checks import check_tables, training_warnings
-from rankalign.evaluation.report.hack import Flag, find_hacks, length_correlation
+from rankalign.evaluation.report.hack import REPETITION, Flag, find_hacks, length_correlation
 from rankalign.evaluation.report.runs import Run, read_run
 from rankalign.evaluation.tables import Table, cell, from_dict, interval, printable
 from rankalign.evaluation.texts.lexical import evaluate_lexical, prompt_text
@@ -121,7 +121,7 @@ def _verdict(value: float, low: float, high: float) -> tuple[str, str]:
 def _repetition(result: dict[str, Any]) -> list[str]:
     """A rise of repetition, for runs whose texts are not at hand to test it."""
     before, after = result.get("repetition_before"), result.get("repetition_after")
-    if before is None or after is None or after - before < 0.02:  # what hack.WATCHED asks of repetition
+    if before is None or after is None or after - before < REPETITION:
         return []
     return [f"The share of repeated 3-grams rose from {before:.1%} to {after:.1%}."]
 

@@ -9,14 +9,13 @@ from enum import StrEnum
 
 import numpy as np
 
+from rankalign.evaluation.report.hack import REPETITION
 from rankalign.evaluation.statistics import DRAWS, Array, Interval, percentile_interval
 
 MARGIN = 0.05
 """Reward that counts as nothing, where "not worse" is asked."""
 SIMILAR = 1.25
 """Perplexities up to this factor apart count as similar; in the paper's table 2 Alpaca's are 1.07 apart."""
-DAMAGE = 0.02
-"""Rise of the share of repeated 3-grams from which on it counts, as in :mod:`rankalign.evaluation.report.hack`."""
 
 
 class Verdict(StrEnum):
@@ -211,7 +210,7 @@ def online_hacks(of: Resamples) -> tuple[Finding, ...]:
     rise = of.mean("rrhf_op", "repetition") - of.mean("start", "repetition")
     ratio = of.perplexity("rrhf_op") / of.perplexity("start")
     return (
-        finding(f"repeated 3-grams: RRHF OP without KL less the start model is above {DAMAGE}", rise, DAMAGE),
+        finding(f"repeated 3-grams: RRHF OP without KL less the start model is above {REPETITION}", rise, REPETITION),
         finding(f"perplexity of RRHF OP without KL over the start model's is above {SIMILAR}", ratio, SIMILAR),
     )
 

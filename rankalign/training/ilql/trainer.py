@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from rankalign.data.encode import EncodeOptions, TokenList, encode_all
+from rankalign.data.encode import EncodeOptions, TokenList, encode_all, said
 from rankalign.data.records import LARGEST_SCORE, CandidateSet, Prompt, Response
 from rankalign.errors import InputError
 from rankalign.models import load as models
@@ -36,7 +36,7 @@ from rankalign.storage.folders import check_writable
 from rankalign.storage.jsonl import dumps, without_nan
 from rankalign.training.fit import check_end, check_fit
 from rankalign.training.ilql import math as ilql_math
-from rankalign.training.inputs import disable_dropout, say_cut, tokenizer_hash
+from rankalign.training.inputs import disable_dropout, say_counts, tokenizer_hash
 from rankalign.training.ppo.value import ValueHead, predicting_states
 
 HEADS_FILE = "ilql_heads.safetensors"
@@ -55,6 +55,7 @@ class ILQLSettings:
         model: start model.
         output_dir: where model, heads, ``log.jsonl`` and the manifest go.
         template: prompt format, see :func:`rankalign.data.encode.encode_prompt`.
+        allow_special_in_text: control tokens that texts spell are control tokens, not text.
         max_length: most tokens of prompt and answer together.
         num_train_epochs: passes over the samples.
         max_steps: updates; above 0 it overrules ``num_train_epochs``.
@@ -76,6 +77,7 @@ class ILQLSettings:
     model: str = "default"
     output_dir: str = "runs/ilql"
     template: str = "raw"
+    allow_special_in_text: bool = False
     max_length: int = 512
     num_train_epochs: int = 1
     max_steps: int = -1
@@ -337,15 +339,21 @@ def _summary(output: Path, already_finished: bool) -> dict[str, Any]:
 def _encode(
     records: list[CandidateSet], tokenizer: PreTrainedTokenizerBase, settings: ILQLSettings
 ) -> tuple[list[TokenList], dict[str, int]]:
-    options = EncodeOptions(judge=RETURN, template=settings.template, max_length=settings.max_length)
+    options = EncodeOptions(
+        judge=RETURN,
+        template=settings.template,
+        max_length=settings.max_length,
+        allow_special_in_text=settings.allow_special_in_text,
+    )
     lists, counts = encode_all(records, tokenizer, options)
     # A text without a prompt is learned from its first token on, which needs one before it to be predicted from.
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     lists = [t if t.prompt else TokenList(t.id, [start], t.responses, t.scores) for t in lists]
     if not lists:
         raise InputError("no sample has an answer to learn from")
-    print("data: " + ", ".join(f"{value} {name}" for name, value in counts.items() if value), file=sys.stderr)
-    say_cut(counts)
+    say_counts(counts)
+    for sentence in said(counts):
+        print(f"samples: {sentence}", file=sys.stderr)
     return lists, counts
 
 

@@ -28,7 +28,7 @@ from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import PPOConfig
 from rankalign.training.card import write_card
 from rankalign.training.fit import check_end, check_fit
-from rankalign.training.inputs import choose_kernels, disable_dropout, mixed, say_cut, tokenizer_hash
+from rankalign.training.inputs import choose_kernels, disable_dropout, mixed, say_counts, tokenizer_hash
 from rankalign.training.ppo import state as ppo_state
 from rankalign.training.ppo.trainer import PPOTrainer, Question, Reward, Sampler
 from rankalign.training.ppo.value import ActorCritic, load_value_net
@@ -118,8 +118,7 @@ def load_questions(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> tup
     if not questions or not all(question.tokens for question in questions):
         raise InputError(f"{config.data}: " + ("a prompt has no tokens" if questions else "no usable prompt"))
     counts = {"prompts": len(questions), "prompt_truncated": cut, "skipped_invalid": len(intake.errors)}
-    print("data: " + ", ".join(f"{value} {name}" for name, value in counts.items() if value), file=sys.stderr)
-    say_cut(counts)
+    say_counts(counts)
     for sentence in said(rendering.counts):
         print(f"{config.data}: {sentence}", file=sys.stderr)
     return questions, counts

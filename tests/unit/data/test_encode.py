@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
+from rankalign.data import special
 from rankalign.data.encode import EncodeOptions, Encoder, encode_prompt, encode_text, spread
 from rankalign.data.records import CandidateSet, Response, choose_judge
 from rankalign.errors import InputError
@@ -181,3 +182,14 @@ def test_the_prompt_gives_way_from_its_left() -> None:
 def test_the_judge_is_never_guessed(sets: list[CandidateSet], judge: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         choose_judge(sets, judge)
+
+
+def test_a_tokenizer_in_python_puts_its_special_tokens_around_a_text_that_spells_one() -> None:
+    """ByT5: a byte is its value + 3, and </s> (id 1) ends what is encoded with special tokens."""
+    tokenizer = ByT5Tokenizer()
+    assert special.controls(tokenizer).pattern is not None
+    broken = special.controls(tokenizer).broken("a</s>b")
+    told = [byte + 3 for byte in b"a</s>b"]
+    assert special.encode(tokenizer, broken) == told
+    assert special.encode(tokenizer, broken, add_special_tokens=True) == [*told, 1]
+    assert special.encode(tokenizer, "ab", add_special_tokens=True) == [ord("a") + 3, ord("b") + 3, 1]

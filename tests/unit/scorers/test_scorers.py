@@ -17,6 +17,7 @@ import pytest
 import torch
 import transformers
 
+from rankalign.config import ScorerConfig
 from rankalign.data.records import CandidateSet, Response
 from rankalign.errors import InputError
 from rankalign.models import adapters, tiny
@@ -24,6 +25,7 @@ from rankalign.models import load as models
 from rankalign.scorers import SCORERS, attach, grade, reward_model
 from rankalign.scorers.function import FunctionScorer
 from rankalign.scorers.reward_model import RewardModelScorer
+from rankalign.stages.generation import build_scorer
 
 SETS = [
     CandidateSet("a", "Say hi. ", [Response("hi", "p"), Response("hello there", "q", finished=False)], {"ref": "hey"}),
@@ -413,3 +415,20 @@ def test_a_function_that_nothing_names_is_refused() -> None:
         FunctionScorer("r", sum).fingerprint()
     with pytest.raises(InputError, match="does not say what it takes"):
         FunctionScorer("r", map)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("batch_size", "x", "scorer 'r': batch_size: expected int, found 'x'"),
+        ("batch_size", 2.5, "expected int, found 2.5"),
+        ("max_length", None, "expected int, found None"),
+        ("template", 3, "expected str, found 3"),
+        ("system", 3, "expected str, found 3"),
+        ("allow_special_in_text", "no", "expected bool, found 'no'"),
+        ("axis", ["a"], "axis: expected a name, an index or mean"),
+    ],
+)
+def test_options_of_the_wrong_kind_are_named(option: str, value: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        build_scorer(ScorerConfig("r", "reward_model", {"model": "tiny-rm", option: value}))

@@ -75,6 +75,18 @@ def test_any_division_joins_to_the_file_of_one_process(tmp_path: Path, parts: in
     assert not list(tmp_path.glob("*.journal"))
 
 
+def test_what_each_shard_left_out_is_told_once(tmp_path: Path) -> None:
+    sampling(tmp_path)
+    with (tmp_path / "prompts.jsonl").open("a") as more:
+        more.write('{"id": "bad", "prompt": 3}\n')
+    whole = sample(sampling(tmp_path, output=str(tmp_path / "whole.jsonl"), skip_invalid=True))
+    for index in range(2):
+        sample(sampling(tmp_path, shard=f"{index}/2", skip_invalid=True))
+    joined = merge_shards(str(tmp_path / "out.jsonl"))
+    assert joined["skipped_invalid"] == whole["skipped_invalid"] == 1
+    assert json.loads((tmp_path / "out.jsonl.manifest.json").read_text())["skipped_invalid"] == 1
+
+
 def test_shards_are_whole_batches_dealt_out_in_turn(tmp_path: Path) -> None:
     """Every item once, the halves as equal as batches of two allow."""
     both(tmp_path)

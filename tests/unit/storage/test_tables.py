@@ -245,3 +245,15 @@ def test_columns_that_are_missing_at_random_are_not_taken_for_nulls(tmp_path: Pa
     intake = Intake(skip_invalid=True)
     assert len(list(data.load(tmp_path / "x.parquet", "rrhf", intake))) == 1
     assert [error.reason for error in intake.errors] == ["is missing (found: query, responses)"]
+
+
+@pytest.mark.parametrize("place", ["plain", "list", "object"])
+def test_large_whole_numbers_among_decimals_come_back_exactly(tmp_path: Path, place: str) -> None:
+    """2^53 + 1 has no double, and the batches differ: the first holds it, the second a decimal."""
+    put = {"plain": lambda v: v, "list": lambda v: [v], "object": lambda v: {"v": v}}[place]
+    numbers = [2**53 + 1] * arrow.BATCH + [0.5]
+    for order in (numbers, numbers[::-1]):
+        rows = [{"n": put(number), "small": 1 if index else 0.25} for index, number in enumerate(order)]
+        write_parquet(tmp_path / "x.parquet", rows)
+        assert [row for _, row in read_table(tmp_path / "x.parquet")] == rows
+        assert str(pq.read_schema(tmp_path / "x.parquet").field("small").type) == "double"

@@ -6,6 +6,7 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,3 +70,18 @@ def test_model_data_layout_and_reference_without_training_arguments(
 def test_a_group_refuses_its_own_contradictions(make: object) -> None:
     with pytest.raises(InputError):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"loss": "dpo", "loss_options": {"beta": "x"}}, r"loss 'dpo': beta is a number \(0.1 by itself\), found 'x'"),
+        ({"loss": "dpo", "loss_options": {"beta": True}}, "found True"),
+        ({"loss": "dpo", "loss_options": {"label_smoothing": [1]}}, r"label_smoothing is a number .*found \[1\]"),
+        ({"optim_args": "nonsense"}, "--optim_args 'nonsense': write NAME=VALUE"),
+        ({"optim": "sgd", "optim_args": "momentum=x"}, "--optim sgd --optim_args momentum=x: could not convert"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_named(words: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        parse_settings({"use_cpu": True, **words}).loss_keywords()

@@ -68,7 +68,7 @@ def test_alpaca_farms_number(value: float, scores: list[float], tmp_path: Path) 
     (tmp_path / "x.jsonl").write_text(json.dumps(row))
     assert next(iter(load(tmp_path / "x.jsonl"))).scores("preference") == scores
     (tmp_path / "x.jsonl").write_text(json.dumps({**row, "preference": 3}))
-    with pytest.raises(RecordError, match="expected 1 to 2"):
+    with pytest.raises(RecordError, match="from 1 to 2"):
         list(load(tmp_path / "x.jsonl"))
 
 

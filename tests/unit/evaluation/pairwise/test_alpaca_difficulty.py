@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from rankalign.data.formats.alpaca_eval import win_probability
 from rankalign.evaluation.pairwise import alpaca_eval as ae
 from rankalign.evaluation.pairwise import equal_length as el
 from rankalign.storage.jsonl import read_rows
@@ -104,7 +105,7 @@ def test_published_figures_are_near(data_kit: Path) -> None:
     for _, row in read_rows(folder / "preferences_v1.jsonl.gz"):
         lengths = [length.get((row["prompt_id"], row[f"generator_{k}"])) for k in (1, 2)]
         if None not in lengths:
-            win = ae.win_of(row["preference"])
+            win = win_probability(row["preference"])
             annotations.append(ae.Annotation(row["model"], str(row["prompt_id"]), win, tuple(lengths)))
     lines = (folder / "leaderboard_published.jsonl").read_text().splitlines()
     published = {

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
+from rankalign.data.formats.alpaca_eval import win_probability
 from rankalign.errors import InputError, RecordError
 from rankalign.evaluation.pairwise import alpaca_eval as ae
 from rankalign.evaluation.pairwise import equal_length as el
@@ -282,7 +283,7 @@ def test_alpaca_eval_rows_as_published(version: int, data_kit: Path) -> None:
 
 @pytest.mark.parametrize(("preference", "win"), [(1, 0), (2, 1), (1.5, 0.5), (0, 0.5), (1.25, 0.25), (None, None)])
 def test_preferences(preference: float | None, win: float | None) -> None:
-    assert ae.win_of(preference) == win
+    assert win_probability(preference) == win
 
 
 def test_leaderboard_by_hand(tmp_path: Path) -> None:
