@@ -21,6 +21,7 @@ from rankalign.losses.reward import REWARD_LOSSES
 from rankalign.models import devices
 from rankalign.registry import did_you_mean
 from rankalign.storage.jsonl import dumps, loads
+from rankalign.training import processes
 from rankalign.training.identity import identity
 from rankalign.training.measures import WATCHED, measured_names
 from rankalign.training.old_names import modernise
@@ -175,6 +176,8 @@ class TrainConfig(TrainingArguments):
             raise InputError("accelerator_config: split_batches, dispatch_batches and even_batches stay as they are")
         if (self.watch or self.best_by_rouge) and self.deepspeed_plugin is not None:
             raise InputError("--watch and ROUGE need a model that answers, which one sharded by DeepSpeed does not")
+        if self.batch_by == "tokens" and processes.asked_to_shard(self):
+            raise InputError("--batch_by tokens works with one process or DDP, not where weights are sharded")
         self._n_gpu = min(self.n_gpu, 1)  # one process drives one GPU; several GPUs take a launcher
 
     def _check_adapter(self) -> None:

@@ -27,6 +27,8 @@ EXEMPT = frozenset({
     "trackio_bucket_id", "trackio_static_space_id", "data", "eval_data",
     # Where tokens are kept and who makes them; they are the same.
     "token_cache", "num_proc",
+    # When the start model is asked; it says the same.
+    "references",
     # What is told while it runs: the same updates, in coarser or finer lines.
     "logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter", "log_on_each_node",
     "log_level", "log_level_replica", "disable_tqdm", "report_to", "skip_memory_metrics", "debug", "do_train",

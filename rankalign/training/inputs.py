@@ -20,6 +20,8 @@ from rankalign.models import load as models
 from rankalign.rows import flash_varlen, head_liger, logps, rewards
 from rankalign.storage.jsonl import dumps
 from rankalign.storage.sources import is_there, sha256_of
+from rankalign.training import processes
+from rankalign.training.ahead import References, StartModel
 from rankalign.training.measures import BY_PAIRS
 from rankalign.training.reference import ReferenceCache
 from rankalign.training.reward import freeze_lower
@@ -27,6 +29,7 @@ from rankalign.training.reward import load as load_reward
 from rankalign.training.settings import DataSettings, LossSettings, ModelSettings, RunSettings
 from rankalign.training.tokens import encode
 
+BLOCK = 4096  # lists that are in memory at a time while all references are computed
 CUT_TOO_OFTEN = 0.05  # share of texts cut, from which on the data is not what its author meant
 
 # --- data --------------------------------------------------------------------------------------------------------
@@ -238,6 +241,21 @@ def mixed(precision: str) -> torch.autocast:
     return torch.autocast(models.device().type, dtype=kind, enabled=precision != "float32")
 
 
+def reference_cache(settings: ModelSettings, loss: LossSettings, precision: str, model: Any) -> ReferenceCache:
+    """Where log-probabilities under the start model are kept.
+
+    Args:
+        settings: names the start model, by whose weights they are kept.
+        loss: whose method trains.
+        precision: ``float32``, ``bf16`` or ``fp16``, as training runs the model.
+        model: the start model.
+    """
+    weights = start_hash(settings, loss.method)
+    numerics = f"{precision}-{models.device().type}" + (f"-{settings.quantised}bit" if settings.quantised else "")
+    numerics += "-bfloat16" if next(model.parameters()).dtype == torch.bfloat16 else ""
+    return ReferenceCache(models.cache_dir() / "reference", weights.replace("/", "--"), numerics)
+
+
 def references_of(
     settings: ModelSettings,
     loss: LossSettings,
@@ -249,12 +267,13 @@ def references_of(
 ) -> list[Tensor] | list[None]:
     """Log-probabilities of each list under the start model, from the cache where they are known.
 
-    They go by place and never by id: a training and a held-out file may well use the same ids.
+    They go by place and never by id: a training and a held-out file may well use the same ids. Each process computes
+    its share and has all of them in the end.
 
     Args:
-        settings: names the start model, by whose weights the cache is kept.
+        settings: as in :func:`reference_cache`.
         loss: says whether a reference is needed; where none is, nothing is computed and each list has None.
-        precision: ``float32``, ``bf16`` or ``fp16``, as training runs the model.
+        precision: as in :func:`reference_cache`.
         model: the start model.
         layout: of its rows.
         lists: whose responses.
@@ -262,22 +281,46 @@ def references_of(
     """
     if not loss.entry.needs_reference:
         return [None] * len(lists)
-    weights = start_hash(settings, loss.method)
-    numerics = f"{precision}-{models.device().type}" + (f"-{settings.quantised}bit" if settings.quantised else "")
-    numerics += "-bfloat16" if next(model.parameters()).dtype == torch.bfloat16 else ""
-    cache = ReferenceCache(models.cache_dir() / "reference", weights.replace("/", "--"), numerics)
-    rows = cache.logps(lists, lambda some: _shared_logps(precision, model, layout, some, budget))
-    again = f", {cache.checked} stored ones computed again as a check" if cache.checked else ""
-    print(f"reference: {cache.computed} responses computed{again}, {cache.found} from {cache.path}", file=sys.stderr)
+    cache, state, rows = reference_cache(settings, loss, precision, model), PartialState(), list[Tensor]()
+    for start in range(0, len(lists), BLOCK):
+        block = lists[start : start + BLOCK]
+        own = block[state.process_index :: state.num_processes]
+        shares = gather_object([cache.logps(own, lambda some: start_logps(precision, model, layout, some, budget))])
+        rows += [shares[i % state.num_processes][i // state.num_processes] for i in range(len(block))]
+    print(cache.said(), file=sys.stderr)
     return rows
 
 
-def _shared_logps(precision: str, model: Any, layout: str, lists: Sequence[TokenList], budget: int) -> list[Tensor]:
-    """Each process computes its share and has all of them in the end."""
-    state = PartialState()
-    own = start_logps(precision, model, layout, lists[state.process_index :: state.num_processes], budget)
-    shares = gather_object([own])
-    return [shares[i % state.num_processes][i // state.num_processes] for i in range(len(lists))]
+def references_ahead(config: Any, model: Any, layout: str) -> References | None:
+    """What computes the reference of each update just before it; None where no loss needs it, or it is better done
+    before the first one, by :func:`references_of`.
+
+    Args:
+        config: a :class:`rankalign.training.arguments.TrainConfig`.
+        model: the start model.
+        layout: of its rows.
+    """
+    of_model, precision, budget = config.model_settings, config.precision, config.token_budget
+    start = StartModel(of_model, config.weights_dtype)
+    sharded = processes.asked_to_shard(config)
+    if config.references == "ahead" and sharded:
+        raise InputError("--references ahead needs whole weights, and here they are sharded: leave it out")
+    late = config.references == "before" or sharded
+    if config.references == "auto" and not start.below_adapter:
+        late = late or not _fits_again(model)
+    if late or not config.loss_entry.needs_reference:
+        return None
+    cache = reference_cache(of_model, config.loss_settings, precision, model)
+    return References(cache, start, lambda of, some: start_logps(precision, of, layout, some, budget))
+
+
+def _fits_again(model: nn.Module) -> bool:
+    """Whether a card has room for the weights, their gradients, AdamW's two states, and the weights again, with a sixth
+    of it left to the rows. A CPU's memory can be given back and is not asked."""
+    if models.device().type != "cuda":
+        return True
+    size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    return 6 * size <= int(torch.cuda.get_device_properties(models.device()).total_memory)
 
 
 @torch.no_grad()

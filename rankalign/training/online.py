@@ -80,6 +80,8 @@ def plan(config: TrainConfig, prompts: int, every: int) -> list[Block]:
     """
     if config.train_sampling_strategy != "sequential":
         raise InputError("online training walks through the prompts in order: leave train_sampling_strategy out")
+    if config.batch_by != "prompts":
+        raise InputError("online training runs the micro-batches that it draws: leave batch_by out")
     if config.dataloader_drop_last:
         raise InputError("online training takes every prompt: leave dataloader_drop_last out")
     per_update = config.train_batch_size * config.gradient_accumulation_steps

@@ -65,6 +65,16 @@ def save_whole(plugin: Any) -> None:
         stage3["stage3_gather_16bit_weights_on_model_save"] = True
 
 
+def asked_to_shard(config: Any) -> bool:
+    """Whether weights are to be spread over the processes, by a flag or by the launcher.
+
+    Args:
+        config: transformers' TrainingArguments.
+    """
+    env = any(os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1") for name in ("FSDP", "DEEPSPEED"))
+    return bool(config.fsdp) or config.deepspeed is not None or env
+
+
 def check_type(kind: DistributedType, fsdp: Any, deepspeed: Any) -> None:
     """Refuse to go on with plain data parallelism where shards were asked for, which accelerate does on CPUs.
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
@@ -28,9 +29,11 @@ from rankalign.rows.logps import list_logps
 from rankalign.rows.tree import tree_tokens
 from rankalign.rows.two_pass import backward_two_pass
 from rankalign.storage.folders import readable
+from rankalign.training.ahead import References
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.identity import note
 from rankalign.training.ledger import NAME, Ledger, LedgerFile, measure
+from rankalign.training.packing import RowFill, pack
 from rankalign.training.tally import Tally
 
 
@@ -55,10 +58,10 @@ class Examples(Sequence[Example]):
 
     Args:
         lists: one a prompt.
-        references: (N,) of each, or None.
+        references: (N,) of each, or None for all.
     """
 
-    def __init__(self, lists: Sequence[TokenList], references: Sequence[Tensor | None]) -> None:
+    def __init__(self, lists: Sequence[TokenList], references: Sequence[Tensor | None] | None) -> None:
         self.lists, self.references = lists, references
 
     def __len__(self) -> int:
@@ -71,7 +74,7 @@ class Examples(Sequence[Example]):
     def __getitem__(self, index: int | slice) -> Example | list[Example]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return Example(self.lists[index], self.references[index])
+        return Example(self.lists[index], None if self.references is None else self.references[index])
 
 
 class ExampleSet(Dataset[Example]):
@@ -245,7 +248,9 @@ class RankTrainer(Trainer):
         self.loss, self.keywords = config.loss_entry, config.loss_keywords()
         ledger = Ledger()
         self.meter = Meter(ledger)
+        self.row_fill = RowFill()
         self.watch: Watch | None = None
+        self.references: References | None = None
         self.identity: dict[str, Any] = {}
         self.ledger_file = LedgerFile(ledger, Path(str(config.output_dir)) / NAME)
         self.add_callback(self.ledger_file)
@@ -279,8 +284,37 @@ class RankTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches and self.accelerator.gradient_state.end_of_dataloader:
             batches[-1] = self._without_repeats(batches[-1])
+        if batches and self.config.batch_by == "tokens":
+            batches = self._in_even_rows(batches)
+        batches = self._referred(batches)
         prompts = torch.tensor(sum(e.counts for batch in batches for e in batch["examples"]), device=device)
         return batches, self.accelerator.gather(prompts).sum()
+
+    def _referred(self, batches: list[Any]) -> list[Any]:
+        """The batches, each example with what the start model gives it, computed for all of them at once."""
+        if self.references is None:
+            return batches
+        lists = [example.tokens for batch in batches for example in batch["examples"]]
+        if self.state.epoch is not None and self.state.epoch >= 1:
+            self.references.start.forget()  # all is known from here on, but perhaps of what is held out
+        found = iter(self.references.of(self.model, lists, untouched=self.state.global_step == 0))
+        return [
+            {**batch, "examples": [replace(e, ref_logps=next(found)) for e in batch["examples"]]} for batch in batches
+        ]
+
+    def _in_even_rows(self, batches: list[Any]) -> list[Any]:
+        """The same update, the lists of all its micro-batches and processes laid anew into rows of like size.
+
+        The loss is a sum over prompts, so who runs them beside whom changes nothing but rounding. All rows of this
+        process are parts of its last micro-batch; the trainer counts the others, which are empty.
+        """
+        every = gather_object([e for batch in batches for e in batch["examples"] if e.counts])
+        rank, world = self.args.process_index, self.args.world_size
+        rows = pack(every, self._size, self.config.token_budget, world)
+        self.row_fill.add([self._size(row) for row in rows if row], len(rows), self.config.token_budget)
+        own = [row for row in rows[rank::world] if row] or [[replace(every[0], counts=False)]]
+        last = {"examples": [e for row in own for e in row], "rows": [len(row) for row in own]}
+        return [*({"examples": []} for _ in batches[1:]), last]
 
     def _without_repeats(self, batch: dict[str, list[Example]]) -> dict[str, list[Example]]:
         """This rank's last batch of an epoch, less what accelerate put behind the last prompts from the beginning so
@@ -301,7 +335,9 @@ class RankTrainer(Trainer):
         The loss is a sum over prompts, so parts of whole lists add up to it; a list that exceeds the budget on its own
         runs in two passes. Ranks of data-parallel training meet in the last part.
         """
-        parts = self._parts(inputs["examples"])
+        if not inputs["examples"]:
+            return torch.zeros((), device=self.args.device)
+        parts = self._parts(inputs["examples"]) if "rows" not in inputs else _cut(inputs["examples"], inputs["rows"])
         total: Tensor | float = 0.0
         for i, part in enumerate(parts):
             with self.accelerator.no_sync(model) if i < len(parts) - 1 else nullcontext():
@@ -393,7 +429,8 @@ class RankTrainer(Trainer):
         batches += batches[:1] * (-count % world)
         with _eval_mode(model), self.compute_loss_context_manager():
             for i in range(self.args.process_index, len(batches), world):
-                self.losses(model, batches[i], meter if i < count else Meter())
+                (batch,) = self._referred([{"examples": batches[i]}])
+                self.losses(model, batch["examples"], meter if i < count else Meter())
             seen = self.watch(self.model) if self.watch is not None else {}
         # Before read, which empties the meter.
         more = {f"eval_{name}": value for name, value in {**meter.accuracy_bounds(), **seen}.items()}
@@ -416,7 +453,7 @@ class RankTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Put the exact means since the last line in the place of the trainer's rounded ones."""
         if "loss" in logs:
-            logs = {**logs, **self.meter.read()}
+            logs = {**logs, **self.meter.read(), **self.row_fill.read()}
         if "train_loss" in logs:
             logs = self.tally.whole(logs, self.state, self.accelerator)
         super().log(logs, start_time)
@@ -427,6 +464,12 @@ class RankTrainer(Trainer):
         tokens = sum(len(t.prompt) + sum(map(len, t.responses)) for t in lists)
         model: Any = self.model
         return 6 * tokens * sum(int(p.numel()) for p in model.parameters())  # 2 a weight and token forward, 4 backward
+
+
+def _cut(examples: list[Example], sizes: Sequence[int]) -> list[list[Example]]:
+    """The examples in groups of so many."""
+    rest = iter(examples)
+    return [list(islice(rest, size)) for size in sizes]
 
 
 @contextmanager

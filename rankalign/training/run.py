@@ -36,6 +36,7 @@ from rankalign.training.inputs import (
     load_data,
     load_model,
     read_hashes,
+    references_ahead,
     references_of,
 )
 from rankalign.training.rank import Examples, RankTrainer, Watch
@@ -87,15 +88,16 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
     print(f"layout: {layout} ({why})", file=sys.stderr)
     if loss.grades:
         start_at_zero(model)  # behind the choice of a layout, with which zeros would always agree
-    # Before there is a trainer: they are of the start model, and of whole weights.
-    budget = config.token_budget
-    references = references_of(config.model_settings, loss, config.precision, model, layout, everything, budget)
-    cut = len(lists)
+    references, cut, ahead = None, len(lists), references_ahead(config, model, layout)
+    if ahead is None:
+        # Before there is a trainer: they are of the start model, and of whole weights.
+        of_model, budget = config.model_settings, config.token_budget
+        references = references_of(of_model, loss, config.precision, model, layout, everything, budget)
     trainer = (RewardTrainer if loss.grades else RankTrainer)(
         model,
         config,
-        Examples(lists, references[:cut]),
-        Examples(held_out, references[cut:]),
+        Examples(lists, references and references[:cut]),
+        Examples(held_out, references and references[cut:]),
         layout,
         processing_class=tokenizer,
         callbacks=callbacks(config, output),
@@ -103,8 +105,10 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
     processes.check_type(trainer.accelerator.distributed_type, config.fsdp, config.deepspeed)
     if trainer.is_deepspeed_enabled:
         processes.save_whole(trainer.accelerator.state.deepspeed_plugin)
-    trainer.watch = watch
+    trainer.watch, trainer.references = watch, ahead
     run_trainer(trainer, config, settings)
+    if ahead is not None:
+        print(ahead.cache.said(), file=sys.stderr)
     save(trainer, tokenizer, output, config.model_settings)
     facts = {"counts": counts, "metrics": trainer.state.log_history[-1], "seconds": trainer.tally.total_seconds()}
     facts["steps"] = trainer.state.global_step

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 METHODS = ("rank", "sft", "reward", "ppo")
 WEIGHTS = ("auto", "float32", "bfloat16")
 TWO_PASS = ("auto", "always", "never")
+BATCH_BY = ("prompts", "tokens")
+REFERENCES = ("auto", "ahead", "before")
 FLASH = ("fa2", "fa3", "fa4")
 HEADS = ("ours", "liger")
 WEIGHTED_BY_BETA = ("orpo",)  # a term beside another; in all other losses beta scales all that there is
@@ -221,6 +223,16 @@ class RunSettings:
     watch: str = flag("", "module:function that grades greedy answers to 32 prompts of --eval_data at each measurement")
     layout: str = flag("auto", "tree (prompts shared, nothing padded), padded, or auto")
     token_budget: int = flag(4096, "most tokens run at once; longer micro-batches run in parts, with the same result")
+    batch_by: str = flag(
+        "prompts",
+        "how an update runs: prompts (the micro-batches that were drawn) or tokens (all its lists in even rows of at "
+        "most --token_budget)",
+    )
+    references: str = flag(
+        "auto",
+        "log-probabilities of the start model: ahead of each update, from a second copy of the weights unless "
+        "--use_lora, before the first one, or auto: ahead, unless weights are sharded or the copy takes too much",
+    )
     two_pass: str = flag(
         "auto",
         "two backward passes, memory flat in the candidates: always, never, or auto where a list exceeds the budget",
@@ -237,6 +249,10 @@ class RunSettings:
         for name, known in (("flash_attention", FLASH), ("head", HEADS)):
             if getattr(self, name) not in known:
                 raise InputError(f"unknown --{name} {getattr(self, name)!r} (one of: {', '.join(known)})")
+        if self.batch_by not in BATCH_BY:
+            raise InputError(f"unknown --batch_by {self.batch_by!r} (one of: {', '.join(BATCH_BY)})")
+        if self.references not in REFERENCES:
+            raise InputError(f"unknown --references {self.references!r} (one of: {', '.join(REFERENCES)})")
         if self.token_budget < 1:
             raise InputError("--token_budget must be at least 1")
 

@@ -144,3 +144,19 @@ def test_shipped_deepspeed_files_are_valid(path: Path) -> None:
     assert int(zero.stage) == int(path.stem[-1])
     unknown = set(zero.model_dump()) - set(DeepSpeedZeroConfig.model_fields)
     assert not unknown
+
+
+@pytest.mark.slow
+def test_even_rows_of_two_processes_are_one_update(data: Path, alone: Any, tmp_path: Path) -> None:
+    """``--batch_by tokens`` deals the rows of an update out anew, so that each process has as many."""
+    one, two = alone("rrhf"), tmp_path / "two"
+    even = {"batch_by": "tokens", "token_budget": 64}
+    done = launch("ddp", tmp_path / "facts.json", settings(data, two, **METHODS["rrhf"], **even))
+    assert done.returncode == 0, done.stderr[-3000:]
+    for folder in ("", "checkpoint-5", "checkpoint-10"):
+        assert furthest(one / folder, two / folder) < 1e-5
+    for ours, theirs in zip(log(one), log(two), strict=True):
+        shared = {key: theirs[key] for key in ours if key != "epoch"}
+        assert shared == pytest.approx({key: ours[key] for key in shared}, rel=1e-4, abs=1e-5)
+    assert all(0 < line["row_fill"] <= 1 for line in log(two) if "loss" in line)
+    _check_ledger(one, two)

@@ -58,7 +58,7 @@ def plan(config: TrainConfig, device_memory: str = "", devices: int = 0, probe: 
     layout = _layout(config, model)
     batches = Batches(lists, config, layout, devices)
     footprint = batches.trace()
-    items = {**footprint.items, "process": baseline}
+    items = {**footprint.items, "process": baseline, **_reference(config, model)}
     work = _work(model, lists, config, batches)
     facts = {**_counts(lists, counts), "steps": batches.steps, "epochs": batches.epochs}
     facts |= {"micro_batches": batches.micro_batches, "layout": layout, "tokens": batches.tokens(), "work": work}
@@ -206,6 +206,13 @@ def _range(config: TrainConfig, batches: Batches, items: dict[str, int]) -> tupl
         whole = Batches(batches.lists, kept, batches.layout, batches.devices).trace().peak + items["process"]
         high, why = max(high, whole), f"{why}; under checkpointing they can take as much as what is not kept"
     return [low, high], why
+
+
+def _reference(config: TrainConfig, model: nn.Module) -> dict[str, int]:
+    """The second copy of the weights from which references are computed while a run trains; none under a fresh adapter,
+    and none is loaded where all are known already."""
+    needed = config.method == "rank" and config.loss_entry.needs_reference and config.references != "before"
+    return {"reference": _weights(model)[0]} if needed and not config.use_lora else {}
 
 
 # --- memory, arithmetic, disk ------------------------------------------------------------------------------------
