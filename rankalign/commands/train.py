@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import shlex
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from rankalign.commands import show_facts
 from rankalign.training.settings import describe
@@ -28,6 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     describe(text)
     parser.description = f"{__doc__}{text.getvalue()}"
     parser.add_argument("--config", help="YAML file with settings")
+    parser.add_argument("--num_processes", type=int, default=0, metavar="N", help="start so many, one a GPU")
+    parser.add_argument(
+        "--launch", default="", help="how they share the work: ddp, fsdp2, zero2 or zero3; slurm[:HOW] writes a script"
+    )
     parser.add_argument("--help_all", action=_HelpAll, help="the flags of transformers' TrainingArguments too; slower")
 
 
@@ -54,8 +59,32 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train; see :func:`rankalign.training.run.train` and :func:`rankalign.training.ppo.run.train_ppo`."""
     from rankalign.training.processes import only_first_speaks
 
+    if (args.launch or args.num_processes) and "LOCAL_RANK" not in os.environ:  # which every launcher sets
+        return _launch(args)
     with only_first_speaks():
         return _train(args)
+
+
+def _launch(args: argparse.Namespace) -> dict[str, Any]:
+    """Become the launcher, so that signals and the exit code are its own; or write what hands the run in."""
+    from rankalign.errors import InputError
+    from rankalign.recipes.launch import SCRIPT, launcher, slurm_script
+    from rankalign.storage.files import write_text
+
+    if args.num_processes < 0:
+        raise InputError(f"--num_processes {args.num_processes} makes no sense")
+    kind, _, how = args.launch.partition(":")
+    words = ["--config", args.config] * bool(args.config) + args.rest
+    if kind == SCRIPT:
+        write_text("train.slurm", slurm_script(how or "ddp", args.num_processes, words))
+        return {"script": "train.slurm", "next": "sbatch train.slurm"}
+    command = launcher(args.launch or "ddp", args.num_processes, words + ["--json"] * args.json)
+    print(f"starting: {shlex.join(command)}", file=sys.stderr, flush=True)
+    return _become(command)
+
+
+def _become(command: list[str]) -> NoReturn:
+    os.execv(command[0], command)
 
 
 def _train(args: argparse.Namespace) -> dict[str, Any]:
