@@ -9,9 +9,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rankalign.data import templates
+from rankalign.data import messages, templates
 from rankalign.data.records import CandidateSet, Prompt, Response, refusal
-from rankalign.data.render import NEUTRAL, Answer, Rendering, encode_text
+from rankalign.data.render import NEUTRAL, Answer, Rendering, Written, encode_text
 from rankalign.errors import InputError, RecordError
 from rankalign.storage.jsonl import OnError, give_up
 
@@ -32,6 +32,7 @@ NOTES = {
     "already_rendered": "string prompts end where an answer begins, so no template was put around them",
     "roles_dropped": "prompts have several messages, whose roles vanish: there is no chat template to tell them apart",
     "contents_not_shown": "messages are not shown to the model by its chat template",
+    "fields_not_shown": "prompts say more (tools, calls, documents, names, arguments) than the template shows",
     "merged_at_the_border": "answers begin with what the tokenizer would join with the prompt's end; encoded apart",
     "special_in_text": "texts spell control tokens, which are encoded as text (--allow_special_in_text keeps them)",
     "margin_unused": "pairs state a margin, which no loss reads",
@@ -64,7 +65,7 @@ def encode_prompt(
 def fit(
     prompt: list[int], responses: list[list[int]], limit: int, shorten: Callable[[list[int], int], list[int]]
 ) -> tuple[list[int], list[list[int]]]:
-    """A list cut to ``limit`` tokens: the one rule of every stage.
+    """A list cut to ``limit`` tokens: the one rule of every stage. Spans that get no loss are cut with :func:`clip`.
 
     The prompt gives way first, down to half of the limit, by ``shorten(prompt, room)``
     (:meth:`rankalign.data.render.Rendering.shortened`); a response that is still too long loses its end, and with it
@@ -74,6 +75,14 @@ def fit(
     if len(prompt) > room:
         prompt = shorten(prompt, room)
     return prompt, [ids[: limit - len(prompt)] for ids in responses]
+
+
+Spans = tuple[tuple[int, int], ...]
+
+
+def clip(spans: Iterable[tuple[int, int]], length: int) -> Spans:
+    """Spans of an answer's tokens, of which ``length`` are left."""
+    return tuple((start, min(end, length)) for start, end in spans if start < length)
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,8 @@ class TokenList:
         responses: token ids of each candidate, the token that ends its turn included where it finished.
         scores: one finite score a candidate; with axes, their mean.
         axes: of a reward model with several outputs, the scores of each candidate by axis; else empty.
+        unlearned: for each candidate the spans ``(start, end)`` of its tokens that are context and get no loss: results
+            of tools, masked thoughts. Empty where no candidate of the list has any.
     """
 
     id: str
@@ -93,6 +104,15 @@ class TokenList:
     responses: list[list[int]]
     scores: list[float]
     axes: list[list[float]] = field(default_factory=list)
+    unlearned: list[Spans] = field(default_factory=list)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each candidate that get a loss."""
+        sizes = map(len, self.responses)
+        if not self.unlearned:
+            return list(sizes)
+        return [n - sum(b - a for a, b in spans) for n, spans in zip(sizes, self.unlearned, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -111,6 +131,8 @@ class EncodeOptions:
         stop_response: cut responses at the dialogue marks of HH.
         allow_special_in_text: control tokens that texts spell are control tokens.
         whole: as a reward model reads them, with all that the chat template writes behind an answer.
+        thoughts: ``keep``, ``mask`` (in context, without a loss) or ``drop``, see
+            :class:`rankalign.data.render.Rendering`.
     """
 
     judge: str = ""
@@ -124,6 +146,7 @@ class EncodeOptions:
     stop_response: bool = False
     allow_special_in_text: bool = False
     whole: bool = False
+    thoughts: str = "keep"
 
 
 class Encoder:
@@ -131,13 +154,16 @@ class Encoder:
 
     Attributes:
         counts: by reason: ``prompts``, ``candidates``, ``unscored``, ``empty``, ``not_selected``, ``prompt_truncated``,
-            ``response_truncated``, ``dropped_prompts``, ``tied_pairs``, ``pairs``, and those of
+            ``response_truncated``, ``dropped_prompts``, ``tied_pairs``, ``pairs``, ``all_masked`` (responses of which
+            nothing would be learned), ``tokens_without_loss``, and those of
             :class:`rankalign.data.render.Rendering`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions) -> None:
         self.tokenizer, self.options = tokenizer, options
-        self.rendering = Rendering(tokenizer, options.template, options.system, options.allow_special_in_text)
+        self.rendering = Rendering(
+            tokenizer, options.template, options.system, options.allow_special_in_text, options.thoughts
+        )
         self.counts: Counter[str] = self.rendering.counts  # one counter: the rendering adds to it as well
 
     def encode(self, record: CandidateSet) -> TokenList | None:
@@ -149,16 +175,19 @@ class Encoder:
         chosen = [(self.answer(response), score, response) for response, score in self._select(record)]
         kept = [each for each in chosen if _says(each[0])]
         self.counts["empty"] += len(chosen) - len(kept)
-        if not kept:
+        if kept:
+            prompt, written = self._fitted(record, [answer for answer, _, _ in kept])
+            axes = [self._on_axes(response) or [] for _, _, response in kept] if self.options.axes else []
+            tokens = _list(record.id, prompt, written, [score for _, score, _ in kept], axes)
+            self._add("all_masked", len(kept) - len(tokens.responses))
+        if not kept or not tokens.responses:
             self.counts["dropped_prompts"] += 1
             return None
-        prompt, responses = self.fitted(record, [answer for answer, _, _ in kept])
         if record.meta.get("margin") is not None:
             self.counts["margin_unused"] += 1
-        scores = [score for _, score, _ in kept]
-        self._count(scores)
-        axes = [self._on_axes(response) or [] for _, _, response in kept] if self.options.axes else []
-        return TokenList(record.id, prompt, responses, scores, axes)
+        self._add("tokens_without_loss", sum(map(len, tokens.responses)) - sum(tokens.lengths))
+        self._count(tokens.scores)
+        return tokens
 
     def tokens(self, record: CandidateSet) -> tuple[list[int], list[list[int]]]:
         """Tokens of a record's prompt and of each of its responses, uncut.
@@ -166,11 +195,21 @@ class Encoder:
         Raises:
             RecordError: the model's chat template refuses it.
         """
-        return self._tokens(record, [self.answer(response) for response in record.responses])
+        prompt, written = self.written(record)
+        return prompt, [answer.ids for answer in written]
+
+    def written(self, record: CandidateSet) -> tuple[list[int], list[Written]]:
+        """The same with the spans that get no loss."""
+        return self._written(record, [self.answer(response) for response in record.responses])
 
     def fitted(self, record: CandidateSet, answers: Sequence[Answer]) -> tuple[list[int], list[list[int]]]:
         """Tokens of a record's prompt and of answers to it, cut to ``max_length`` by :func:`fit`; cuts are counted."""
-        prompt, responses = self._tokens(record, answers)
+        prompt, written = self._fitted(record, answers)
+        return prompt, [answer.ids for answer in written]
+
+    def _fitted(self, record: CandidateSet, answers: Sequence[Answer]) -> tuple[list[int], list[Written]]:
+        prompt, written = self._written(record, answers)
+        responses = [answer.ids for answer in written]
         short, cut = fit(
             prompt,
             responses,
@@ -179,12 +218,14 @@ class Encoder:
         )
         self.counts["prompt_truncated"] += len(short) < len(prompt)
         self.counts["response_truncated"] += sum(len(a) < len(b) for a, b in zip(cut, responses, strict=True))
-        return short, cut
+        return short, [Written(ids, clip(w.unlearned, len(ids))) for ids, w in zip(cut, written, strict=True)]
 
-    def _tokens(self, record: CandidateSet, answers: Sequence[Answer]) -> tuple[list[int], list[list[int]]]:
-        render = self.rendering.whole if self.options.whole else self.rendering.answers
+    def _written(self, record: CandidateSet, answers: Sequence[Answer]) -> tuple[list[int], list[Written]]:
         try:
-            return render(record.prompt, answers, record.meta)
+            if self.options.whole:
+                prompt, texts = self.rendering.whole(record.prompt, answers, record.meta)
+                return prompt, [Written(text) for text in texts]
+            return self.rendering.write(record.prompt, answers, record.meta)
         except RecordError:
             raise
         except InputError as error:
@@ -204,6 +245,8 @@ class Encoder:
         answer = self.rendering.answer(response)
         if not self.options.stop_response:
             return answer
+        if answer.messages is not None:
+            return answer  # messages have their own turns
         text, stopped = templates.cut_at_stop(response.text, templates.HH_STOPS)
         return Answer(text) if stopped else answer
 
@@ -233,6 +276,10 @@ class Encoder:
         there = [value for value in values if value is not None]
         return there if len(there) == len(values) else None
 
+    def _add(self, name: str, count: int) -> None:
+        if count:
+            self.counts[name] += count
+
     def _count(self, scores: list[float]) -> None:
         pairs = len(scores) * (len(scores) - 1) // 2
         tied = sum(a == b for i, a in enumerate(scores) for b in scores[:i])
@@ -240,7 +287,27 @@ class Encoder:
 
 
 def _says(answer: Answer) -> bool:
-    return bool(answer.text.strip() or answer.drawn)
+    return bool(answer.text.strip() or answer.drawn or any(map(_holds, answer.messages or ())))
+
+
+def _holds(message: messages.Message) -> bool:
+    return bool(messages.text_of(message).strip() or messages.said(message, messages.MESSAGE_FIELDS))
+
+
+def _list(
+    ident: str, prompt: list[int], written: Sequence[Written], scores: Sequence[float], axes: Sequence[list[float]]
+) -> TokenList:
+    """The candidates of which anything is learned."""
+    kept = [i for i, answer in enumerate(written) if answer.learned or not answer.ids]
+    spans = [written[i].unlearned for i in kept]
+    return TokenList(
+        ident,
+        prompt,
+        [written[i].ids for i in kept],
+        [scores[i] for i in kept],
+        [axes[i] for i in kept] if axes else [],
+        spans if any(spans) else [],
+    )
 
 
 def spread(scored: list[tuple[Response, float]], limit: int) -> list[tuple[Response, float]]:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from rankalign.data.convert import Intake, load_each
-from rankalign.data.records import UNUSED, CandidateSet, refusal, unused
-from rankalign.errors import InputError
+from rankalign.data.records import UNUSED, CandidateSet, Checker, refusal, unused
+from rankalign.errors import InputError, RecordError
 from rankalign.storage.jsonl import OnError
 from rankalign.storage.sources import parts
 
@@ -36,13 +36,17 @@ def load(
 
 
 def used_whole(sets: Iterable[CandidateSet], on_error: OnError) -> Iterator[CandidateSet]:
-    """The records that say nothing to a model but by roles and contents; the others go to ``on_error``.
+    """The records all of which can reach a model; the others go to ``on_error``.
 
-    ``convert`` carries calls of tools, thoughts, images and the like from file to file; every other stage would drop
-    them (see :func:`rankalign.data.records.unused`).
+    ``convert`` carries images and the like from file to file; every other stage would drop them (see
+    :func:`rankalign.data.records.unused`).
     """
     for record in sets:
-        if fields := unused(record):
-            on_error(refusal(record, fields[0], UNUSED))
+        try:
+            Checker(*(record.origin or ("<memory>", 0))).columns(record.meta)
+            if fields := unused(record):
+                raise refusal(record, fields[0], UNUSED)
+        except RecordError as error:
+            on_error(error)
         else:
             yield record

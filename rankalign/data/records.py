@@ -2,50 +2,37 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rankalign.data.check import UNUSED as UNUSED
+from rankalign.data.check import Checker as Checker
+from rankalign.data.messages import (
+    MESSAGE_FIELDS,
+    SHOWN_COLUMNS,
+    UNUSED_COLUMNS,
+    UNUSED_FIELDS,
+    answer_shown,
+    answer_text,
+    is_muted,
+    no_thoughts,
+    said,
+    thought_of,
+    thoughts_of,
+    without_thought,
+)
+from rankalign.data.messages import ROLES as ROLES
+from rankalign.data.messages import Message as Message
+from rankalign.data.messages import Prompt as Prompt
 from rankalign.errors import InputError, RecordError, on_line
-from rankalign.storage.jsonl import HALF_A_PAIR, OnError, give_up, kind, write_rows
+from rankalign.storage.jsonl import OnError, give_up, kind, write_rows
 from rankalign.storage.sources import rows_of
 from rankalign.storage.spreadsheet import check_lines
 
-Message = dict[str, Any]
-Prompt = str | list[Message]
-
 # The judge of a verdict between two answers that came with the data: 1 for the better, 0 for the worse, a half each.
 PREFERENCE = "preference"
-ROLES = ("system", "user", "assistant", "tool")
-# What tells a model something beside a message's content, by the names that data sets and servers give it.
-MESSAGE_FIELDS = (
-    "tool_calls",
-    "function_call",
-    "tool_call_id",
-    "tool_plan",
-    "name",
-    "reasoning_content",
-    "reasoning",
-    "thinking",
-    "refusal",
-    "documents",
-    "citations",
-    "image",
-    "images",
-    "audio",
-    "audios",
-    "video",
-    "videos",
-)
-# The same of a whole row: columns that change what a model reads, wherever a template has a place for them.
-ROW_FIELDS = ("tools", "functions", "chat_template_kwargs", "documents", "image", "images", "audios", "videos")
-# By these a message says that nobody should learn it.
-MUTED: tuple[tuple[str, int | bool], ...] = (("weight", 0), ("train", False), ("training", False))
-# Also as JSON spells it: tables often keep tools and arguments as text.
-NOTHING: tuple[Any, ...] = (None, "", "[]", "{}", "null", [], {})
-UNUSED = "has a meaning that is not used yet; take it out of the row, or leave such rows out with --skip_invalid"
 
 
 @dataclass(slots=True)
@@ -62,6 +49,10 @@ class Response:
         tokens: ``{"tokenizer": fingerprint, "ids": [...]}`` as sampled, so that training sees the same tokens;
             ``"end"`` beside them is the token that ended it, where there is more than one such token.
         meta: anything else, kept as it came.
+        messages: the answer in full where a text does not say all of it, as the Chat Completions form has it: the
+            assistant's message with its calls of tools or its thoughts, and what tools gave back and the assistant said
+            then. None for an answer that is nothing but its text. Here ``text`` is what the contents say, or what a
+            model wrote before its calls were read out of it.
     """
 
     text: str
@@ -72,11 +63,46 @@ class Response:
     scores: dict[str, float | None] = field(default_factory=dict)
     tokens: dict[str, Any] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    messages: list[Message] | None = None
+
+    def shown(self, thoughts: bool = False) -> str:
+        """All of the answer as people and judges read it: its text, its calls of tools and what they gave back.
+
+        Args:
+            thoughts: whether what the model thought is shown as well.
+        """
+        if self.messages is None:
+            return self.text if thoughts else without_thought(self.text)
+        return answer_shown(self.messages, thoughts)
+
+    def words(self) -> str:
+        """What the answer says in words: no thoughts, no calls of tools and not what they gave back."""
+        if self.messages is None:
+            return without_thought(self.text)
+        return answer_text(no_thoughts(self.messages))
+
+    def thought(self) -> str:
+        """What the model thought, marks of thoughts in its text included; empty where it did not."""
+        return thought_of(self.text) if self.messages is None else thoughts_of(self.messages)
+
+    def thoughtless(self) -> Response:
+        """The answer without its thoughts; itself where there are none."""
+        if self.messages is not None:
+            bare = no_thoughts(self.messages)
+            if all(one is other for one, other in zip(bare, self.messages, strict=True)):
+                return self
+            single = len(bare) == 1 and not said(bare[0], MESSAGE_FIELDS) and isinstance(bare[0].get("content"), str)
+            return replace(self, text=answer_text(bare), messages=None if single else bare, tokens=None)
+        text = without_thought(self.text)
+        return self if text == self.text else replace(self, text=text, tokens=None)
 
 
 @dataclass(slots=True)
 class CandidateSet:
     """One prompt and its N candidates; ``id`` is unique in a file.
+
+    What a row says to a model beside its prompt waits in ``meta`` under the row's own names: ``tools``, ``documents``
+    and ``chat_template_kwargs``, as lists and mappings or as the JSON text that tables keep.
 
     ``origin`` is file and line where it was read from one: what refuses it later can still name its place.
     """
@@ -122,29 +148,24 @@ def refusal(record: CandidateSet, path: str, reason: str) -> RecordError:
 
 
 def unused(record: CandidateSet) -> list[str]:
-    """Paths of all that the record says to a model beside roles and contents, which no stage passes on yet.
+    """Paths of all that the record says to a model and that no stage passes on yet.
 
-    ``tool_calls``, ``reasoning_content``, ``tools``, ``images`` and the like (:data:`MESSAGE_FIELDS`,
-    :data:`ROW_FIELDS`); null and empty values say nothing.
+    Pictures and sound, calls of functions in the form of before 2024, and answers of one message that nobody should
+    learn; null and empty values say nothing.
     """
-    found = [f"meta.{key}" for key in _said(record.meta, ROW_FIELDS)]
+    found = [f"meta.{key}" for key in said(record.meta, UNUSED_COLUMNS)]
     if not isinstance(record.prompt, str):
         for index, message in enumerate(record.prompt):
-            found += [f"prompt[{index}].{key}" for key in _said(message, MESSAGE_FIELDS)]
+            found += [f"prompt[{index}].{key}" for key in said(message, UNUSED_FIELDS)]
     for index, response in enumerate(record.responses):
-        further = response.meta.get("message")
-        found += [f"responses[{index}].{key}" for key, off in MUTED if _is_off(further, key, off)]
-        found += [f"responses[{index}].{key}" for key in _said(further, MESSAGE_FIELDS)]
+        if response.messages is None:
+            found += [f"responses[{index}].{key}" for key in is_muted(response.meta.get("message"))]
+            continue
+        for message in response.messages:
+            found += [f"responses[{index}].{key}" for key in said(message, UNUSED_FIELDS)]
+        if all(is_muted(message) for message in response.messages if message["role"] == "assistant"):
+            found += [f"responses[{index}].{is_muted(response.messages[0])[0]}"]
     return found
-
-
-def _is_off(holder: Any, key: str, off: int | bool) -> bool:
-    return isinstance(holder, dict) and key in holder and holder[key] == off
-
-
-def _said(holder: Any, names: Iterable[str]) -> list[str]:
-    """Those of ``names`` under which a mapping holds something."""
-    return [name for name in names if holder.get(name) not in NOTHING] if isinstance(holder, dict) else []
 
 
 def by_id(sets: Iterable[CandidateSet]) -> dict[str, CandidateSet]:
@@ -184,119 +205,10 @@ def choose_among(names: Sequence[str], judge: str = "") -> str:
     return judge or names[0]
 
 
-# --- checking ----------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
-
-class Checker:
-    """Checks of one row that name file, line and field in what they raise; format readers share it.
-
-    Args:
-        file: path for messages.
-        line: 1-based line of the row.
-
-    Attributes:
-        nulls: columns of the row whose cell is null, where the row was handed on without them.
-    """
-
-    def __init__(self, file: str | os.PathLike[str], line: int) -> None:
-        self.file, self.line, self.nulls = str(file), line, frozenset[str]()
-
-    def fail(self, path: str, reason: str) -> RecordError:
-        """The error for field ``path``, to be raised by the caller."""
-        return RecordError(self.file, self.line, path, reason)
-
-    def text(self, value: Any, path: str, empty: bool = True) -> str:
-        """A string that can be written as UTF-8; with ``empty=False`` it must hold more than white space."""
-        if not isinstance(value, str):
-            raise self.fail(path, f"expected a string, found {kind(value)}")
-        # Most texts pass by the first test, which is instant.
-        if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-            raise self.fail(path, HALF_A_PAIR)
-        if not empty and not value.strip():
-            raise self.fail(path, "is empty")
-        return value
-
-    def number(self, value: Any, path: str) -> float:
-        """A finite number; booleans are not numbers here."""
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.fail(path, f"expected a number, found {kind(value)}")
-        try:
-            finite = math.isfinite(value)
-        except OverflowError:  # a whole number beyond a double
-            finite = False
-        if not finite:
-            raise self.fail(path, "is not a finite number")
-        return value
-
-    def array(self, value: Any, path: str, at_least: int = 0) -> list[Any]:
-        """A list of ``at_least`` elements."""
-        if not isinstance(value, list):
-            raise self.fail(path, f"expected a list, found {kind(value)}")
-        if len(value) < at_least:
-            raise self.fail(path, f"needs at least {at_least} elements, found {len(value)}")
-        return value
-
-    def mapping(self, value: Any, path: str) -> dict[str, Any]:
-        """A JSON object."""
-        if not isinstance(value, dict):
-            raise self.fail(path, f"expected an object, found {kind(value)}")
-        return value
-
-    def need(self, row: dict[str, Any], key: str, path: str = "") -> Any:
-        """``row[key]`` of the object at ``path``; a missing key is an error that lists what is there."""
-        if key not in row and not path and key in self.nulls:
-            return None
-        if key not in row:
-            found = f"found: {', '.join(map(str, row)) or 'nothing'}"
-            raise self.fail(f"{path}.{key}" if path else key, f"is missing ({found})")
-        return row[key]
-
-    def prompt(self, value: Any, path: str = "prompt") -> Prompt:
-        """A non-empty string, or a non-empty list of ``{"role", "content"}`` messages."""
-        if isinstance(value, str):
-            return self.text(value, path, empty=False)
-        if not isinstance(value, list):
-            raise self.fail(path, f"expected a string or a list of messages, found {kind(value)}")
-        if not value:
-            raise self.fail(path, "is empty")
-        messages = [self.message(message, f"{path}[{index}]") for index, message in enumerate(value)]
-        if not any(message["content"].strip() for message in messages):
-            raise self.fail(path, "is empty")
-        return messages
-
-    def message(self, value: Any, path: str) -> Message:
-        """A message: a known role, and a content that is a string or a list of text parts, which are joined.
-
-        Further keys stay as they came: :func:`unused` names those that would vanish on the way to a model.
-        """
-        role = self.text(self.need(self.mapping(value, path), "role", path), f"{path}.role")
-        if role not in ROLES:
-            raise self.fail(f"{path}.role", f"unknown role {role!r} (one of {', '.join(ROLES)})")
-        content = self.content(value, path)
-        # The very object where nothing was joined.
-        return value if content is value["content"] else {**value, "content": content}
-
-    def content(self, message: dict[str, Any], path: str) -> str:
-        """The text of a message; parts of another kind than ``{"type": "text", "text": ...}`` are refused by name."""
-        value = message.get("content")
-        if value is None and (calls := _said(message, MESSAGE_FIELDS)):
-            raise self.fail(f"{path}.{calls[0]}", UNUSED)
-        if not isinstance(value, list):
-            return self.text(self.need(message, "content", path), f"{path}.content")
-        return "".join(self._part(part, f"{path}.content[{index}]") for index, part in enumerate(value))
-
-    def _part(self, part: Any, path: str) -> str:
-        sort = self.mapping(part, path).get("type", "text")
-        if sort != "text":
-            raise self.fail(path, f"a part of type {sort!r}: only parts of text can be used")
-        # Tables give every part all columns, null where it has none.
-        if others := [key for key, held in part.items() if key not in ("type", "text") and held not in NOTHING]:
-            raise self.fail(f"{path}.{others[0]}", UNUSED)
-        return self.text(self.need(part, "text", path), f"{path}.text")
-
-
-_SET_KEYS = {"id", "prompt", "responses", "meta"}
-_RESPONSE_KEYS = {"text", "policy", "finished", "count", "sampling", "scores", "tokens", "meta"}
+_SET_KEYS = {"id", "prompt", "responses", "meta", *SHOWN_COLUMNS}
+_RESPONSE_KEYS = {"text", "messages", "policy", "finished", "count", "sampling", "scores", "tokens", "meta"}
 
 
 def parse(row: dict[str, Any], file: str | os.PathLike[str] = "<memory>", line: int = 1) -> CandidateSet:
@@ -311,7 +223,13 @@ def parse(row: dict[str, Any], file: str | os.PathLike[str] = "<memory>", line: 
     prompt = check.prompt(check.need(row, "prompt"))
     entries = check.array(_given(row, "responses", []), "responses")
     responses = [parse_response(check, entry, f"responses[{index}]") for index, entry in enumerate(entries)]
-    return CandidateSet(ident, prompt, responses, check.mapping(_given(row, "meta", {}), "meta"), (str(file), line))
+    meta = check.mapping(_given(row, "meta", {}), "meta")
+    for key in SHOWN_COLUMNS:
+        if row.get(key) is not None:
+            if key in meta:
+                raise check.fail(key, f"stands beside meta.{key}, which means the same")
+            meta = {**meta, key: row[key]}
+    return CandidateSet(ident, prompt, responses, meta, (str(file), line))
 
 
 def _given(row: dict[str, Any], key: str, default: Any) -> Any:
@@ -332,7 +250,8 @@ def parse_response(check: Checker, row: Any, path: str) -> Response:
     """One JSON object as a :class:`Response`; ``path`` names it in errors."""
     check.mapping(row, path)
     _known(check, row, _RESPONSE_KEYS, path + ".")
-    if "text" not in row:
+    messages = _messages(check, row, path)
+    if "text" not in row and messages is None:
         raise check.fail(f"{path}.text", "is missing")
     finished, count = _given(row, "finished", True), _given(row, "count", 1)
     if not isinstance(finished, bool):
@@ -341,15 +260,34 @@ def parse_response(check: Checker, row: Any, path: str) -> Response:
         raise check.fail(f"{path}.count", "expected a whole number of at least 1")
     scores = check.mapping(_given(row, "scores", {}), f"{path}.scores")
     return Response(
-        text=check.text(row["text"], f"{path}.text"),
+        text=answer_text(messages) if "text" not in row and messages else check.text(row["text"], f"{path}.text"),
         policy=check.text(_given(row, "policy", "unknown"), f"{path}.policy", empty=False),
         finished=finished,
         count=count,
         sampling=check.mapping(_given(row, "sampling", {}), f"{path}.sampling"),
         scores={judge: None if v is None else check.number(v, f"{path}.scores.{judge}") for judge, v in scores.items()},
         tokens=_tokens(check, row.get("tokens"), f"{path}.tokens"),
-        meta=check.mapping(_given(row, "meta", {}), f"{path}.meta"),
+        meta=_meta(check, row, path, messages),
+        messages=messages,
     )
+
+
+def _meta(check: Checker, row: dict[str, Any], path: str, messages: list[Message] | None) -> dict[str, Any]:
+    meta = check.mapping(_given(row, "meta", {}), f"{path}.meta")
+    if messages is not None and "messages" not in row and "message" in meta:
+        return {key: value for key, value in meta.items() if key != "message"}
+    return meta
+
+
+def _messages(check: Checker, row: dict[str, Any], path: str) -> list[Message] | None:
+    """A response in full; up to 0.1 what its message said beside its content waited in ``meta.message``."""
+    if row.get("messages") is not None:
+        return check.answer(row["messages"], f"{path}.messages")
+    meta = row.get("meta")
+    further = meta.get("message") if isinstance(meta, dict) else None
+    if not said(further, MESSAGE_FIELDS):
+        return None
+    return check.answer([{"role": "assistant", "content": row.get("text"), **(further or {})}], f"{path}.messages")
 
 
 def _tokens(check: Checker, value: Any, path: str) -> dict[str, Any] | None:
@@ -381,6 +319,7 @@ def read(path: str | os.PathLike[str], on_error: OnError | None = None) -> Itera
             record = parse(row, path, number)
             if record.id in seen:
                 raise RecordError(str(path), number, "id", f"{record.id!r} stands already {on_line(seen[record.id])}")
+            Checker(path, number).columns(record.meta)
             if fields := unused(record):
                 raise refusal(record, fields[0], UNUSED)
         except RecordError as error:
@@ -396,15 +335,19 @@ def read(path: str | os.PathLike[str], on_error: OnError | None = None) -> Itera
 def to_dict(record: CandidateSet) -> dict[str, Any]:
     """The JSON object of a record; empty optional fields are left out."""
     row: dict[str, Any] = {"id": record.id, "prompt": record.prompt}
+    row |= {key: record.meta[key] for key in SHOWN_COLUMNS if record.meta.get(key) is not None}
     row["responses"] = [response_to_dict(response) for response in record.responses]
-    if record.meta:
-        row["meta"] = record.meta
+    if meta := {key: value for key, value in record.meta.items() if key not in row or key not in SHOWN_COLUMNS}:
+        row["meta"] = meta
     return row
 
 
 def response_to_dict(response: Response) -> dict[str, Any]:
     """The JSON object of one response; ``count`` 1 and empty fields are left out."""
-    row: dict[str, Any] = {"text": response.text, "policy": response.policy, "finished": response.finished}
+    row: dict[str, Any] = {"text": response.text}
+    if response.messages is not None:
+        row["messages"] = response.messages
+    row |= {"policy": response.policy, "finished": response.finished}
     if response.count != 1:
         row["count"] = response.count
     for key in ("sampling", "scores", "tokens", "meta"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
+import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -11,14 +13,27 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rankalign.data import special, templates
-from rankalign.data.chat import PROBE, Conversation
+from rankalign.data.chat import Conversation, Said
+from rankalign.data.cut import shortened
+from rankalign.data.dialect import Extras
+from rankalign.data.messages import (
+    MESSAGE_FIELDS,
+    SHOWN_COLUMNS,
+    THOUGHT_FIELDS,
+    no_thoughts,
+    said,
+    text_of,
+    thoughts_in,
+)
 from rankalign.data.records import CandidateSet, Message, Prompt, Response, refusal
+from rankalign.data.spans import Span, unlearned
+from rankalign.data.texts import begin_alike
+from rankalign.data.texts import encode_text as encode_text
 from rankalign.errors import InputError
 from rankalign.models.load import tokenizer_fingerprint
 
-# Behind the first of these that does not become one token with a text, the text is encoded as it stands in a line.
-ANCHORS = ("\n", "|", "0")
 NEUTRAL: list[Message] = [{"role": "user", "content": "Hi"}]
+THOUGHTS = ("keep", "mask", "drop")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +45,41 @@ class Answer:
         finished: it ends by itself, so it gets the end of its turn.
         drawn: token ids as they were sampled, if so.
         end: the token with which sampling ended it, if that is not the template's.
+        messages: the answer in full, where its text does not say all of it.
     """
 
     text: str
     finished: bool = True
     drawn: tuple[int, ...] | None = None
     end: int | None = None
+    messages: tuple[Message, ...] | None = None
+
+    @property
+    def said(self) -> Said:
+        """What the template is told."""
+        return self.text if self.messages is None else self.messages
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """An answer in tokens.
+
+    Attributes:
+        ids: token ids, the one that ends the turn among them where it finished.
+        unlearned: spans of them that get no loss: results of tools, and thoughts where those are masked.
+    """
+
+    ids: list[int]
+    unlearned: tuple[Span, ...] = ()
+
+    @property
+    def learned(self) -> int:
+        """How many tokens get a loss."""
+        return len(self.ids) - sum(end - start for start, end in self.unlearned)
+
+    def mask(self) -> list[bool]:
+        """Which tokens get a loss."""
+        return [not any(start <= place < end for start, end in self.unlearned) for place in range(len(self.ids))]
 
 
 class Rendering:
@@ -47,6 +91,8 @@ class Rendering:
             has one (a string prompt counts as a user's message unless it has been rendered already), else ``raw``.
         system: system message put before each prompt.
         allow_special: control tokens spelt in texts are control tokens.
+        thoughts: ``keep`` writes what models thought as the template does, ``mask`` leaves it without a loss, ``drop``
+            takes it out of prompts and answers before the template sees them.
 
     Attributes:
         counts: by reason: ``already_rendered`` (string prompts that end where an answer begins, taken as they are),
@@ -54,7 +100,8 @@ class Rendering:
             ``contents_not_shown`` (messages that the chat template leaves out), ``merged_at_the_border`` (answers whose
             first characters the tokenizer joins with the prompt's last; their tokens are those of the answer alone),
             ``without_end`` (finished answers for which the tokenizer knows no token to end them),
-            ``special_in_text`` (texts in which control tokens are spelt, which are text).
+            ``special_in_text`` (texts in which control tokens are spelt, which are text), ``fields_not_shown`` (prompts
+            with tools, calls, documents, names or keyword arguments that the template leaves out).
     """
 
     def __init__(
@@ -63,11 +110,14 @@ class Rendering:
         template: str = "auto",
         system: str = "",
         allow_special: bool = False,
+        thoughts: str = "keep",
     ) -> None:
+        if thoughts not in THOUGHTS:
+            raise InputError(f"thoughts: {thoughts!r} is none of {', '.join(THOUGHTS)}")
         self.tokenizer, self.template, self.system = tokenizer, templates.check_name(template), system
-        self.allow_special = allow_special
+        self.allow_special, self.thoughts = allow_special, thoughts
         self.counts: Counter[str] = Counter()
-        self._last: tuple[Prompt, Conversation] | None = None
+        self._last: tuple[Prompt, dict[str, Any] | None, Conversation] | None = None
 
     # --- prompts -------------------------------------------------------------------------------------------------
 
@@ -77,7 +127,7 @@ class Rendering:
         Raises:
             InputError: the template refuses the prompt, or is ``chat`` and the tokenizer has none.
         """
-        self._count(prompt)
+        self._count(prompt, meta)
         return self._prompt(prompt, meta)
 
     def prompt_of(self, record: CandidateSet) -> list[int]:
@@ -94,7 +144,7 @@ class Rendering:
     def _prompt(self, prompt: Prompt, meta: dict[str, Any] | None, of_whole: bool = False) -> list[int]:
         """``of_whole`` ends it as it ends within a whole conversation, not with the generation prompt."""
         if self._chats(prompt):
-            conversation = self._conversation(prompt)
+            conversation = self._conversation(prompt, meta)
             return special.encode(self.tokenizer, conversation.before if of_whole else conversation.opening)
         return self._with_start(self._plain_text(prompt, meta))
 
@@ -109,20 +159,28 @@ class Rendering:
     def _rendered(self, prompt: Prompt) -> bool:
         return isinstance(prompt, str) and not self.system and templates.is_rendered(prompt)
 
-    def _conversation(self, prompt: Prompt) -> Conversation:
+    def _conversation(self, prompt: Prompt, meta: dict[str, Any] | None) -> Conversation:
         """What the chat template makes of a prompt; of the last one asked for it is known already."""
-        if self._last is None or self._last[0] is not prompt:
-            messages = templates.as_messages(prompt, self.system)
-            self._last = prompt, Conversation(self.tokenizer, messages, self.allow_special)
-        return self._last[1]
+        if self._last is None or self._last[0] is not prompt or self._last[1] is not meta:
+            messages = self._messages(prompt)
+            conversation = Conversation(self.tokenizer, messages, self.allow_special, Extras.of(meta))
+            self._last = prompt, meta, conversation
+        return self._last[2]
+
+    def _messages(self, prompt: Prompt) -> list[Message]:
+        messages = templates.as_messages(prompt, self.system)
+        return no_thoughts(messages) if self.thoughts == "drop" else messages
 
     def _plain_text(self, prompt: Prompt, meta: dict[str, Any] | None) -> str:
         """The prompt under a template of ours, breaks in what its contents spell."""
         name = "raw" if self.template == "auto" else self.template
         if self._rendered(prompt):
             return str(prompt)
+        _refuse_fields(prompt if isinstance(prompt, str) else self._messages(prompt), meta, name)
         guarded: Prompt = (
-            self._safe_start(prompt) if isinstance(prompt, str) else [self._safe_message(m) for m in prompt]
+            self._safe_start(prompt)
+            if isinstance(prompt, str)
+            else [self._safe_message(m) for m in (no_thoughts(prompt) if self.thoughts == "drop" else prompt)]
         )
         told = dict(meta or {})
         # The template writes these and not the messages.
@@ -131,7 +189,7 @@ class Rendering:
         return templates.render(guarded, name, self._safe(self.system), told)
 
     def _safe_message(self, message: Message) -> Message:
-        return {**message, "content": self._safe(str(message["content"]))}
+        return {**message, "content": self._safe(text_of(message))}
 
     def _safe(self, text: str) -> str:
         return text if self.allow_special else special.controls(self.tokenizer).broken(text)
@@ -154,10 +212,13 @@ class Rendering:
 
     def answer(self, response: Response) -> Answer:
         """A response of a record; tokens that were drawn with the same tokenizer go along."""
-        tokens = response.tokens
+        if self.thoughts == "drop":
+            response = response.thoughtless()
+        tokens, messages = response.tokens, response.messages
+        told = None if messages is None else tuple(messages)
         if not tokens or tokens["tokenizer"] != self.fingerprint:
-            return Answer(response.text, response.finished)
-        return Answer(response.text, response.finished, tuple(tokens["ids"]), tokens.get("end"))
+            return Answer(response.text, response.finished, messages=told)
+        return Answer(response.text, response.finished, tuple(tokens["ids"]), tokens.get("end"), told)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -167,19 +228,35 @@ class Rendering:
     def answers(
         self, prompt: Prompt, answers: Sequence[Answer], meta: dict[str, Any] | None = None
     ) -> tuple[list[int], list[list[int]]]:
+        """The tokens of :meth:`write` alone."""
+        start, written = self.write(prompt, answers, meta)
+        return start, [answer.ids for answer in written]
+
+    def write(
+        self, prompt: Prompt, answers: Sequence[Answer], meta: dict[str, Any] | None = None
+    ) -> tuple[list[int], list[Written]]:
         """A prompt and answers to it, as a policy writes them.
 
         Under a chat template the answer is what that writes behind the prompt, up to and including the token that ends
         the turn, so that prompt and answer together are what ``apply_chat_template`` makes of the conversation.
 
+        Args:
+            prompt: text or messages.
+            answers: to it.
+            meta: the record's, with tools, documents and keyword arguments for the template.
+
         Raises:
-            InputError: the template refuses the prompt or one of the answers.
+            InputError: the template refuses the prompt or one of the answers, or does not show what they say.
         """
-        self._count(prompt)
+        self._count(prompt, meta)
         self._count_spelt(answers)
         if self._chats(prompt):
-            return self._under_chat(self._conversation(prompt), answers)
-        return self._prompt(prompt, meta), [self._alone(answer, self.end_id(prompt)) for answer in answers]
+            return self._under_chat(self._conversation(prompt, meta), answers)
+        return self._prompt(prompt, meta), [self._plain(answer, self.end_id(prompt)) for answer in answers]
+
+    def _plain(self, answer: Answer, end: int | None) -> Written:
+        ids = self._alone(answer, end)
+        return Written(ids, self._thought_drawn(ids) if self.thoughts == "mask" else ())
 
     def whole(
         self, prompt: Prompt, answers: Sequence[Answer], meta: dict[str, Any] | None = None
@@ -190,34 +267,39 @@ class Rendering:
         ends the sequence, or that separates sequences. A cut answer ends where it ends. Tokens that a policy drew say
         nothing here.
         """
-        self._count(prompt)
+        self._count(prompt, meta)
         self._count_spelt(answers)
         if not self._chats(prompt):
             ends = self.tokenizer.eos_token_id, self.tokenizer.sep_token_id
             end = next((end for end in ends if end is not None), None)
             bare = [dataclasses.replace(answer, drawn=None) for answer in answers]
             return self._prompt(prompt, meta), [self._alone(answer, end) for answer in bare]
-        conversation = self._conversation(prompt)
+        conversation = self._conversation(prompt, meta)
         texts = [self._read(conversation, answer) for answer in answers]
         # Templates may write a prompt in another way once an answer follows; that part is then no longer shared.
         shared = special.encode(self.tokenizer, conversation.opening)
         for text in texts:
-            shared = shared[: _common(shared, text)]
+            shared = shared[: begin_alike(shared, text)]
         return shared, [text[len(shared) :] for text in texts]
 
     def _read(self, conversation: Conversation, answer: Answer) -> list[int]:
-        text = conversation.whole(answer.text)
-        if not answer.finished:
-            text = text[: len(text) - len(conversation.after)] if text.endswith(conversation.after) else text
+        text = conversation.whole(answer.said)
+        if answer.messages is not None and (hidden := conversation.hidden_of(answer.messages)):
+            raise InputError(f"the model's chat template does not show {', '.join(hidden)} of this answer")
+        after = "" if answer.finished else conversation.closing(answer.said)[0]
+        text = text[: len(text) - len(after)] if text.endswith(after) else text
         return special.encode(self.tokenizer, text)
 
-    def _under_chat(self, conversation: Conversation, answers: Sequence[Answer]) -> tuple[list[int], list[list[int]]]:
+    def _under_chat(self, conversation: Conversation, answers: Sequence[Answer]) -> tuple[list[int], list[Written]]:
         """Where the generation prompt opens what the whole conversation does not show (a thought, say), the prompt ends
         as the whole conversation has it; that cannot be where an answer was drawn behind the generation prompt."""
         before = conversation.opening
-        told = [answer.text for answer in answers if answer.drawn is None]
-        if not all(conversation.whole(text).startswith(before) for text in told):
+        told = [answer.said for answer in answers if answer.drawn is None]
+        wholes = [conversation.whole(text) for text in told]
+        if not all(text.startswith(before) for text in wholes):
             before = conversation.before
+            if not all(text.startswith(before) for text in wholes):
+                before = conversation.shared(before, wholes) or before
             if len(told) < len(answers):
                 raise InputError(
                     "some answers were sampled behind the model's generation prompt, which the chat template does not "
@@ -226,23 +308,55 @@ class Rendering:
         start = special.encode(self.tokenizer, before)
         return start, [self._answered(conversation, answer, before) for answer in answers]
 
-    def _answered(self, conversation: Conversation, answer: Answer, before: str) -> list[int]:
+    def _answered(self, conversation: Conversation, answer: Answer, before: str) -> Written:
         """Tokens of one answer. Where no token of the template ends it, the tokenizer's end of sequence does."""
-        closing = conversation.end if answer.finished else ""
-        end = special.encode(self.tokenizer, conversation.end)[-1:] if closing else self._eos(answer.finished)
+        ending = conversation.end if answer.drawn is not None else conversation.closing(answer.said)[1]
+        closing = ending if answer.finished else ""
+        end = special.encode(self.tokenizer, ending)[-1:] if closing else self._eos(answer.finished)
+        mask = self.thoughts == "mask"
         if answer.drawn is not None:
-            return [*answer.drawn, *([answer.end] if answer.finished and answer.end is not None else end)]
-        ids = self._behind(before, conversation.written(answer.text, before) + closing)
-        return ids if closing else [*ids, *end]
+            ids = [*answer.drawn, *([answer.end] if answer.finished and answer.end is not None else end)]
+            return Written(ids, self._thought_drawn(answer.drawn) if mask else ())
+        text = conversation.written(answer.said, before) + closing
+        ids = self._behind(before, text)
+        spans = unlearned(conversation, answer.said, len(before), len(before) + len(text), mask)
+        found = self._in_tokens(before, text, ids, [(a - len(before), b - len(before)) for a, b in spans])
+        return Written(ids if closing else [*ids, *end], found)
 
-    def _behind(self, before: str, text: str) -> list[int]:
+    def _in_tokens(self, before: str, text: str, ids: list[int], spans: Sequence[Span]) -> tuple[Span, ...]:
+        """Spans of characters as spans of tokens; a token that reaches over the border of one is not in it."""
+        found = []
+        for start, end in spans:
+            first, inside = self._tokens_of(before, text[:start], ids)
+            last = self._tokens_of(before, text[:end], ids)[0]
+            found.append((first if inside else first + 1, last))
+        return tuple((a, b) for a, b in found if a < b)
+
+    def _tokens_of(self, before: str, text: str, ids: list[int]) -> tuple[int, bool]:
+        """With how many of ``ids`` a text begins, and whether those are all of it."""
+        own = self._behind(before, text, counted=False)
+        count = begin_alike(own, ids)
+        return count, count == len(own)
+
+    def _thought_drawn(self, ids: Sequence[int]) -> tuple[Span, ...]:
+        """The thoughts in tokens as they were sampled."""
+        decode = functools.partial(self.tokenizer.decode, skip_special_tokens=False)
+        spans = thoughts_in(str(decode(list(ids))))
+
+        def reach(place: int) -> int:
+            """The fewest tokens whose text is as long."""
+            return bisect.bisect_left(range(len(ids) + 1), place, key=lambda count: len(str(decode(list(ids[:count])))))
+
+        return tuple((reach(start), reach(end)) for start, end in spans)
+
+    def _behind(self, before: str, text: str, counted: bool = True) -> list[int]:
         """Tokens of what stands behind ``before``: as in both together, or its own where a token spans the border."""
         # A control token parts what stands on its sides, so what stands before the last one need not be read again.
         before = before[special.controls(self.tokenizer).last(before) :]
         start, both = special.encode(self.tokenizer, before), special.encode(self.tokenizer, before + text)
         if both[: len(start)] == start:
             return both[len(start) :]
-        self._add("merged_at_the_border", 1)
+        self._add("merged_at_the_border", int(counted))
         return encode_text(self.tokenizer, text, guarded=True)
 
     def _eos(self, finished: bool) -> list[int]:
@@ -265,7 +379,7 @@ class Rendering:
     def _neutral(self) -> tuple[str, int | None]:
         """How the chat template opens and ends an answer."""
         try:
-            conversation = self._conversation(NEUTRAL)
+            conversation = self._conversation(NEUTRAL, None)
             end = special.encode(self.tokenizer, conversation.end) if conversation.end else []
             opening = conversation.opening.rpartition(str(NEUTRAL[0]["content"]))[2]
         except InputError:
@@ -273,7 +387,13 @@ class Rendering:
         return opening.strip() or "\0", end[-1] if end else self.tokenizer.eos_token_id
 
     def _alone(self, answer: Answer, end: int | None) -> list[int]:
-        """An answer whose tokens do not depend on its prompt."""
+        """An answer whose tokens do not depend on its prompt.
+
+        Raises:
+            InputError: it says more than a text.
+        """
+        if answer.messages is not None and answer.drawn is None:
+            _refuse_fields(list(answer.messages), None, "raw" if self.template == "auto" else self.template)
         self._add("without_end", answer.finished and end is None)
         if answer.drawn is not None:
             ids, end = list(answer.drawn), end if answer.end is None else answer.end
@@ -284,11 +404,8 @@ class Rendering:
     # --- what is too long ----------------------------------------------------------------------------------------
 
     def shortened(self, ids: list[int], room: int, prompt: Prompt, meta: dict[str, Any] | None = None) -> list[int]:
-        """A prompt's tokens cut to ``room``: the one rule for a prompt that is too long.
-
-        The oldest exchanges go first, whole. Where the last one alone is too long, the user's message in it loses its
-        beginning. The beginning of the sequence, the system message, the headers of the turns that are left and what
-        opens the answer stay, so long as there is room for them.
+        """A prompt's tokens cut to ``room`` by the one rule for a prompt that is too long, see
+        :func:`rankalign.data.cut.shortened`.
 
         Args:
             ids: the whole prompt's.
@@ -296,45 +413,34 @@ class Rendering:
             prompt: where ``ids`` come from.
             meta: the record's.
         """
-        if len(ids) <= room:
-            return ids
         # Told by the tokens: callers hand over no more.
-        of_whole = self._chats(prompt) and ids != self._prompt(prompt, meta)
-        last = prompt
-        for start in [] if isinstance(prompt, str) else [i for i, m in enumerate(prompt) if m["role"] == "user"][1:]:
-            last = _latest(prompt, start)
-            ids = self._prompt(last, meta, of_whole)
-            if len(ids) <= room:
-                return ids
-        return self._cut(ids, room, last, meta, of_whole)
-
-    def _cut(self, ids: list[int], room: int, prompt: Prompt, meta: dict[str, Any] | None, of_whole: bool) -> list[int]:
-        """The first user's message loses its beginning; where it stands is read off the same prompt without it."""
-        head, tail = 0, 0
-        if not self._rendered(prompt):
-            other = self._prompt(_probed(prompt), _probed_meta(meta), of_whole)
-            head = _common(ids, other)
-            tail = min(_common(ids[::-1], other[::-1]), len(ids) - head)
-        if not head or head + tail >= room:
-            # The first token may be the start of the sequence, which models expect whatever else is lost.
-            head = int(ids[0] in self.tokenizer.all_special_ids and room > 1)
-        return ids[:head] + ids[len(ids) - (room - head) :]
+        of_whole = len(ids) > room and self._chats(prompt) and ids != self._prompt(prompt, meta)
+        probed = not self._rendered(prompt)
+        specials = self.tokenizer.all_special_ids
+        return shortened(ids, room, prompt, meta, lambda p, m: self._prompt(p, m, of_whole), probed, specials)
 
     # --- counts --------------------------------------------------------------------------------------------------
 
-    def _count(self, prompt: Prompt) -> None:
+    def _count(self, prompt: Prompt, meta: dict[str, Any] | None) -> None:
         if self._rendered(prompt):
             self._add("already_rendered", 1)
+            self._add("fields_not_shown", bool(said(meta, SHOWN_COLUMNS)))
             return
-        messages = templates.as_messages(prompt, self.system)
-        self._add("special_in_text", any(self._spells(str(message["content"])) for message in messages))
+        messages = self._messages(prompt)
+        self._add("special_in_text", any(self._spells(text_of(message)) for message in messages))
         if self._chats(prompt):
-            self._add("contents_not_shown", len(self._conversation(prompt).hidden()))
-        elif self.template in ("auto", "raw"):
+            conversation = self._conversation(prompt, meta)
+            self._add("contents_not_shown", len(conversation.hidden()))
+            if said(meta, SHOWN_COLUMNS) or any(said(message, MESSAGE_FIELDS) for message in messages):
+                self._add("fields_not_shown", bool(conversation.unshown()))
+            return
+        named = any(said(message, ("name",)) for message in messages)
+        self._add("fields_not_shown", named or bool(said(meta, ("chat_template_kwargs",))))
+        if self.template in ("auto", "raw"):
             self._add("roles_dropped", len(messages) > 1)
 
     def _count_spelt(self, answers: Sequence[Answer]) -> None:
-        self._add("special_in_text", sum(a.drawn is None and self._spells(a.text) for a in answers))
+        self._add("special_in_text", sum(a.drawn is None and self._spells(_all_text(a)) for a in answers))
 
     def _add(self, name: str, count: int) -> None:
         if count:
@@ -344,55 +450,20 @@ class Rendering:
         return not self.allow_special and bool(special.controls(self.tokenizer).spelt(text))
 
 
-def encode_text(
-    tokenizer: PreTrainedTokenizerBase, text: str, allow_special: bool = False, guarded: bool = False
-) -> list[int]:
-    """Token ids of an answer alone: no special tokens added, and no blank in front that was not there.
+def _all_text(answer: Answer) -> str:
+    """Everything that an answer spells."""
+    return answer.text if answer.messages is None else json.dumps(answer.messages, ensure_ascii=False)
 
-    SentencePiece tokenizers put a blank before a text that begins a word. Behind a line feed they do not, so for them
-    the text is encoded behind one, which is taken off again.
 
-    Args:
-        tokenizer: whose ids.
-        text: what to encode.
-        allow_special: control tokens that the text spells are control tokens, not text.
-        guarded: the text holds breaks already.
+def _refuse_fields(prompt: Prompt, meta: dict[str, Any] | None, name: str) -> None:
+    """Refuse what a template of ours has no place for.
+
+    Raises:
+        InputError: naming it.
     """
-    if not allow_special and not guarded:
-        text = special.controls(tokenizer).broken(text)
-    if not _adds_blank(tokenizer):
-        return special.encode(tokenizer, text)
-    for anchor in ANCHORS:
-        before, both = special.encode(tokenizer, anchor), special.encode(tokenizer, anchor + text)
-        if both[: len(before)] == before:
-            return both[len(before) :]
-    return special.encode(tokenizer, text)
-
-
-def _adds_blank(tokenizer: PreTrainedTokenizerBase) -> bool:
-    return " a" in str(tokenizer.decode(special.encode(tokenizer, "\n") + special.encode(tokenizer, "a")))
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-
-
-def _latest(messages: Prompt, start: int) -> list[Message]:
-    """The system messages of a list, and the others from ``start`` on."""
-    return [m for i, m in enumerate(templates.as_messages(messages)) if i >= start or m["role"] == "system"]
-
-
-def _probed(prompt: Prompt) -> Prompt:
-    """The prompt with nothing said in its first user's message."""
-    if isinstance(prompt, str):
-        return PROBE
-    first = next((i for i, m in enumerate(prompt) if m["role"] == "user"), len(prompt) - 1)
-    return [{**m, "content": PROBE} if i == first else m for i, m in enumerate(prompt)]
-
-
-def _probed_meta(meta: dict[str, Any] | None) -> dict[str, Any]:
-    told = dict(meta or {})
-    if isinstance(told.get("alpaca"), dict):
-        told["alpaca"] = {**told["alpaca"], "instruction": PROBE}
-    return told
+    messages = [] if isinstance(prompt, str) else prompt
+    found = [field for message in messages for field in said(message, MESSAGE_FIELDS) if field != "name"]
+    found += ["the results of tools"] if any(message["role"] == "tool" for message in messages) and found else []
+    if found := [*said(meta, ("tools", "documents")), *found]:
+        thought = "; --thoughts drop leaves thoughts out" if {*found} & {*THOUGHT_FIELDS} else ""
+        raise InputError(f"template {name!r} has no place for {found[0]}; use a model with a chat template{thought}")

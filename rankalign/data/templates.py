@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rankalign.data.records import Message, Prompt
+from rankalign.data.messages import Message, Prompt, text_of
 from rankalign.errors import InputError
 from rankalign.registry import did_you_mean
 
@@ -73,11 +73,11 @@ def as_messages(prompt: Prompt, system: str = "") -> list[Message]:
 
 
 def _raw(messages: list[Message], meta: dict[str, Any]) -> str:
-    return "\n\n".join(message["content"] for message in messages)
+    return "\n\n".join(text_of(message) for message in messages)
 
 
 def _alpaca(messages: list[Message], meta: dict[str, Any]) -> str:
-    turns = [message["content"] for message in messages if message["role"] != "system"]
+    turns = [text_of(message) for message in messages if message["role"] != "system"]
     if len(turns) != 1:
         raise InputError(f"template 'alpaca' takes one user message, found {len(turns)}; use chat or vicuna")
     fields = {"instruction": turns[0], "input": "", **meta.get("alpaca", {})}
@@ -92,9 +92,9 @@ def _refuse_tools(messages: list[Message], name: str) -> None:
 
 def _vicuna(messages: list[Message], meta: dict[str, Any]) -> str:
     _refuse_tools(messages, "vicuna")
-    system = next((m["content"] for m in messages if m["role"] == "system"), VICUNA_SYSTEM)
+    system = next((text_of(m) for m in messages if m["role"] == "system"), VICUNA_SYSTEM)
     form = {"user": " USER: {}", "assistant": " ASSISTANT: {}</s>"}
-    turns = "".join(form[m["role"]].format(m["content"]) for m in messages if m["role"] in form)
+    turns = "".join(form[m["role"]].format(text_of(m)) for m in messages if m["role"] in form)
     # An answer that goes on has no end yet.
     return system + (turns.removesuffix("</s>") if _begun(messages) else f"{turns} ASSISTANT:")
 
@@ -102,8 +102,8 @@ def _vicuna(messages: list[Message], meta: dict[str, Any]) -> str:
 def _hh(messages: list[Message], meta: dict[str, Any]) -> str:
     _refuse_tools(messages, "hh")
     names = {"user": "Human", "assistant": "Assistant"}
-    turns = "".join(f"\n\n{names[m['role']]}: {m['content']}" for m in messages if m["role"] in names)
-    system = "".join(m["content"] for m in messages if m["role"] == "system")
+    turns = "".join(f"\n\n{names[m['role']]}: {text_of(m)}" for m in messages if m["role"] in names)
+    system = "".join(text_of(m) for m in messages if m["role"] == "system")
     return f"{system}{turns}" if _begun(messages) else f"{system}{turns}\n\nAssistant:"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 import weakref
@@ -12,7 +13,8 @@ from urllib.parse import urlsplit
 
 from rankalign.data import templates
 from rankalign.data.encode import NOTES
-from rankalign.data.records import CandidateSet, Response
+from rankalign.data.messages import SHOWN_COLUMNS, decoded, is_begun, said
+from rankalign.data.records import CandidateSet, Response, refusal
 from rankalign.engines import Policy, SamplingParams
 from rankalign.engines.openai_checks import (
     Answer,
@@ -154,7 +156,9 @@ class OpenAIEngine:
         if failure := self.calls.failure(prompt, digest):
             raise Failed(failure["reason"], failure["tries"])
         try:
-            answer = await self._client.ask("messages" in body, body, read_answer)
+            answer = await self._client.ask(
+                "messages" in body, body, functools.partial(read_answer, tools="tools" in body)
+            )
         except Failed as error:
             self.calls.fail(prompt, digest, str(error), error.tries)
             raise
@@ -182,7 +186,10 @@ class OpenAIEngine:
             return {"prompt": text}
         if template in ("auto", "chat"):
             messages = templates.as_messages(text, system)
-            return {"messages": messages, **(_GO_ON if messages[-1]["role"] == "assistant" else {})}
+            told = {key: decoded(prompt.meta[key]) for key in said(prompt.meta, SHOWN_COLUMNS)}
+            return {"messages": messages, **told, **(_GO_ON if is_begun(messages) else {})}
+        if fields := said(prompt.meta, ("tools", "documents")):
+            raise refusal(prompt, f"meta.{fields[0]}", f"template {template!r} has no place for it; use chat")
         return {"prompt": templates.render(text, template, system, prompt.meta)}
 
     def _response(self, answer: Answer, index: int, seed: int | None) -> Response:
@@ -197,7 +204,14 @@ class OpenAIEngine:
             sampling["model"] = answer.model
         counts = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
         sampling["usage"] = {key: count for key, count in counts.items() if count is not None}
-        return Response(text, self.policy.name, cut or finished(answer, params), sampling=sampling, meta=marks(answer))
+        response = Response(
+            text, self.policy.name, cut or finished(answer, params), sampling=sampling, meta=marks(answer)
+        )
+        if answer.calls:
+            thought = {"reasoning_content": answer.reasoning} if answer.reasoning else {}
+            message = {"role": "assistant", "content": text or None, **thought, "tool_calls": answer.calls}
+            response.messages = [message]
+        return response
 
     def _copy(self, response: Response, index: int) -> Response:
         return dataclasses.replace(response, sampling={**response.sampling, "index": index, "usage": {}})

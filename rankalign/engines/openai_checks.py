@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rankalign.engines import SamplingParams
@@ -31,6 +31,7 @@ class Answer:
         completion_tokens: as reported; None where they are not.
         choices: how many answers came.
         reasoning: what a reasoning model thought first, where the server sends it apart.
+        calls: calls of the tools that were offered, as they came.
     """
 
     text: str
@@ -41,10 +42,15 @@ class Answer:
     completion_tokens: int | None
     choices: int
     reasoning: str
+    calls: list[dict[str, Any]] = field(default_factory=list)
 
 
-def read_answer(reply: Body) -> Answer:
+def read_answer(reply: Body, tools: bool = False) -> Answer:
     """The answer in a reply of ``/chat/completions`` or ``/completions``.
+
+    Args:
+        reply: the body.
+        tools: whether tools were offered, so that an answer may be nothing but calls of them.
 
     Raises:
         Again: there is none, and another try may bring one.
@@ -57,6 +63,9 @@ def read_answer(reply: Body) -> Answer:
     finish = choice.get("finish_reason")
     if finish in ("error", "abort", "cancelled"):
         raise Again(f"the reply broke off: finish_reason {finish}")
+    calls = _calls(choice.get("message")) if tools else []
+    if calls and not choice["message"].get("content"):
+        choice = {**choice, "message": {**choice["message"], "content": ""}}
     text, refused = _text(choice)
     prompt_tokens, completion_tokens = _counts(reply.get("usage"))
     return Answer(
@@ -68,7 +77,15 @@ def read_answer(reply: Body) -> Answer:
         completion_tokens=completion_tokens,
         choices=len(choices),
         reasoning=_reasoning(choice.get("message")),
+        calls=calls,
     )
+
+
+def _calls(message: Any) -> list[dict[str, Any]]:
+    """The calls of tools in a message, each with the name of a function."""
+    found = message.get("tool_calls") if isinstance(message, dict) else None
+    calls = [call for call in found if isinstance(call, dict)] if isinstance(found, list) else []
+    return [call for call in calls if isinstance(call.get("function"), dict) and call["function"].get("name")]
 
 
 def _counts(usage: Any) -> list[int | None]:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from rankalign.data.records import CandidateSet, judges, write
+from rankalign.data.messages import message_text
+from rankalign.data.records import CandidateSet, Response, judges, write
 from rankalign.errors import InputError
 from rankalign.storage.journal import HEADER, Journal, peek
 from rankalign.storage.jsonl import dumps
@@ -69,8 +70,13 @@ class Rankings:
 
 def fingerprint(record: CandidateSet) -> str:
     """Of what an annotator is shown: the prompt and the texts."""
-    shown = dumps([record.prompt, [response.text for response in record.responses]])
+    shown = dumps([record.prompt, [_shown(response) for response in record.responses]])
     return hashlib.sha256(shown.encode("utf-8")).hexdigest()[:16]
+
+
+def _shown(response: Response) -> str:
+    """An answer as an annotator reads it: its text, or all of its messages; a thought that is part of a text stays."""
+    return response.text if response.messages is None else response.shown(thoughts=True)
 
 
 def level_scores(levels: Levels, count: int) -> list[float | None]:
@@ -218,8 +224,8 @@ class Session:
         return {
             "at": at,
             "status": "open" if done is None else "ranked" if done else "skipped",
-            "prompt": [{"role": message["role"], "content": message["content"]} for message in prompt],
-            "answers": [record.responses[index].text for index in order],
+            "prompt": [{"role": m["role"], "content": message_text(m, thoughts=True)} for m in prompt],
+            "answers": [_shown(record.responses[index]) for index in order],
             "levels": [[order.index(index) for index in level] for level in levels],
         }
 

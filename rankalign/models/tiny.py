@@ -19,11 +19,23 @@ PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
 SPECIAL = (PAD, BOS, EOS, "<|system|>", "<|user|>", "<|assistant|>")
 
 # Like Llama's own, the template writes the BOS that the tokenizer also adds to plain text: who encodes a rendered chat
-# with special tokens on gets two of them, and a test that looks.
+# with special tokens on gets two of them, and a test that looks. Tools, calls of them and thoughts have a place, so
+# that data with them can be tried without a download; the thoughts of an answer alone, as in most families.
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
+    "{% if tools %}{{ '<|system|>\nTools:' }}{% for tool in tools %}{{ '\n' + tool | tojson }}{% endfor %}"
+    "{{ eos_token + '\n' }}{% endif %}"
+    "{% set ns = namespace(user=-1) %}"
+    "{% for message in messages %}{% if message['role'] == 'user' %}{% set ns.user = loop.index0 %}{% endif %}"
+    "{% endfor %}"
     "{% for message in messages %}"
-    "{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}"
+    "{{ '<|' + message['role'] + '|>\n' }}"
+    "{% if message['reasoning_content'] and loop.index0 > ns.user %}"
+    "{{ '<think>\n' + message['reasoning_content'] + '\n</think>\n' }}{% endif %}"
+    "{{ (message['content'] or '') }}"
+    "{% for call in message['tool_calls'] or [] %}"
+    "{{ '<tool_call>' + call['function'] | tojson + '</tool_call>' }}{% endfor %}"
+    "{{ eos_token + '\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )

@@ -163,7 +163,9 @@ def greedy(
     sampler = PolicySampler(tokenizer, params, templates.stops(settings.template), settings.template)
 
     def answer(model: Any, sets: Sequence[CandidateSet]) -> list[str]:
-        rendering = Rendering(tokenizer, settings.template, settings.system, settings.allow_special_in_text)
+        rendering = Rendering(
+            tokenizer, settings.template, settings.system, settings.allow_special_in_text, settings.thoughts or "keep"
+        )
         room = max(1, settings.max_length - max_new_tokens)
         rows = [rendering.shortened(rendering.prompt_of(s), room, s.prompt, s.meta) for s in sets]
         with torch.no_grad():

@@ -178,7 +178,11 @@ class Divergence:
     def _logps(self, model: Any, tokens: TokenList | None) -> list[float]:
         if tokens is None:
             return []
-        sums: list[float] = logps.list_logps(model, [tokens.prompt], [tokens.responses])[0].double().tolist()
+        sums: list[float] = (
+            logps.list_logps(model, [tokens.prompt], [tokens.responses], unlearned=[tokens.unlearned])[0]
+            .double()
+            .tolist()
+        )
         return sums
 
     def _spread(self, record: CandidateSet, values: list[float]) -> list[float | None]:
@@ -205,6 +209,7 @@ class Gatherer:
             max_length=encoding.max_length,
             stop_response=encoding.stop_response,
             allow_special_in_text=encoding.allow_special_in_text,
+            thoughts=encoding.thoughts or "keep",
         )
         self._current = {policy.name for policy in config.policies if is_current(policy)}
         self._answerers: dict[str, Answerer] = {}

@@ -46,7 +46,13 @@ T = TypeVar("T")
 _TRIED = "_rankalign_tried"
 
 
-def list_logps(model: nn.Module, prompts: Sequence[Tokens], responses: Lists, *, layout: str = "auto") -> Tensor:
+Spans = Sequence[Sequence[Sequence[tuple[int, int]]]]
+"""For each prompt and each of its responses the spans of tokens, from and up to, that are context and do not count."""
+
+
+def list_logps(
+    model: nn.Module, prompts: Sequence[Tokens], responses: Lists, *, layout: str = "auto", unlearned: Spans = ()
+) -> Tensor:
     """Sum of the log-probabilities of each response's tokens given its prompt.
 
     Args:
@@ -54,11 +60,12 @@ def list_logps(model: nn.Module, prompts: Sequence[Tokens], responses: Lists, *,
         prompts: P prompts as token ids, at least one token each.
         responses: for each prompt its responses as token ids; lists may differ in length.
         layout: how rows are laid out, one of ``LAYOUTS``; ``auto`` is ``tree`` where :func:`supports_tree` says so.
+        unlearned: tokens of responses that are read and not counted, see :data:`Spans`; empty counts all.
 
     Returns:
         (P, N) in nats, fp32 (fp64 for an fp64 model), 0 where a prompt has fewer than N responses. Differentiable.
     """
-    return sum_responses(_flat_logps(model, prompts, responses, layout), responses)
+    return sum_responses(_flat_logps(model, prompts, responses, layout), responses, unlearned)
 
 
 def token_logps(
@@ -80,12 +87,27 @@ def token_logps(
     return [[next(pieces) for _ in candidates] for candidates in responses]
 
 
-def sum_responses(flat: Tensor, responses: Lists) -> Tensor:
-    """(P, N) sums over the tokens of each response, of (all response tokens,) values list after list."""
+def sum_responses(flat: Tensor, responses: Lists, unlearned: Spans = ()) -> Tensor:
+    """(P, N) sums over the tokens of each response, of (all response tokens,) values list after list; those in the
+    spans ``unlearned`` are left out, and so is their gradient."""
+    if any(spans for candidates in unlearned for spans in candidates):
+        flat = torch.where(_counted(responses, unlearned).to(flat.device), flat, flat.new_zeros(()))
     width = max((len(candidates) for candidates in responses), default=0)
     slots = [p * width + n for p, candidates in enumerate(responses) for n, r in enumerate(candidates) for _ in r]
     slot = torch.tensor(slots, dtype=torch.long, device=flat.device)
     return flat.new_zeros(len(responses) * width).index_add(0, slot, flat).view(len(responses), width)
+
+
+def _counted(responses: Lists, unlearned: Spans) -> Tensor:
+    """(all response tokens,) whether a token counts. Lists without spans among others that have some count whole."""
+    rows = []
+    for candidates, spans in zip(responses, unlearned, strict=True):
+        for response, holes in zip(candidates, spans or [()] * len(candidates), strict=True):
+            row = torch.ones(len(response), dtype=torch.bool)
+            for start, end in holes:
+                row[start:end] = False
+            rows.append(row)
+    return torch.cat(rows)
 
 
 # --- layouts -----------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from rankalign.rows.head import head_of, label_logps
 from rankalign.rows.logps import (
     ATTENTION_FAMILIES,
     TOLERANCE,
+    Spans,
     causal_lm,
     check_request,
     hidden_states,
@@ -51,6 +52,7 @@ def backward_two_pass(
     *,
     layout: str = "auto",
     backward: Callable[[Tensor], Any] = Tensor.backward,
+    unlearned: Spans = (),
 ) -> tuple[Tensor, Tensor]:
     """Backward of a loss over whole lists with the memory of a prompt and one chunk, however long the lists are.
 
@@ -68,6 +70,7 @@ def backward_two_pass(
         token_budget: tokens a chunk may hold, its prompt included; at least one response is run at a time.
         layout: as in :func:`rankalign.rows.logps.list_logps`.
         backward: what to call with the loss instead of ``loss.backward()``; whatever it scales the loss by scales all.
+        unlearned: as in :func:`rankalign.rows.logps.list_logps`.
 
     Returns:
         The loss and the (P, N) log-probs, both detached.
@@ -77,7 +80,7 @@ def backward_two_pass(
         ValueError: no response has a token.
     """
     check_request(causal_lm(model), prompts, layout)
-    task = _Task(model, prompts, responses, token_budget, layout)
+    task = _Task(model, prompts, responses, token_budget, layout, unlearned)
     everything = [(p, n) for p, candidates in enumerate(responses) for n, r in enumerate(candidates) if len(r)]
     if not everything:
         raise ValueError("no response has a token")
@@ -137,12 +140,13 @@ class _Task:
     responses: Lists
     token_budget: int
     layout: str
+    unlearned: Spans = ()
 
     def logps(self, states: Tensor) -> Tensor:
         """(P, N) log-probs from the (all response tokens, hidden) states that predict them."""
         labels = torch.tensor([token for row in self.responses for r in row for token in r], device=states.device)
         head = head_of(causal_lm(self.model))
-        return sum_responses(label_logps(head, states, labels), self.responses)
+        return sum_responses(label_logps(head, states, labels), self.responses, self.unlearned)
 
     def by_candidate(self, candidates: list[Candidate], values: Tensor) -> dict[Candidate, Tensor]:
         """Rows of (all response tokens, ...) values by candidate."""

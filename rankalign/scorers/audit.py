@@ -64,7 +64,9 @@ def _leads(records: Sequence[CandidateSet], judge: str) -> Iterator[bool]:
     """For each pair of answers of a prompt that differ in score and in length: whether the longer one leads."""
     for record in records:
         scored = zip(record.responses, record.scores(judge), strict=True)
-        known = {response.text: score for response, score in scored if score is not None}  # equal texts are one answer
+        known = {
+            response.shown(): score for response, score in scored if score is not None
+        }  # equal texts are one answer
         for (one, a), (other, b) in combinations(known.items(), 2):
             if len(one) != len(other) and a != b:
                 yield (len(one) > len(other)) == (a > b)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-from rankalign.data.records import CandidateSet, Prompt
+from rankalign.data.records import CandidateSet, Prompt, Response
 from rankalign.data.templates import render
 from rankalign.errors import InputError
 from rankalign.registry import did_you_mean
@@ -82,7 +82,7 @@ class FunctionScorer:
 
     def token_scores(self, sets: Sequence[CandidateSet]) -> list[list[float | list[float] | None]]:
         """As :meth:`score`, but a list of numbers for a response comes back as it is."""
-        samples = [(record, response.text) for record in sets for response in record.responses]
+        samples = [(r, _output(response)) for r in sets for response in r.responses]
         values = _plain(self._call(samples)) if samples else []
         if not isinstance(values, list | tuple) or len(values) != len(samples):
             found = len(values) if isinstance(values, list | tuple) else f"a {type(values).__name__}"
@@ -148,6 +148,11 @@ class FunctionScorer:
         if not math.isfinite(total := float(sum(parts))):
             raise InputError(f"{self._where} returned {total} for a response to {ident!r}: not finite")
         return [float(part) for part in parts] if isinstance(value, list | tuple) else total
+
+
+def _output(response: Response) -> str:
+    """What a function is given as the answer: its text as it is, or all of its messages in lines."""
+    return response.text if response.messages is None else response.shown(thoughts=True)
 
 
 def _numbers(ratings: dict[Any, Any]) -> dict[str, float]:

@@ -223,7 +223,7 @@ def report(sets: Iterable[CandidateSet], axes: Iterable[str] = ()) -> dict[str, 
     for record in sets:
         for response in record.responses:
             answers += 1
-            shown, attempts = harden(response.text, names)
+            shown, attempts = harden(response.shown(thoughts=True), names)
             if attempts:
                 place = shown.index(MARK)
                 found.append((record.id, response.policy, shown[max(0, place - 40) : place + 40], attempts))

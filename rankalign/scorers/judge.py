@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rankalign.config import build
+from rankalign.data.messages import message_text, tool_names
 from rankalign.data.records import (
     CandidateSet,
     Checker,
     Message,
-    Prompt,
     Response,
     parse_response,
     response_to_dict,
@@ -64,6 +64,7 @@ class JudgeScorer:
             :mod:`rankalign.scorers.hardening`.
         repeats: how often to ask each question, each time under another seed: all verdicts count, and how many came
             out as the first time is reported as ``repeatability``. Ask at a temperature above 0.
+        thoughts: ``drop`` shows answers and dialogues without what models thought, ``keep`` with it.
 
     Raises:
         InputError: an option is wrong; the message names it.
@@ -83,9 +84,10 @@ class JudgeScorer:
         repair: bool = True,
         hardened: bool = True,
         repeats: int = 1,
+        thoughts: str = "drop",
     ) -> None:
         self.name, self.mode, self.seed, self.repair, self.hardened = name, mode, seed, repair, hardened
-        self.rounds, self.opponents, self.repeats = rounds, opponents, repeats
+        self.rounds, self.opponents, self.repeats, self.thoughts = rounds, opponents, repeats, thoughts
         self._cases: list[Case] = []
         self._calls = Calls(name=name)
         try:
@@ -100,6 +102,8 @@ class JudgeScorer:
     def _check_options(self) -> None:
         if self.mode not in TYPES:
             raise InputError(f"mode: {self.mode!r} is unknown{did_you_mean(str(self.mode), TYPES)}")
+        if self.thoughts not in ("drop", "keep"):
+            raise InputError(f"thoughts: {self.thoughts!r} is neither drop nor keep")
         for option, least in (("rounds", 1), ("opponents", 0), ("seed", 0), ("repeats", 1)):
             value = getattr(self, option)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -145,6 +149,7 @@ class JudgeScorer:
             "prompt_sha256": hashlib.sha256(json.dumps(words).encode()).hexdigest(),
             "aggregate": self.rule,
             **{option: getattr(self, option) for option in ("rounds", "opponents", "seed", "repair", "hardened")},
+            **({"thoughts": self.thoughts} if self.thoughts != "drop" else {}),
             **({"repeats": self.repeats} if self.repeats > 1 else {}),  # outputs of before the option stay finished
         }
 
@@ -152,9 +157,10 @@ class JudgeScorer:
 
     def case(self, record: CandidateSet) -> Case:
         """A record with the questions to be asked about it; asks nothing."""
-        texts = list(dict.fromkeys(response.text for response in record.responses))
+        answers = [response.shown(self.thoughts == "keep") for response in record.responses]
+        texts = list(dict.fromkeys(answers))
         hardened = [harden(text, self.prompt.axes) for text in texts]
-        places = [texts.index(response.text) for response in record.responses]
+        places = [texts.index(answer) for answer in answers]
         case = Case(record, texts, places, [attempts for _, attempts in hardened])
         shown_texts = [text for text, _ in hardened] if self.hardened else texts
         shows = list(enumerate(self._shows(record.id, len(texts))))
@@ -181,7 +187,8 @@ class JudgeScorer:
         return sorted(range(count), key=keys.__getitem__)
 
     def _messages(self, record: CandidateSet, texts: Sequence[str]) -> list[Message]:
-        question = _words(record.prompt)
+        keep = self.thoughts == "keep"
+        question = _words(record, keep)
         system = self.prompt.system
         labels = [f"answer_{k}" for k in range(1, len(texts) + 1)]
         if self.mode != "listwise":
@@ -190,7 +197,7 @@ class JudgeScorer:
             # It depends on the texts, so no text can hold it, whoever knows seed, record and judge.
             nonce = _digest(self.seed, record.id, self.name, question, *texts)[:12]
             system = f"{system}\n\n{GUARD.format(nonce=nonce)}".strip()
-            question = fence("request", _words(record.prompt, lambda text: harden(text)[0]), nonce)
+            question = fence("request", _words(record, keep, lambda text: harden(text)[0]), nonce)
             texts = [fence(label, text, nonce) for label, text in zip(labels, texts, strict=True)]
         listed = "\n\n".join(f"Answer {k}:\n{text}" for k, text in enumerate(texts, start=1))
         in_line = " ".join(f"Response {k}: {text}" for k, text in enumerate(texts, start=1))
@@ -284,13 +291,17 @@ def pairings(order: Sequence[int], opponents: int = 0) -> list[tuple[int, int]]:
     return games
 
 
-def _words(prompt: Prompt, show: Callable[[str], str] = str) -> str:
-    """A prompt as text; who spoke is named where there is more than the user's one message."""
+def _words(record: CandidateSet, thoughts: bool = False, show: Callable[[str], str] = str) -> str:
+    """A prompt as text; who spoke is named where there is more than the user's one message, and tools where there are
+    any."""
+    prompt, tools = record.prompt, tool_names(record.meta)
+    listed = [f"Tools: {show(', '.join(tools))}"] if tools else []
     if isinstance(prompt, str):
-        return show(prompt)
-    if len(prompt) == 1:
-        return show(prompt[0]["content"])
-    return "\n\n".join(f"{message['role'].capitalize()}: {show(message['content'])}" for message in prompt)
+        return "\n\n".join([*listed, show(prompt)])
+    if len(prompt) == 1 and not listed:
+        return show(message_text(prompt[0], thoughts))
+    told = [f"{message['role'].capitalize()}: {show(message_text(message, thoughts))}" for message in prompt]
+    return "\n\n".join([*listed, *told])
 
 
 def _digest(*parts: Any) -> str:

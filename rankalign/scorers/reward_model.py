@@ -49,6 +49,7 @@ class RewardModelScorer:
             is taken off all others: r - r_ref, as summarisation is often scored. It scores 0 itself.
         reference_file: records that hold the references, found by id; empty takes each record's own response.
         allow_special_in_text: control tokens that texts spell are control tokens: a candidate can then forge a turn.
+        thoughts: ``drop`` grades answers without what the model thought, ``keep`` with it.
         pooling: where a decoder's reward is read, for checkpoints of other tools whose config does not say it: one of
             :data:`rankalign.rows.rewards.POOLINGS`.
         axis: of a model with several outputs, which one grades: its name in the config's ``id2label``, its index, or
@@ -73,9 +74,13 @@ class RewardModelScorer:
         allow_special_in_text: bool = False,
         pooling: str = "",
         axis: str | int = "",
+        thoughts: str = "drop",
     ) -> None:
         self.name, self.path, self.template, self.system = name, model, templates.check_name(template), system
         self.allow_special_in_text = allow_special_in_text
+        if thoughts not in ("drop", "keep"):
+            raise InputError(f"scorer {name!r}: thoughts: {thoughts!r} is neither drop nor keep")
+        self.thoughts = thoughts
         self.batch_size, self._max_length, self.dtype = batch_size, max_length, dtype
         self.reference, self.reference_file = reference, reference_file
         self.pooling, self.axis = pooling, str(axis)
@@ -176,6 +181,7 @@ class RewardModelScorer:
             # Outputs of before these options stay finished.
             **({"pooling": self.pooling} if self.pooling else {}),
             **({"axis": self.axis} if self.axis else {}),
+            **({"thoughts": self.thoughts} if self.thoughts != "drop" else {}),
         }
 
     def _weights(self) -> str:
@@ -271,6 +277,7 @@ class RewardModelScorer:
             system=self.system,
             allow_special_in_text=self.allow_special_in_text,
             whole=True,
+            thoughts=self.thoughts,
         )
         return encode.Encoder(self.tokenizer, options)
 

@@ -21,6 +21,7 @@ from rankalign.stages.shards import Collected, collect
 from rankalign.stages.stage import Batch, Items, Ledger, Scale, Stage, partial, run_plans
 from rankalign.storage import manifest
 from rankalign.storage.journal import Calls, Remembering
+from rankalign.storage.jsonl import dumps
 from rankalign.storage.sources import sha256_of
 
 SCORE_BATCH = 32  # records handed to a scorer at once; what a judge was paid for is kept call by call
@@ -179,10 +180,10 @@ def _assemble(prompt: CandidateSet, names: list[str], items: Items) -> Candidate
 
 def merge(responses: Sequence[Response]) -> list[Response]:
     """Responses with identical texts of one policy as one, at the place of the first, with their count."""
-    kept: dict[tuple[str, str, bool], Response] = {}
+    kept: dict[tuple[str, str, bool, str], Response] = {}
     for response in responses:
         # A cut text is another answer: it gets no end in training.
-        key = (response.policy, response.text, response.finished)
+        key = (response.policy, response.text, response.finished, dumps(response.messages))
         if key in kept:
             kept[key].count += response.count
         else:

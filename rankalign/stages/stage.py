@@ -338,7 +338,7 @@ def _counts(sets: Sequence[CandidateSet]) -> dict[str, Any]:
         "responses": sum(response.count for response in responses),
         "distinct": len(responses),
         "unfinished": sum(not response.finished for response in responses),
-        "empty": sum(response.count for response in responses if not response.text.strip()),
+        "empty": sum(response.count for response in responses if not response.shown(thoughts=True).strip()),
         "scores": sum(value is not None for value in scores),
         "missing_scores": sum(value is None for value in scores),
         **summary(sets),

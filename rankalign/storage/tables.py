@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, time
@@ -98,6 +99,10 @@ def _checked(path: str | os.PathLike[str], batch: Any) -> list[dict[str, Any]]:
         raise InputError(f"{path}: holds a value that cannot be read: {error}") from None
 
 
+# Where a null would be read as one by a chat template: arguments of a call, descriptions of tools.
+_FILLED = re.compile(r"(?:^|\.)(?:arguments|tools)(?:$|[.\[])")
+
+
 def _there(value: Any, kind: pa.DataType) -> bool:
     return value is not None or not _is_json(kind)
 
@@ -117,7 +122,10 @@ def _json(value: Any, kind: pa.DataType, path: str) -> Any:
         inner = getattr(kind, "value_type", kind)
         return [_json(element, inner, f"{path}[{index}]") for index, element in enumerate(value)]
     if isinstance(value, dict):
-        return {key: _json(element, _field(kind, key), f"{path}.{key}") for key, element in value.items()}
+        # Arrow gives every struct of a column the fields of all: another tool's argument, as null, is no argument.
+        filled = bool(_FILLED.search(path)) and not hasattr(kind, "item_type")
+        there = {key: element for key, element in value.items() if not (filled and element is None)}
+        return {key: _json(element, _field(kind, key), f"{path}.{key}") for key, element in there.items()}
     if isinstance(value, float) and not math.isfinite(value):
         raise _Cell(path, "is not a finite number")
     if isinstance(value, date | time):

@@ -339,7 +339,8 @@ def start_logps(precision: str, model: Any, layout: str, lists: Sequence[TokenLi
     rows: list[Tensor] = []
     with mixed(precision):
         for some in _together(lists, budget if models.device().type == "cuda" else 0):
-            sums = logps.list_logps(model, [t.prompt for t in some], [t.responses for t in some], layout=layout).cpu()
+            ids = [t.prompt for t in some], [t.responses for t in some]
+            sums = logps.list_logps(model, *ids, layout=layout, unlearned=[t.unlearned for t in some]).cpu()
             rows += [row[: len(t.responses)] for row, t in zip(sums, some, strict=True)]
     return rows
 

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from rankalign.data.encode import TokenList
+from rankalign.data.encode import Spans, TokenList
 from rankalign.data.shares import clustered_wilson
 from rankalign.data.token_table import TokenTable
 from rankalign.errors import InputError
@@ -100,6 +100,11 @@ def token_ids(examples: Sequence[Example]) -> tuple[list[list[int]], list[list[l
     return [e.tokens.prompt for e in examples], [e.tokens.responses for e in examples]
 
 
+def unlearned(lists: Sequence[TokenList]) -> list[list[Spans]]:
+    """For each list, by response, the spans of tokens that get no loss; a list where none has any is empty."""
+    return [tokens.unlearned for tokens in lists]
+
+
 def pad(rows: Sequence[Sequence[float] | Tensor], width: int, fill: float = 0.0) -> Tensor:
     """(P, width) float64 of ragged rows."""
     out = torch.full((len(rows), width), fill, dtype=torch.float64)
@@ -115,7 +120,7 @@ def to_ranked(examples: Sequence[Example], logps: Tensor) -> Ranked:
     refs = [e.ref_logps for e in examples if e.ref_logps is not None]
     return Ranked(
         logps=logps,
-        lengths=pad([[len(r) for r in e.tokens.responses] for e in examples], width).long().to(device),
+        lengths=pad([e.tokens.lengths for e in examples], width).long().to(device),
         scores=pad([e.tokens.scores for e in examples], width).to(device),
         mask=torch.arange(width, device=device) < sizes.unsqueeze(1),
         ref_logps=pad(refs, width).to(logps) if refs else None,
@@ -259,7 +264,8 @@ class RankTrainer(Trainer):
 
     def values(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
         """(P, N) values of the candidates that the loss compares: log-probabilities here, rewards in a subclass."""
-        return list_logps(model, *token_ids(examples), layout=self.layout)
+        spans = unlearned([e.tokens for e in examples])
+        return list_logps(model, *token_ids(examples), layout=self.layout, unlearned=spans)
 
     def losses(self, model: nn.Module, examples: Sequence[Example], meter: Meter) -> Tensor:
         """(P,) loss of each prompt, metered."""
@@ -384,8 +390,9 @@ class RankTrainer(Trainer):
 
         budget, backward = self.config.token_budget, self.accelerator.backward
         with self.compute_loss_context_manager():
-            ids = token_ids(examples)
-            return backward_two_pass(model, *ids, loss_of, budget, layout=self.layout, backward=backward)[0]
+            more: dict[str, Any] = {"layout": self.layout, "backward": backward}
+            more["unlearned"] = unlearned([e.tokens for e in examples])
+            return backward_two_pass(model, *token_ids(examples), loss_of, budget, **more)[0]
 
     def compute_loss(
         self,

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rankalign.data.encode import TokenList
+from rankalign.data.encode import Spans, TokenList
 from rankalign.errors import InputError
 from rankalign.training.reference_table import ReferenceTable
 
@@ -19,9 +19,11 @@ SPOT_CHECKS = 4
 STORED_AT_ONCE = 256  # lists computed between two writes, and lost at most when a run is killed
 
 
-def content_key(prompt: Sequence[int], response: Sequence[int]) -> bytes:
-    """32 bytes that name the tokens of one prompt and one response, boundary included."""
+def content_key(prompt: Sequence[int], response: Sequence[int], unlearned: Spans = ()) -> bytes:
+    """32 bytes that name the tokens of one prompt and one response, boundary included, and which of them count."""
     ids = [len(prompt), *prompt, *response]
+    # No token is negative, so that no response without spans has the key of one with them.
+    ids += [number for start, end in unlearned for number in (-1 - start, -1 - end)]
     return hashlib.sha256(struct.pack(f"<{len(ids)}q", *ids)).digest()
 
 
@@ -106,13 +108,20 @@ def _sort(
 
 
 def _keys(tokens: TokenList) -> list[bytes]:
-    return [content_key(tokens.prompt, response) for response in tokens.responses]
+    spans = tokens.unlearned or [()] * len(tokens.responses)
+    return [content_key(tokens.prompt, *each) for each in zip(tokens.responses, spans, strict=True)]
 
 
 def _only(tokens: TokenList, places: Sequence[int]) -> TokenList:
     """The list with some of its responses."""
     if len(places) == len(tokens.responses):
         return tokens
+    # No axes: what they score has no reference.
+    spans = [tokens.unlearned[i] for i in places] if tokens.unlearned else []
     return TokenList(
-        tokens.id, tokens.prompt, [tokens.responses[i] for i in places], [tokens.scores[i] for i in places]
+        tokens.id,
+        tokens.prompt,
+        [tokens.responses[i] for i in places],
+        [tokens.scores[i] for i in places],
+        unlearned=spans,
     )

@@ -96,6 +96,9 @@ class DataSettings:
     template: str = flag("auto", "prompt format: auto, chat, alpaca, vicuna, hh, raw")
     system: str = flag("", "system message put before each prompt")
     allow_special_in_text: bool = flag(False, "control tokens that texts spell are control tokens, not text")
+    thoughts: str = flag(
+        "", "what models thought: keep, mask (in context, no loss), drop; empty: keep, drop for --method reward"
+    )
     max_length: int = flag(512, "most tokens of prompt and response together")
     max_candidates: int = flag(0, "candidates a prompt, spread over its ranking; 0 takes all")
     only_use_provide: bool = flag(False, "only the last two responses of each prompt (RRHF's setting P)")
@@ -109,6 +112,8 @@ class DataSettings:
     num_proc: int = flag(0, "processes that make tokens; 0 takes one a core where there is enough to do")
 
     def __post_init__(self) -> None:
+        if self.thoughts not in ("", "keep", "mask", "drop"):
+            raise InputError(f"unknown --thoughts {self.thoughts!r} (one of: keep, mask, drop)")
         if self.only_use_provide and self.only_use_sample:
             raise InputError("--only_use_provide and --only_use_sample leave no response between them; choose one")
         if self.num_proc < 0:

@@ -193,6 +193,7 @@ class _Job:
             stop_response=settings.stop_response,
             allow_special_in_text=settings.allow_special_in_text,
             whole=self.whole,
+            thoughts=settings.thoughts or ("drop" if self.whole else "keep"),
         )
         if judge == UNSCORED and UNSCORED not in reading.judges:
             records = _scored(records)

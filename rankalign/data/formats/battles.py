@@ -18,8 +18,8 @@ from rankalign.data.formats.common import (
     PREFERENCE,
     Dropped,
     RowFormat,
+    answer_messages,
     answered,
-    as_message,
     complete,
     keep,
     lost_details,
@@ -115,7 +115,7 @@ class Battles(RowFormat):
         """The row as it came, or a battle for each strict pair, won by model A."""
         note = note_of(record, self.name) or {}
         if len(record.responses) == 2 and record.scores(PREFERENCE) == list(note.get("pair", ())) and not self.judge:
-            lost_details(record.responses, losses, [PREFERENCE], policy=False, meta=False)
+            lost_details(record.responses, losses, [PREFERENCE], policy=False, meta=False, messages=not note["whole"])
             yield complete(self._row(record, note, *record.responses), record, self.name, losses)
             return
         yield from self.pair_rows(record, losses, lambda better, worse, _: self._won(record, better, worse))
@@ -123,7 +123,7 @@ class Battles(RowFormat):
     def _row(self, record: CandidateSet, note: dict[str, Any], one: Response, two: Response) -> dict[str, Any]:
         prompt = as_messages(record.prompt)
         if note["whole"]:
-            return {column: [*prompt, as_message(r)] for column, r in zip(SIDES, (one, two), strict=True)}
+            return {column: [*prompt, *answer_messages(r)] for column, r in zip(SIDES, (one, two), strict=True)}
         asked = [m["content"] for m in prompt if m["role"] == "user"]
         earlier = [m["content"] for m in prompt if m["role"] == "assistant"]
         lists = (asked, [*earlier, one.text], [*earlier, two.text])

@@ -26,7 +26,16 @@ from rankalign.data.formats.aliases import (
     score_by,
     spelling,
 )
-from rankalign.data.formats.common import RowFormat, as_message, complete, keep, lost_details, note_of, scored_responses
+from rankalign.data.formats.common import (
+    RowFormat,
+    answer_messages,
+    complete,
+    keep,
+    lost_details,
+    note_of,
+    scored_responses,
+    spelt,
+)
 from rankalign.data.formats.unread import unread
 from rankalign.data.records import CandidateSet, Checker, Response
 
@@ -90,7 +99,12 @@ class Candidates(RowFormat):
         if note is not None and len(note["keys"]) == len(record.responses) and not self.judge:
             known = {name for response in record.responses for name in response.scores}
             lost_details(
-                record.responses, losses, known & {*SCORE_LISTS.values(), "overall_score"}, policy=False, meta=False
+                record.responses,
+                losses,
+                known & {*SCORE_LISTS.values(), "overall_score"},
+                policy=False,
+                meta=False,
+                messages=False,
             )
             column, text = note["prompt"]
             entries = [_entry(response, key) for response, key in zip(record.responses, note["keys"], strict=True)]
@@ -98,16 +112,17 @@ class Candidates(RowFormat):
             return
         judge, scored = scored_responses(record, self.judge, losses, at_least=1)
         if scored:
-            lost_details(scored, losses, [judge])
+            lost_details(scored, losses, [judge], messages=False)
             rewards = [response.scores[judge] for response in scored]
-            row = {"prompt": record.prompt, "responses": [response.text for response in scored], "rewards": rewards}
+            row = {"prompt": record.prompt, "responses": [spelt(response) for response in scored], "rewards": rewards}
             yield complete(row, record, self.name, losses)
 
 
 def _entry(response: Response, key: str) -> Any:
     if key in ("message", "messages") and "entry" not in response.meta:
-        return as_message(response) if key == "message" else [as_message(response)]
-    return {**response.meta["entry"], key: response.text} if key else response.text
+        messages = answer_messages(response)
+        return messages[0] if key == "message" and len(messages) == 1 else messages
+    return {**response.meta["entry"], key: spelt(response)} if key else spelt(response)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from rankalign.data.formats import FORMATS, Losses
+from rankalign.data.formats.answered import answer_messages as answer_messages
+from rankalign.data.formats.answered import answered as answered
+from rankalign.data.formats.answered import spelt as spelt
+from rankalign.data.formats.answered import talk as talk
 from rankalign.data.formats.system import put_system, take_system, without_system
 from rankalign.data.formats.unread import NOTHING, Ignored, refusal, unread
 from rankalign.data.ids import FreshIds
+from rankalign.data.messages import (
+    ROW_FIELDS,
+    SHOWN_COLUMNS,
+    said,
+    text_of,
+)
 from rankalign.data.records import PREFERENCE as PREFERENCE
 from rankalign.data.records import CandidateSet, Checker, Prompt, Response, judges
 from rankalign.data.templates import render
@@ -57,6 +67,8 @@ class RowFormat(ABC):
     strict: ClassVar[bool] = True
     # Columns with a system message for which the format has a place of its own.
     own_system: ClassVar[tuple[str, ...]] = ()
+    # Whether rows hold answers as messages, calls of tools and their results among them.
+    full: ClassVar[bool] = False
 
     def read(self, rows: Iterable[Row], file: str, on_error: OnError) -> Iterator[CandidateSet]:
         """Records from foreign rows, in order; a bad row goes to ``on_error`` and is left out."""
@@ -105,7 +117,7 @@ class RowFormat(ABC):
         """The columns of the record's row that nothing was made of and that do not just describe it."""
         note = note_of(record, self.name) or {}
         columns = {key: value for key, value in record.meta.items() if key not in FORMATS}
-        return unread({**columns, **note.get("columns", {})}, self.reads)
+        return unread({**columns, **note.get("columns", {})}, {*self.reads, *SHOWN_COLUMNS})
 
     def own_id(self, record: CandidateSet) -> str | None:
         """The id that the record's row brought along."""
@@ -150,13 +162,15 @@ class RowFormat(ABC):
             else:
                 pairs.append((first, second))
         used = [record.responses[index] for index in sorted({index for pair in pairs for index in pair})]
-        lost_details(used, losses, [judge], meta=False)
+        lost_details(used, losses, [judge], meta=False, messages=not self.full)
         if not sizes:
             lost_sizes(used, judge, losses)
         for better, worse in pairs:
             row = build(record.responses[better], record.responses[worse], judge)
-            yield complete(row, record, self.name, losses) if len(pairs) == 1 else {"id": record.id, **row}
-        if len(pairs) > 1 and any(value or key not in FORMATS for key, value in record.meta.items()):
+            told = {key: record.meta[key] for key in said(record.meta, SHOWN_COLUMNS) if key not in row}
+            yield complete(row, record, self.name, losses) if len(pairs) == 1 else {"id": record.id, **row, **told}
+        rest = {key: value for key, value in record.meta.items() if key not in SHOWN_COLUMNS}
+        if len(pairs) > 1 and any(value or key not in FORMATS for key, value in rest.items()):
             losses.add("meta of a prompt with several pairs")
 
 
@@ -168,12 +182,12 @@ class PairFormat(RowFormat):
         """The pair or the answer as it came, or a row for each strict pair of a ranked list."""
         if self.is_pair(record):
             chosen, rejected = record.responses
-            lost_details(record.responses, losses, [PREFERENCE], policy=False, meta=False)
+            lost_details(record.responses, losses, [PREFERENCE], policy=False, meta=False, messages=not self.full)
             yield complete(self.pair_row(record, chosen, rejected), record, self.name, losses)
         elif len(record.responses) > 1:
             yield from self.pair_rows(record, losses, lambda *pair: self.pair_row(record, *pair[:2]))
         else:
-            lost_details(record.responses, losses, ["label"], policy=False, meta=False)
+            lost_details(record.responses, losses, ["label"], policy=False, meta=False, messages=not self.full)
             yield complete(self.single_row(record), record, self.name, losses)
 
     @abstractmethod
@@ -186,15 +200,17 @@ class PairFormat(RowFormat):
 
 
 def _put_back(record: CandidateSet, name: str, hidden: dict[str, Any]) -> None:
-    """Let what was hidden from a reader wait in ``meta`` with the columns that were not read."""
+    """Let what was hidden from a reader wait in ``meta`` with the columns that were not read; where a model would read
+    it there, apart from them."""
     for key, value in hidden.items():
-        place = record.meta.setdefault(name, {}).setdefault("columns", {}) if key in FORMATS else record.meta
+        apart = key in FORMATS or (key in ROW_FIELDS and value is not None)
+        place = record.meta.setdefault(name, {}).setdefault("columns", {}) if apart else record.meta
         place.setdefault(key, value)
 
 
 def _same(one: Response, other: Response) -> bool:
     """Whether two responses are the same message."""
-    return as_message(one) == as_message(other)
+    return answer_messages(one) == answer_messages(other)
 
 
 def _drop_equal_pair(record: CandidateSet, check: Checker) -> None:
@@ -260,7 +276,12 @@ def complete(row: dict[str, Any], record: CandidateSet, name: str, losses: Losse
 
 
 def lost_details(
-    responses: Iterable[Response], losses: Losses, held: Iterable[str] = (), policy: bool = True, meta: bool = True
+    responses: Iterable[Response],
+    losses: Losses,
+    held: Iterable[str] = (),
+    policy: bool = True,
+    meta: bool = True,
+    messages: bool = True,
 ) -> None:
     """Count what a row of plain texts cannot say of its responses.
 
@@ -270,6 +291,7 @@ def lost_details(
         held: judges whose scores the row does hold.
         policy: whether names of policies are lost.
         meta: whether ``meta`` of a response is lost.
+        messages: whether calls of tools, their results and thoughts are lost.
     """
     judges = set(held)
     for response in responses:
@@ -280,6 +302,7 @@ def lost_details(
             "response.sampling": response.sampling,
             "response.tokens": response.tokens,
             "response.meta": meta and response.meta,
+            "response.messages": messages and response.messages is not None,
             **{f"scores.{name}": score is not None for name, score in response.scores.items() if name not in judges},
         }
         for field, is_lost in lost.items():
@@ -305,44 +328,13 @@ def lost_sizes(
 # --- texts and messages ------------------------------------------------------------------------------------------
 
 
-def answer(check: Checker, value: Any, path: str) -> tuple[str, dict[str, Any]]:
-    """A completion, a string or a list of one assistant message: its text and the message's further keys."""
-    if isinstance(value, str):
-        return check.text(value, path), {}
-    if not isinstance(value, list):
-        raise check.fail(path, f"expected a string or a list of messages, found {kind(value)}")
-    if len(value) != 1:
-        raise check.fail(path, f"holds {len(value)} messages where a response is one assistant message")
-    return assistant(check, value[0], f"{path}[0]")
-
-
-def assistant(check: Checker, message: Any, path: str) -> tuple[str, dict[str, Any]]:
-    """An assistant message: its text and its further keys."""
-    check.mapping(message, path)
-    if (role := check.need(message, "role", path)) != "assistant":
-        raise check.fail(f"{path}.role", f"expected 'assistant', found {role!r}")
-    text = check.content(message, path)
-    return text, {key: value for key, value in message.items() if key not in ("role", "content")}
-
-
-def answered(check: Checker, value: Any, path: str, **fields: Any) -> Response:
-    """A completion as a response; further keys of its message are kept in ``meta["message"]``."""
-    text, further = answer(check, value, path)
-    return Response(text, meta={"message": further} if further else {}, **fields)
-
-
-def as_message(response: Response) -> dict[str, Any]:
-    """A response as an assistant message."""
-    return {"role": "assistant", "content": response.text, **response.meta.get("message", {})}
-
-
 def prompt_text(prompt: Prompt, losses: Losses) -> str:
     """A prompt as one string for formats that know no messages: a lone user message as it is, dialogues in HH form."""
     if isinstance(prompt, str):
         return prompt
     losses.add("prompt.messages")
     if len(prompt) == 1 and prompt[0]["role"] == "user":
-        return str(prompt[0]["content"])
+        return text_of(prompt[0])
     return dialogue_text(prompt, losses)
 
 

@@ -10,13 +10,14 @@ from rankalign.data.formats.aliases import ANSWERS, LISTS, PROMPTS, first
 from rankalign.data.formats.hh import MARK
 from rankalign.data.formats.layout import NAMES, fits
 from rankalign.data.formats.pairs import PAIRS
+from rankalign.data.messages import SHOWN_COLUMNS
 from rankalign.errors import InputError, RecordError
 from rankalign.storage.sources import rows_of
 from rankalign.storage.spreadsheet import columns_of, is_spreadsheet
 from rankalign.storage.wrapped import advice
 
 # A record of ours has no other keys than these; `id` and `prompt` alone also stand in many foreign rows.
-NATIVE = {"id", "prompt", "responses", "meta"}
+NATIVE = {"id", "prompt", "responses", "meta", *SHOWN_COLUMNS}
 # The columns that tell a format; the first line that fits is taken, so that what is told by more columns stands first.
 SHAPES: tuple[tuple[str, set[str]], ...] = (
     ("arena-battles", {"model_a", "model_b", "conversation_a"}),

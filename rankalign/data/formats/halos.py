@@ -14,12 +14,12 @@ from rankalign.data.formats.common import (
     PREFERENCE,
     RowFormat,
     answered,
-    as_message,
     complete,
     keep,
     lost_details,
     note_of,
     pick_judge,
+    spelt,
 )
 from rankalign.data.formats.unread import unread
 from rankalign.data.records import CandidateSet, Checker, Response
@@ -90,13 +90,13 @@ class Halos(RowFormat):
         policies = [response.policy for response in record.responses]
         held = (PREFERENCE, "label", "reward")
         if note.get("type") == "pairwise_feedback" and policies == ["A", "B"]:
-            lost_details(record.responses, losses, held, policy=False, meta=False)
+            lost_details(record.responses, losses, held, policy=False, meta=False, messages=False)
             outputs = {f"output_{r.policy}": _output(r, note["text"]) for r in record.responses}
             label = int(record.responses[0].scores.get(PREFERENCE) == 1)
             row = {"prompt": record.prompt, **outputs, "label": label, "type": note["type"]}
             yield complete(row, record, self.name, losses)
         elif note.get("type") == "binary_feedback" and len(record.responses) == 1:
-            lost_details(record.responses, losses, held, policy=False, meta=False)
+            lost_details(record.responses, losses, held, policy=False, meta=False, messages=False)
             (response,) = record.responses
             row = {"prompt": record.prompt, "output": _output(response, note["text"]), "type": note["type"]}
             row |= {"label": int(response.scores.get("label") == 1)}
@@ -109,7 +109,7 @@ class Halos(RowFormat):
     def _samples(self, record: CandidateSet, losses: Losses) -> Iterator[dict[str, Any]]:
         own = note_of(record, self.name) is not None
         judge = "reward" if own and not self.judge else pick_judge(record, self.judge) or ""
-        lost_details(record.responses, losses, [judge], policy=False, meta=False)
+        lost_details(record.responses, losses, [judge], policy=False, meta=False, messages=False)
         for index, response in enumerate(record.responses):
             kept = dict(response.meta.get("halos", {}))
             text = kept.pop("text", False)
@@ -135,7 +135,7 @@ def _label(row: dict[str, Any], check: Checker) -> float:
 
 
 def _output(response: Response, text: bool) -> Any:
-    return response.text if text else [as_message(response)]
+    return spelt(response, text)
 
 
 FORMAT = Halos()

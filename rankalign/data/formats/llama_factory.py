@@ -1,5 +1,7 @@
 """LLaMA-Factory: preference, KTO and supervised rows in its ``alpaca`` and ``sharegpt`` forms.
 
+``sharegpt`` turns named ``function_call`` hold calls of tools as JSON, those named ``observation`` what came of them.
+
 ``alpaca``: ``instruction``, ``input``, ``chosen``/``rejected`` or ``output`` (with ``kto_tag``), ``system``,
 ``history``. ``sharegpt``: ``conversations`` of ``{"from", "value"}``, ``chosen``/``rejected`` of the same kind,
 ``kto_tag``, ``system``. The older ranking rows, ``output: [better, worse]``, are format ``gpt4-compare``.
@@ -7,25 +9,34 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from rankalign.data.formats import Losses
 from rankalign.data.formats.alpaca import read_instruction
 from rankalign.data.formats.common import (
     PairFormat,
+    answer_messages,
+    answered,
     instruction_text,
     keep,
     label_column,
     note_of,
     paired,
+    talk,
     wanted,
 )
+from rankalign.data.messages import NOTHING, decoded, text_of
 from rankalign.data.records import CandidateSet, Checker, Message, Prompt, Response
 from rankalign.data.templates import as_messages
 
 ROLES = {"human": "user", "gpt": "assistant", "observation": "tool", "system": "system"}
 # Other spellings; a message keeps its own under "from".
-ALIASES = {"user": "user", "assistant": "assistant", "function_call": "assistant", "tool": "tool"}
+ALIASES = {"user": "user", "assistant": "assistant", "tool": "tool"}
+CALL = "function_call"
 TAGS = {role: tag for tag, role in ROLES.items()}
 TURNS = ("conversations", "chosen", "rejected", "kto_tag", "system")
 COLUMNS = ("instruction", "input", "output", "chosen", "rejected", "kto_tag", "system", "history")
@@ -37,6 +48,7 @@ class LlamaFactory(PairFormat):
 
     name = "llama-factory"
     own_system = ("system",)
+    full = True
     # What OpenHermes says of its conversations.
     reads = frozenset({"custom_instruction", "skip_prompt_formatting", "title", "views", "avatarUrl"})
 
@@ -52,8 +64,7 @@ class LlamaFactory(PairFormat):
             sides = [read(check.need(row, side), side, check) for side in ("chosen", "rejected")]
             responses = paired(*sides)
         elif sharegpt:
-            last = messages[-1]["role"] == "assistant" and len(messages) > 1
-            responses = [_answer(messages.pop())] if last else []
+            messages, responses = talk(check, messages, "conversations", policy="output")
         else:
             responses = [_read_text(row["output"], "output", check)] if "output" in row else []
         self._label(row, check, responses)
@@ -88,29 +99,42 @@ class LlamaFactory(PairFormat):
                 messages.append({"role": role, "content": text})
         return messages + prompt, {**note, "history": len(messages) // 2}
 
+    def rows(self, record: CandidateSet, losses: Losses) -> Iterator[dict[str, Any]]:
+        """As in other formats of pairs; an answer of a pair is one turn here, so longer ones are left out."""
+        several = [response for response in record.responses if len(answer_messages(response)) > 1]
+        if several and len(record.responses) > 1:
+            losses.add("responses of several turns", len(several))
+            kept = [response for response in record.responses if response not in several]
+            if len(kept) < 2:
+                losses.add("prompts without a strict pair")
+                return
+            record = dataclasses.replace(record, responses=kept)
+        yield from super().rows(record, losses)
+
     def pair_row(self, record: CandidateSet, chosen: Response, rejected: Response) -> dict[str, Any]:
         """The form it came in; ``sharegpt`` for what comes from elsewhere."""
-        row = self._prompt(record)
-        spell = _turn if "conversations" in row else _text
+        row = self._prompt(record, chosen, rejected)
+        spell = _turns if "conversations" in row else _text
         return {**row, "chosen": spell(chosen), "rejected": spell(rejected)}
 
     def single_row(self, record: CandidateSet) -> dict[str, Any]:
         """In the same forms, with ``kto_tag`` for a label."""
-        row = self._prompt(record)
+        row = self._prompt(record, *record.responses)
         for response in record.responses:
             if "conversations" in row:
-                row["conversations"].append(_turn(response))
+                row["conversations"] += [_turn_of(message) for message in answer_messages(response)]
             else:
                 row["output"] = response.text
             row |= label_column(response, "kto_tag")
         return row
 
-    def _prompt(self, record: CandidateSet) -> dict[str, Any]:
+    def _prompt(self, record: CandidateSet, *answers: Response) -> dict[str, Any]:
         note, messages = note_of(record, self.name) or {}, as_messages(record.prompt)
         row: dict[str, Any] = {}
         if note.get("system") and messages[0]["role"] == "system":
             row["system"] = messages.pop(0)["content"]
-        if parts := _parts(messages, note):
+        # Only turns have a place for calls of tools.
+        if (parts := _parts(messages, note)) and all(answer.messages is None for answer in answers):
             return {**parts, **row}
         return {"conversations": [_turn_of(message) for message in messages], **row}
 
@@ -145,26 +169,44 @@ def _message(turn: Any, path: str, check: Checker) -> Message:
     check.mapping(turn, path)
     tag = check.text(check.need(turn, "from", path), f"{path}.from")
     content = check.text(check.need(turn, "value", path), f"{path}.value")
-    if tag not in ROLES and tag not in ALIASES:
-        raise check.fail(f"{path}.from", f"unknown speaker {tag!r} (one of {', '.join([*ROLES, *ALIASES])})")
+    if tag not in (*ROLES, *ALIASES, CALL):
+        raise check.fail(f"{path}.from", f"unknown speaker {tag!r} (one of {', '.join([*ROLES, *ALIASES, CALL])})")
     further = {key: value for key, value in turn.items() if key not in ("from", "value")}
     if clash := further.keys() & {"role", "content"}:
         raise check.fail(f"{path}.{min(clash)}", "stands beside 'from' and 'value'")
-    if tag in ALIASES:
+    if tag == CALL and (calls := _calls(content)):
+        return {"role": "assistant", "tool_calls": calls, **further}
+    if tag not in ROLES:
         further["from"] = tag
-    return {"role": ROLES.get(tag) or ALIASES[tag], "content": content, **further}
+    return {"role": ROLES.get(tag) or ALIASES.get(tag, "assistant"), "content": content, **further}
 
 
-def _answer(message: Message) -> Response:
-    further = {key: value for key, value in message.items() if key not in ("role", "content")}
-    return Response(message["content"], policy="output", meta={"message": further} if further else {})
+def _calls(text: str) -> list[dict[str, Any]]:
+    """The calls in a ``function_call``: one object or a list of them, each a name with its arguments. What is none of
+    those stays the text that it is."""
+    found = decoded(text)
+    calls = found if isinstance(found, list) else [found]
+    if not calls or any(not isinstance(call, dict) or call.keys() != {"name", "arguments"} for call in calls):
+        return []
+    told = [{"type": "function", "function": call} for call in calls]
+    # The very text where writing it again would give another.
+    return told if _call_value(told) == text else [{**told[0], "value": text}, *told[1:]]
+
+
+def _call_value(calls: list[Any]) -> str:
+    kept = calls[0].get("value") if isinstance(calls[0], dict) else None
+    told = [call.get("function", call) if isinstance(call, dict) else call for call in calls]
+    said_again = [{"name": c.get("name"), "arguments": decoded(c.get("arguments"))} for c in map(dict, told)]
+    if isinstance(kept, str) and decoded(kept) in (said_again, *said_again[:1]):
+        return kept
+    return json.dumps(said_again[0] if len(said_again) == 1 else said_again, ensure_ascii=False)
 
 
 def _read_turn(value: Any, path: str, check: Checker) -> Response:
     message = _message(value, path, check)
     if message["role"] != "assistant":
         raise check.fail(f"{path}.from", f"expected 'gpt', found {value['from']!r}")
-    return _answer(message)
+    return answered(check, [message], path, policy="output")
 
 
 def _read_text(value: Any, path: str, check: Checker) -> Response:
@@ -172,12 +214,19 @@ def _read_text(value: Any, path: str, check: Checker) -> Response:
 
 
 def _turn_of(message: Message) -> dict[str, Any]:
+    """A message as a turn. A call of a tool is all that its turn says; text beside it, thoughts and ids have no place
+    there and stay under their own names."""
+    calls = decoded(message.get("tool_calls"))
+    if isinstance(calls, list) and calls:
+        further = {k: v for k, v in message.items() if k not in ("role", "tool_calls") and v not in NOTHING}
+        further = {"text" if key == "content" else key: value for key, value in further.items()}
+        return {"from": CALL, "value": _call_value(calls), **further}
     further = {key: value for key, value in message.items() if key not in ("role", "content")}
-    return {"from": TAGS[message["role"]], "value": message["content"], **further}
+    return {"from": TAGS[message["role"]], "value": text_of(message), **further}
 
 
-def _turn(response: Response) -> dict[str, Any]:
-    return {"from": "gpt", "value": response.text, **response.meta.get("message", {})}
+def _turns(response: Response) -> dict[str, Any]:
+    return _turn_of(answer_messages(response)[0])
 
 
 def _text(response: Response) -> str:

@@ -7,15 +7,17 @@ from typing import Any
 
 from rankalign.data.formats.common import (
     PairFormat,
+    answer_messages,
     answered,
-    as_message,
     keep,
     label_column,
     note_of,
     paired,
+    spelt,
+    talk,
     wanted,
 )
-from rankalign.data.records import CandidateSet, Checker, Prompt, Response
+from rankalign.data.records import CandidateSet, Checker, Response
 from rankalign.data.templates import as_messages
 
 REJECTED = ("rejected_response", "rejected_messages")
@@ -26,18 +28,21 @@ class MsSwift(PairFormat):
     """The rejected answer is a string, one message, or a whole conversation; ``label`` is judge ``label``."""
 
     name = "ms-swift"
+    full = True
 
     def record(self, row: dict[str, Any], check: Checker) -> CandidateSet:
         """One row."""
-        messages = check.prompt(check.need(row, "messages"), "messages")
-        if isinstance(messages, str):
-            raise check.fail("messages", "expected a list of messages, found a string")
-        prompt: Prompt = messages
-        responses: list[Response] = []
-        if messages[-1]["role"] == "assistant":
-            prompt = check.prompt(messages[:-1], "messages")
-            responses = [answered(check, messages[-1:], "messages", policy="completion")]
         form = next((key for key in REJECTED if key in row), "")
+        whole = check.need(row, "messages")
+        if form == "rejected_response" and isinstance(whole, list) and len(whole) > 1:
+            # What was rejected takes the place of the last message.
+            prompt = check.prompt(whole[:-1], "messages")
+            last = check.message(whole[-1], f"messages[{len(whole) - 1}]")
+            responses = (
+                [answered(check, [last], "messages", policy="completion")] if last["role"] == "assistant" else []
+            )
+        else:
+            prompt, responses = talk(check, whole, "messages", policy="completion")
         note = {"form": form} if form else {}
         if form:
             if not responses:
@@ -55,14 +60,15 @@ class MsSwift(PairFormat):
     def _rejected(self, value: Any, path: str, prompt: Any, check: Checker) -> Response:
         if path == "rejected_messages":
             turns = check.array(value, path, at_least=2)
-            if turns[:-1] != prompt:
-                raise check.fail(path, "differs from messages before the last one")
-            value = turns[-1:]
+            if turns[: len(prompt)] != prompt:
+                raise check.fail(path, "differs from messages before the answer")
+            value = turns[len(prompt) :]
         return answered(check, value, path)
 
     def single_row(self, record: CandidateSet) -> dict[str, Any]:
         """The messages, with ``label``."""
-        row: dict[str, Any] = {"messages": as_messages(record.prompt) + [as_message(r) for r in record.responses]}
+        row: dict[str, Any] = {"messages": as_messages(record.prompt)}
+        row["messages"] += [m for response in record.responses for m in answer_messages(response)]
         for response in record.responses:
             row |= label_column(response)
         return row
@@ -70,14 +76,14 @@ class MsSwift(PairFormat):
     def pair_row(self, record: CandidateSet, chosen: Response, rejected: Response) -> dict[str, Any]:
         """The answer that was chosen ends the messages; the other stands in the form it came in."""
         prompt = as_messages(record.prompt)
-        row: dict[str, Any] = {"messages": [*prompt, as_message(chosen)]}
+        row: dict[str, Any] = {"messages": [*prompt, *answer_messages(chosen)]}
         form = (note_of(record, self.name) or {}).get("form")
         if form == "rejected_messages":
-            row[form] = [*prompt, as_message(rejected)]
-        elif form == "list" or rejected.meta.get("message"):
-            row["rejected_response"] = [as_message(rejected)]
+            row[form] = [*prompt, *answer_messages(rejected)]
+        elif len(answer_messages(chosen)) > 1:
+            row["rejected_messages"] = [*prompt, *answer_messages(rejected)]
         else:
-            row["rejected_response"] = rejected.text
+            row["rejected_response"] = spelt(rejected, text=form != "list" and not rejected.meta.get("message"))
         return row
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from rankalign.data.formats import Losses
 from rankalign.data.formats.common import (
     RowFormat,
+    answer_messages,
     answered,
-    as_message,
     complete,
     keep,
     lost_details,
@@ -26,9 +26,10 @@ class NemoRL(RowFormat):
     """The score of judge ``rank`` is minus the rank, so that higher is better; equal ranks are ties."""
 
     name = "nemo-rl"
+    full = True
 
     def record(self, row: dict[str, Any], check: Checker) -> CandidateSet:
-        """One row; each completion is one assistant message."""
+        """One row; each completion is a list of messages, the assistant's first and last."""
         prompt = check.prompt(check.need(row, "context"), "context")
         if isinstance(prompt, str):
             raise check.fail("context", "expected a list of messages, found a string")
@@ -41,7 +42,7 @@ class NemoRL(RowFormat):
         judge, scored = scored_responses(record, self.judge, losses, at_least=1)
         if not scored:
             return
-        lost_details(scored, losses, [judge], meta=False)
+        lost_details(scored, losses, [judge], meta=False, messages=False)
         lost_sizes(scored, judge, losses, kept=("rank",))
         ranks = _ranks([response.scores[judge] or 0 for response in scored], judge)
         entries = [_entry(response, rank) for response, rank in zip(scored, ranks, strict=True)]
@@ -70,7 +71,7 @@ def _ranks(scores: list[float], judge: str) -> list[float]:
 
 
 def _entry(response: Response, rank: float) -> dict[str, Any]:
-    return {"rank": rank, "completion": [as_message(response)], **response.meta.get("nemo-rl", {})}
+    return {"rank": rank, "completion": answer_messages(response), **response.meta.get("nemo-rl", {})}
 
 
 FORMAT = NemoRL()

@@ -22,7 +22,9 @@ from rankalign.data.formats.common import (
     keep,
     lost_details,
     note_of,
+    spelt,
 )
+from rankalign.data.messages import text_of as message_content
 from rankalign.data.records import CandidateSet, Checker, Response
 from rankalign.storage.jsonl import kind
 
@@ -83,6 +85,7 @@ class PairColumns(RowFormat):
     """Any two answer columns of :data:`OPEN` or :data:`ORDERED`, and a verdict in words."""
 
     name = "pairs"
+    full = True
     prompts: ClassVar[tuple[str, ...]] = PROMPTS
     # Which columns name who wrote each answer.
     writers: ClassVar[tuple[tuple[str, str], ...]] = (
@@ -136,16 +139,16 @@ class PairColumns(RowFormat):
         policies = [response.policy for response in record.responses]
         if note.get("policies") == policies and not self.judge and self._still_says_so(record, note):
             known = self._verdicts_again(record, note)
-            lost_details(record.responses, losses, known, policy=False, meta=False)
+            lost_details(record.responses, losses, known, policy=False, meta=False, messages=False)
             asked, *pair = note["pair"]
-            texts = {column: response.text for column, response in zip(pair, record.responses, strict=True)}
+            texts = {column: spelt(response) for column, response in zip(pair, record.responses, strict=True)}
             yield complete({asked: respelt(record, note["text"]), **texts}, record, self.name, losses)
             return
         yield from self.pair_rows(record, losses, lambda better, worse, _: self.row_of(record, better, worse))
 
     def row_of(self, record: CandidateSet, better: Response, worse: Response) -> dict[str, Any]:
         """A strict pair of a record from elsewhere."""
-        return {"prompt": record.prompt, "response_a": better.text, "response_b": worse.text, "winner": "A"}
+        return {"prompt": record.prompt, "response_a": spelt(better), "response_b": spelt(worse), "winner": "A"}
 
     def _verdicts_again(self, record: CandidateSet, note: dict[str, Any]) -> Scores:
         check = Checker("<record>", 0)
@@ -215,7 +218,12 @@ class PKU(PairColumns):
 
     def row_of(self, record: CandidateSet, better: Response, worse: Response) -> dict[str, Any]:
         """The better answer first."""
-        return {"prompt": text_of(record), "response_0": better.text, "response_1": worse.text, "better_response_id": 0}
+        return {
+            "prompt": text_of(record),
+            "response_0": spelt(better),
+            "response_1": spelt(worse),
+            "better_response_id": 0,
+        }
 
 
 def _signed(value: float | None, sign: int) -> float | None:
@@ -224,8 +232,10 @@ def _signed(value: float | None, sign: int) -> float | None:
 
 def text_of(record: CandidateSet) -> Any:
     """A lone question as text, any other prompt as it is."""
-    lone = isinstance(record.prompt, list) and [message["role"] for message in record.prompt] == ["user"]
-    return record.prompt[0]["content"] if lone else record.prompt  # type: ignore[index]
+    prompt = record.prompt
+    if isinstance(prompt, list) and [message["role"] for message in prompt] == ["user"]:
+        return message_content(prompt[0])
+    return prompt
 
 
 @dataclass(frozen=True)
@@ -261,7 +271,7 @@ class HelpSteerPairs(PairColumns):
 
     def row_of(self, record: CandidateSet, better: Response, worse: Response) -> dict[str, Any]:
         """The first is better, by how much nobody said."""
-        texts = {"response_1": better.text, "response_2": worse.text}
+        texts = {"response_1": spelt(better), "response_2": spelt(worse)}
         return {"prompt": text_of(record), **texts, "preference_strength": -1}
 
 

@@ -24,6 +24,7 @@ class PreferenceCollection(PairColumns):
     """
 
     name = "prometheus"
+    full = False
     prompts = ("orig_instruction",)
     reads = frozenset(
         _ASKED
@@ -62,6 +63,7 @@ class Prometheus(Rated):
     """A graded answer has judge ``score``, of two the better one is told by ``preference`` and ``score``."""
 
     name = "prometheus"
+    full = False
     prompts, answers = ("orig_instruction",), ("orig_response",)
     reads = PAIR.reads | {f"orig_score{grade}_description" for grade in range(1, 6)}
 

@@ -27,12 +27,12 @@ from rankalign.data.formats.aliases import (
 from rankalign.data.formats.common import (
     RowFormat,
     answered,
-    as_message,
     instruction_text,
     lost_details,
     note_of,
     pick_judge,
     prompt_text,
+    spelt,
 )
 from rankalign.data.formats.pairs import HELPSTEER_PAIRS
 from rankalign.data.formats.unread import unread
@@ -108,11 +108,11 @@ class Rated(RowFormat):
             if note is None or kept is None:
                 yield self._foreign(record, response, losses)
                 continue
-            lost_details([response], losses, AXES.values(), policy=False, meta=False)
+            lost_details([response], losses, AXES.values(), policy=False, meta=False, messages=False)
             asked, answer, *context = note["columns_of"]
             row = {
                 asked: respelt(record, note["text"]),
-                answer: response.text if note["form"] else [as_message(response)],
+                answer: spelt(response, note["form"]),
             }
             further = {key: value for key, value in record.meta.items() if key not in FORMATS} | note.get("columns", {})
             yield row | ({context[0]: record.meta["alpaca"]["input"]} if context else {}) | kept | further

@@ -68,7 +68,7 @@ class Table(RowFormat):
         return replace(self.layout, meta=(*self.layout.meta, *rest))
 
     def _unread(self, layout: Layout, columns: list[str]) -> list[str]:
-        known = {*layout.used, *(("finished", "count", "tokens") if layout.own else ())}
+        known = {*layout.used, *(("finished", "count", "messages", "tokens") if layout.own else ())}
         prefixed = PREFIXES if layout.own else ("score:",)
         return [name for name in columns if name not in known and not name.startswith(prefixed)]
 

@@ -143,6 +143,8 @@ def _own_response(check: Checker, row: dict[str, Any], layout: Layout) -> list[R
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise check.fail("count", "expected a whole number of at least 1")
         response.count = count
+    if row.get("messages") is not None:
+        response.messages = check.answer(_decoded(row["messages"]), "messages")
     if row.get("tokens") is not None:
         response.tokens = check.mapping(_decoded(row["tokens"]), "tokens")
     return [response]
@@ -180,6 +182,7 @@ def flat_rows(record: CandidateSet) -> Iterator[dict[str, Any]]:
         row |= {"count": response.count} if response.count != 1 else {}
         row |= {f"score:{judge}": score for judge, score in response.scores.items()}
         row |= {f"sampling.{name}": value for name, value in response.sampling.items()}
+        row |= {"messages": response.messages} if response.messages is not None else {}
         row |= {"tokens": response.tokens} if response.tokens else {}
         row |= {f"response.meta.{name}": value for name, value in response.meta.items()}
         yield {**row, **meta}
@@ -191,7 +194,7 @@ def written(key: str, value: Any) -> Any:
         return dumps(value) if isinstance(value, list) or _read_prompt(value) != value else value
     if key.startswith("score:"):
         return "null" if value is None else value
-    return _encoded(value) if key.startswith(PREFIXES) else value
+    return _encoded(value) if key.startswith(PREFIXES) or key == "messages" else value
 
 
 def _encoded(value: Any) -> Any:

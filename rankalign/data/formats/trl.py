@@ -19,14 +19,16 @@ from rankalign.data.formats import Losses
 from rankalign.data.formats.common import (
     PREFERENCE,
     RowFormat,
+    answer_messages,
     answered,
-    as_message,
     complete,
     keep,
     label_column,
     lost_details,
     note_of,
     paired,
+    spelt,
+    talk,
     wanted,
 )
 from rankalign.data.records import CandidateSet, Checker, Prompt, Response
@@ -83,9 +85,12 @@ def _shared_prompt(check: Checker, chosen: Any, rejected: Any) -> tuple[Prompt, 
         for index, message in enumerate(value):
             if not isinstance(message, dict):
                 raise check.fail(f"{path}[{index}]", f"expected a message, found {kind(message)}: one answer a column")
-    if chosen[:-1] != rejected[:-1]:
-        raise check.fail("rejected", "differs from chosen before its last message; only the last one may be the answer")
-    return check.prompt(chosen[:-1], "chosen"), chosen[-1:], rejected[-1:]
+    shared = next((i for i, (c, r) in enumerate(zip(chosen, rejected, strict=False)) if c != r), None)
+    shared = min(len(chosen), len(rejected)) - 1 if shared is None else shared
+    # Two answers can part within a chain of calls; what both begin with is the prompt, as in TRL.
+    if not shared or any(side[shared].get("role") != "assistant" for side in (chosen, rejected)):
+        raise check.fail("rejected", "differs from chosen before the assistant's turn, so that their prompts differ")
+    return check.prompt(chosen[:shared], "chosen"), chosen[shared:], rejected[shared:]
 
 
 def _add_scores(responses: list[Response], row: dict[str, Any], check: Checker) -> None:
@@ -115,6 +120,7 @@ class Trl(RowFormat):
 
     name = "trl"
     held: ClassVar[tuple[str, ...]] = (PREFERENCE, *dict.fromkeys(SIDES.values()))
+    full = True
     # `messages` beside a pair repeats its better side.
     reads: ClassVar[frozenset[str]] = frozenset({"messages", *(column for pair in SIDES for column in pair)})
 
@@ -150,14 +156,8 @@ class Trl(RowFormat):
         return CandidateSet("", prompt, responses, keep(self.name, note, row, used))
 
     def _read_messages(self, row: dict[str, Any], column: str, check: Checker) -> CandidateSet:
-        messages = check.prompt(row[column], column)
-        if isinstance(messages, str):
-            raise check.fail(column, "expected a list of messages, found a string")
-        responses, note = [], {"messages": True if column == "messages" else column}
-        if messages[-1]["role"] == "assistant" and len(messages) > 1:
-            responses = [answered(check, messages[-1:], column, policy="completion", scores=_label(row, check))]
-            messages = messages[:-1]
-        prompt = check.prompt(messages, column)
+        note = {"messages": True if column == "messages" else column}
+        prompt, responses = talk(check, row[column], column, policy="completion", scores=_label(row, check))
         used = (column, "label") if responses and responses[0].scores else (column,)
         return CandidateSet("", prompt, responses, keep(self.name, note, row, used))
 
@@ -178,7 +178,7 @@ class Trl(RowFormat):
             yield self._single_row(record, losses)
 
     def _pair_row(self, record: CandidateSet, losses: Losses) -> dict[str, Any]:
-        lost_details(record.responses, losses, self.held, policy=False, meta=False)
+        lost_details(record.responses, losses, self.held, policy=False, meta=False, messages=False)
         note = note_of(record, self.name) or {}
         chosen, rejected = (self._form(record, response) for response in record.responses)
         if not note.get("implicit"):
@@ -199,12 +199,12 @@ class Trl(RowFormat):
         }
 
     def _single_row(self, record: CandidateSet, losses: Losses) -> dict[str, Any]:
-        lost_details(record.responses, losses, ["label"], policy=False, meta=False)
+        lost_details(record.responses, losses, ["label"], policy=False, meta=False, messages=False)
         row: dict[str, Any] = {"prompt": record.prompt}
         note = note_of(record, self.name) or {}
         if (talk := note.get("messages")) and isinstance(record.prompt, list):
             column = talk if isinstance(talk, str) else "messages"
-            row = {column: record.prompt + [as_message(response) for response in record.responses]}
+            row = {column: record.prompt + [m for response in record.responses for m in answer_messages(response)]}
         elif record.responses:
             row["completion"] = self._form(record, record.responses[0])
         for response in record.responses:
@@ -214,7 +214,7 @@ class Trl(RowFormat):
     def _form(self, record: CandidateSet, response: Response) -> Any:
         """A completion in the form of the prompt, or in the other where the row had it so."""
         odd = bool((note_of(record, self.name) or {}).get("odd"))
-        return [as_message(response)] if isinstance(record.prompt, list) != odd else response.text
+        return spelt(response, text=isinstance(record.prompt, list) == odd)
 
 
 def _odd_form(prompt: Prompt, completion: Any) -> dict[str, Any]:

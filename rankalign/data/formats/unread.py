@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankalign.data.formats import FORMATS
+from rankalign.data.messages import SHOWN_COLUMNS
 from rankalign.data.records import CandidateSet
 
 ALL = "all"
@@ -65,7 +66,7 @@ def left_unread(record: CandidateSet) -> list[str]:
     names = [name for name in record.meta if name in FORMATS]
     forms = [form for name in names if hasattr(form := FORMATS.load(name), "unread")]
     found = [column for form in forms for column in form.unread(record)]
-    rest = {key: value for key, value in record.meta.items() if key not in FORMATS}
+    rest = {key: value for key, value in record.meta.items() if key not in (*FORMATS, *SHOWN_COLUMNS)}
     return list(dict.fromkeys(found)) if forms else unread(rest, ())
 
 

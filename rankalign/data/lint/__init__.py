@@ -124,4 +124,4 @@ def _merged(responses: list[Response], done: Counter[str]) -> list[Response]:
 
 
 def _twins(one: Response, other: Response) -> bool:
-    return (one.text, one.policy, one.scores) == (other.text, other.policy, other.scores)
+    return (one.text, one.messages, one.policy, one.scores) == (other.text, other.messages, other.policy, other.scores)

@@ -16,6 +16,7 @@ import regex
 
 from rankalign.data.formats.unread import left_unread
 from rankalign.data.lint.control import found_in
+from rankalign.data.messages import message_text, text_of
 from rankalign.data.records import CandidateSet, judges
 from rankalign.data.shares import wilson
 from rankalign.data.templates import is_rendered
@@ -100,7 +101,7 @@ def _answers(test: Callable[[str], str]) -> RecordCheck:
 
     def check(record: CandidateSet) -> Seen:
         for index, response in enumerate(record.responses):
-            if seen := test(response.text):
+            if seen := test(response.shown(thoughts=True)):
                 yield index, seen
 
     return check
@@ -128,7 +129,11 @@ def control_rules(names: Sequence[str] = ()) -> list[Rule]:
         return f"holds {', '.join(inside)}" if inside else ""
 
     def in_prompt(record: CandidateSet) -> Seen:
-        parts = [record.prompt] if isinstance(record.prompt, str) else [str(m["content"]) for m in record.prompt]
+        parts = (
+            [record.prompt]
+            if isinstance(record.prompt, str)
+            else [message_text(m, thoughts=True) for m in record.prompt]
+        )
         bare = [without_bos(part) for part in parts if not is_rendered(part)]
         if inside := sorted({name for part in bare for name in found_in(part, names)}):
             yield None, f"the prompt spells {', '.join(inside)}"
@@ -154,7 +159,7 @@ def _bos(record: CandidateSet) -> Seen:
 
 
 def _repeats_prompt(record: CandidateSet) -> Seen:
-    asked = _squeezed(record.prompt if isinstance(record.prompt, str) else str(record.prompt[-1]["content"]))
+    asked = _squeezed(record.prompt if isinstance(record.prompt, str) else text_of(record.prompt[-1]))
     if len(asked) < LEAK_LENGTH:
         return
     for index, response in enumerate(record.responses):
@@ -197,11 +202,11 @@ def script(text: str) -> str:
 
 
 def _other_script(record: CandidateSet) -> Seen:
-    prompt = record.prompt if isinstance(record.prompt, str) else str(record.prompt[-1]["content"])
+    prompt = record.prompt if isinstance(record.prompt, str) else text_of(record.prompt[-1])
     if not (asked := script(prompt)):
         return
     for index, response in enumerate(record.responses):
-        if (answered := script(response.text)) and answered != asked:
+        if (answered := script(response.words())) and answered != asked:
             yield index, f"is {answered.title()} where the prompt is {asked.title()}"
 
 
@@ -215,15 +220,15 @@ def _squeezed(text: str) -> str:
 def _identical(record: CandidateSet) -> Seen:
     first: dict[str, int] = {}
     for index, response in enumerate(record.responses):
-        if (earlier := first.setdefault(response.text, index)) != index:
+        if (earlier := first.setdefault(response.shown(thoughts=True), index)) != index:
             yield index, f"is the same text as response {earlier}"
 
 
 def _differ_in_space(record: CandidateSet) -> Seen:
     first: dict[str, int] = {}
     for index, response in enumerate(record.responses):
-        earlier = first.setdefault(_squeezed(response.text), index)
-        if response.text != record.responses[earlier].text:
+        earlier = first.setdefault(_squeezed(response.shown(thoughts=True)), index)
+        if response.shown(thoughts=True) != record.responses[earlier].shown(thoughts=True):
             yield index, f"differs from response {earlier} in white space alone"
 
 
@@ -287,7 +292,9 @@ def _overall_against_aspects(record: CandidateSet) -> Seen:
 
 def prompt_key(record: CandidateSet) -> str:
     """A prompt without the differences that do not make it another prompt: white space and capitals."""
-    parts = [record.prompt] if isinstance(record.prompt, str) else [str(m["content"]) for m in record.prompt]
+    parts = (
+        [record.prompt] if isinstance(record.prompt, str) else [message_text(m, thoughts=True) for m in record.prompt]
+    )
     return _squeezed("\n".join(parts)).casefold()
 
 
@@ -308,7 +315,7 @@ def longest_answer(records: Iterable[CandidateSet], judge: str) -> Baseline:
     """The baseline that calls the longer answer the better one, over all strict pairs of ``judge``."""
     pairs, right = 0, 0.0
     for record in records:
-        known = [(len(r.text), s) for r in record.responses if (s := r.scores.get(judge)) is not None]
+        known = [(len(r.shown()), s) for r in record.responses if (s := r.scores.get(judge)) is not None]
         for (length, score), (other_length, other) in combinations(known, 2):
             if score != other:
                 pairs += 1

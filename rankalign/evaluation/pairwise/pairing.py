@@ -87,7 +87,7 @@ def _points(verdict: Sequence[Mapping[str, float]] | None) -> list[float]:
 
 def identical(judged: Sequence[CandidateSet]) -> int:
     """Prompts that both systems answered in the same words, which no judge is asked about."""
-    return sum(record.responses[0].text == record.responses[1].text for record in judged)
+    return sum(record.responses[0].shown() == record.responses[1].shown() for record in judged)
 
 
 def counts(judged: Sequence[CandidateSet], judge: str) -> dict[str, Any]:

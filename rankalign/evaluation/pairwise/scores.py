@@ -227,7 +227,7 @@ def length_leads(found: Comparison, a: Sequence[CandidateSet], b: Sequence[Candi
 
 
 def _mean_length(record: CandidateSet) -> float:
-    texts = [len(response.text) for response in drawn(record)]
+    texts = [len(response.shown()) for response in drawn(record)]
     return sum(texts) / len(texts)
 
 

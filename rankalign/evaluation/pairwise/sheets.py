@@ -68,7 +68,7 @@ def write_sheet(
     for number, (left, right) in enumerate(pairs, start=1):
         a_first = rng.random() < 0.5
         items[str(number)] = {"id": left.id, "first": names[0] if a_first else names[1]}
-        texts = [record.responses[0].text for record in ((left, right) if a_first else (right, left))]
+        texts = [record.responses[0].shown() for record in ((left, right) if a_first else (right, left))]
         writer.writerow([number, *map(_inert, (prompt_text(left.prompt), *texts)), ""])
     sheet = Path(path)
     write_text(sheet, "\ufeff" + out.getvalue())  # the mark by which spreadsheets know UTF-8

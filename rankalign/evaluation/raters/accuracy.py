@@ -61,17 +61,19 @@ def add_policy_scores(
     """Score every response by the policy itself, in place: mean log-probability (nats) a token given the prompt.
 
     This is ``p_i`` of RRHF's equation 2, the score by which its Table 5 reads a policy as a reward model. The
-    end-of-sequence token counts where the response finished; an empty response stays without a score.
+    end-of-sequence token counts where the response finished, results of tools do not; an empty response stays without a
+    score.
     """
     from rankalign.data.encode import EncodeOptions, Encoder
     from rankalign.rows.logps import token_logps
 
     encoder = Encoder(tokenizer, EncodeOptions(template=template))
     for record in sets:
-        prompt, tokens = encoder.tokens(record)
-        kept = [i for i, ids in enumerate(tokens) if ids]
+        prompt, written = encoder.written(record)
+        kept = [i for i, answer in enumerate(written) if answer.learned]
         with torch.no_grad():
-            logps = token_logps(model, [prompt], [[tokens[i] for i in kept]])[0] if kept else []
-        means = dict(zip(kept, (float(values.double().mean()) for values in logps), strict=True))
+            logps = token_logps(model, [prompt], [[written[i].ids for i in kept]])[0] if kept else []
+        own = [values.double()[written[i].mask()] for i, values in zip(kept, logps, strict=True)]
+        means = dict(zip(kept, (float(values.mean()) for values in own), strict=True))
         for i, response in enumerate(record.responses):
             response.scores = response.scores | {name: means.get(i)}

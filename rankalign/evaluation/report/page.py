@@ -199,7 +199,7 @@ def reward_figures(run: Run) -> list[Figure]:
 
 def _lengths_and_scores(sets: list[CandidateSet], judge: str) -> list[tuple[float, float]]:
     draws = [(record, response) for record in sets for response in drawn(record)]
-    return [(float(len(words(r.text))), s) for record, r in draws if (s := score_of(record, r, judge)) is not None]
+    return [(float(len(words(r.words()))), s) for record, r in draws if (s := score_of(record, r, judge)) is not None]
 
 
 def _levels(run: Run) -> Iterable[Figure]:
@@ -302,7 +302,10 @@ def samples(run: Run) -> tuple[list[Sample], int]:
 def _sample(ident: str, old: CandidateSet | None, new: CandidateSet | None, judge: str) -> Sample:
     known = new or old
     prompt = printable(prompt_text(known.prompt)) if known else ""
-    texts = [printable(record.responses[0].text) if record and record.responses else None for record in (old, new)]
+    texts = [
+        printable(record.responses[0].shown(thoughts=True)) if record and record.responses else None
+        for record in (old, new)
+    ]
     firsts = [(record, record.responses[0]) if record and record.responses else None for record in (old, new)]
     scores = [score_of(*first, judge) if first else None for first in firsts]
     return Sample(printable(ident), prompt, texts[0], texts[1], scores[0], scores[1])

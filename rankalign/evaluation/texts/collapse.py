@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rankalign.data.messages import text_of
 from rankalign.data.records import CandidateSet
 from rankalign.data.words import words
 from rankalign.evaluation import drawn
@@ -50,7 +51,7 @@ def variety_drop(pairs: Sequence[Pair], seed: int = 0) -> tuple[float, float, Es
 
 def _level(pair: Pair) -> tuple[list[list[str]], list[list[str]]]:
     """Words of both sides' answers: as many draws, and as many words on the mean, as the shorter side has."""
-    sides = [[words(response.text) for response in drawn(record)] for record in pair]
+    sides = [[words(response.words()) for response in drawn(record)] for record in pair]
     draws = min(map(len, sides))
     sides = [side[:draws] for side in sides]
     least = min(sum(map(len, side)) // max(draws, 1) for side in sides)
@@ -70,7 +71,7 @@ def new_phrase(pairs: Sequence[Pair], seed: int = 0) -> Phrase | None:
     What stands in the prompt is copying and no phrase of the model's own.
     """
     asked = [set(words(_prompt(pair[0]))) for pair in pairs]
-    sides = [[[_framed(r.text) for r in drawn(pair[side])] for pair in pairs] for side in (0, 1)]
+    sides = [[[_framed(r.words()) for r in drawn(pair[side])] for pair in pairs] for side in (0, 1)]
     size = _size([text for texts in sides[1] for text in texts])
     held = [[{gram for text in texts for gram in ngrams(text, size)} for texts in side] for side in sides]
     counts = [Counter(gram for own in side for gram in own) for side in held]
@@ -87,7 +88,7 @@ def new_phrase(pairs: Sequence[Pair], seed: int = 0) -> Phrase | None:
 
 def _prompt(record: CandidateSet) -> str:
     prompt = record.prompt
-    return prompt if isinstance(prompt, str) else "\n".join(str(message["content"]) for message in prompt)
+    return prompt if isinstance(prompt, str) else "\n".join(map(text_of, prompt))
 
 
 def _framed(text: str) -> list[str]:

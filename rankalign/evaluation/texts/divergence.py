@@ -40,14 +40,16 @@ def evaluate_divergence(
 
     encoder, draws, empty = Encoder(tokenizer, EncodeOptions(template=template)), {}, 0
     for record in by_id(sets).values():
-        prompt, tokens = encoder.tokens(record)
-        answers = [ids for r, ids in zip(record.responses, tokens, strict=True) for _ in range(r.count)]
-        kept = [ids for ids in answers if ids]
+        prompt, tokens = encoder.written(record)
+        answers = [written for r, written in zip(record.responses, tokens, strict=True) for _ in range(r.count)]
+        kept = [written for written in answers if written.learned]
         empty += len(answers) - len(kept)
         if kept:
             with torch.no_grad():
-                sums = [list_logps(model, [prompt], [kept])[0].double().tolist() for model in (policy, start)]
-            draws[record.id] = list(zip(*sums, map(len, kept), strict=True))
+                ids, spans = [[w.ids for w in kept]], [[w.unlearned for w in kept]]
+                both = [list_logps(model, [prompt], ids, unlearned=spans) for model in (policy, start)]
+            sums = [values[0].double().tolist() for values in both]
+            draws[record.id] = list(zip(*sums, [written.learned for written in kept], strict=True))
     result = sequence_kl(draws, seed)
     result.metrics["empty"] = float(empty)
     return result

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rankalign.data.messages import text_of
 from rankalign.data.records import CandidateSet, Prompt, Response
 from rankalign.data.words import words
 from rankalign.errors import InputError, missing_extra
@@ -72,7 +73,7 @@ def is_refusal(text: str) -> bool:
 
 def prompt_text(prompt: Prompt) -> str:
     """The words a prompt says, without roles."""
-    return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
+    return prompt if isinstance(prompt, str) else "\n\n".join(map(text_of, prompt))
 
 
 # One number a response, each with what it measures; the hack report reads the same ones.
@@ -87,8 +88,14 @@ PROBES: dict[str, Callable[[str, str], float]] = {
 
 
 def probe(response: Response, prompt: Prompt) -> dict[str, float]:
-    """All of :data:`PROBES` on one response."""
-    return {name: measure(response.text, prompt_text(prompt)) for name, measure in PROBES.items()}
+    """All of :data:`PROBES` on what one response says; its thoughts are measured apart, see :func:`probe_thought`."""
+    return {name: measure(response.words(), prompt_text(prompt)) for name, measure in PROBES.items()}
+
+
+def probe_thought(response: Response) -> dict[str, float]:
+    """Length and repetition of what a model thought before it answered."""
+    thought = response.thought()
+    return {"thought_words": float(len(words(thought))), "thought_repetition": repetition(thought)}
 
 
 def evaluate_lexical(
@@ -107,16 +114,18 @@ def evaluate_lexical(
 
     Returns:
         Per-response means (a mean over prompts of the mean over a prompt's draws), ``distinct_1`` to ``distinct_3``
-        over all texts; ``n`` counts prompts with responses; ``without_reference`` those of them that have no reference,
-        whose answers are in no ROUGE.
+        over all texts; ``thought_words`` and ``thought_repetition`` where any response has a thought, which counts in
+        none of the others; ``n`` counts prompts with responses; ``without_reference`` those of them that have no
+        reference, whose answers are in no ROUGE.
     """
     _check_reference(sets, reference)
     groups = [[r for r in drawn(record) if not reference or r.policy != reference] for record in sets]
     pairs = [(record, group) for record, group in zip(sets, groups, strict=True) if group]
-    rows = [{"id": record.id} | _means(record, group, tokenizer, reference) for record, group in pairs]
+    thinking = any(response.thought() for _, group in pairs for response in group)
+    rows = [{"id": record.id} | _means(record, group, tokenizer, reference, thinking) for record, group in pairs]
     names = list(dict.fromkeys(name for row in rows for name in row if name != "id"))
     means = {name: mean_interval([row[name] for row in rows if name in row], seed=seed) for name in names}
-    texts = [response.text for group in groups for response in group]
+    texts = [response.words() for group in groups for response in group]
     variety = {f"distinct_{n}": value for n in (1, 2, 3) if (value := distinct(texts, n)) is not None}
     metrics = {name: mean.value for name, mean in means.items()} | variety
     metrics["empty_prompts"] = float(len(sets) - len(rows))
@@ -134,15 +143,20 @@ def _check_reference(sets: Sequence[CandidateSet], reference: str) -> None:
         raise InputError(f"all answers are by reference {reference!r}, so none is left to compare with them")
 
 
-def _means(record: CandidateSet, group: list[Response], tokenizer: Any, reference: str) -> dict[str, float]:
+def _means(
+    record: CandidateSet, group: list[Response], tokenizer: Any, reference: str, thinking: bool = False
+) -> dict[str, float]:
     """Mean of each probe over one prompt's draws."""
     probes = [probe(response, record.prompt) for response in group]
     values = {name: [found[name] for found in probes] for name in PROBES}
+    if thinking:
+        apart = [probe_thought(response) for response in group]
+        values |= {name: [found[name] for found in apart] for name in apart[0]}
     if tokenizer is not None:
-        values["tokens"] = [len(tokenizer(r.text, add_special_tokens=False)["input_ids"]) for r in group]
-    golden = [response.text for response in record.responses if response.policy == reference]
+        values["tokens"] = [len(tokenizer(r.words(), add_special_tokens=False)["input_ids"]) for r in group]
+    golden = [response.words() for response in record.responses if response.policy == reference]
     if reference and golden:
-        values |= rouge([response.text for response in group], [golden] * len(group))
+        values |= rouge([response.words() for response in group], [golden] * len(group))
     return {name: sum(numbers) / len(numbers) for name, numbers in values.items()}
 
 

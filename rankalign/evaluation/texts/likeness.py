@@ -48,10 +48,10 @@ def best_texts(sets: Sequence[CandidateSet], judge: str = "") -> dict[str, str]:
         InputError: several responses and no judge to choose by.
     """
     if not judge and not judges(sets) and all(len(record.responses) <= 1 for record in sets):
-        return {ident: record.responses[0].text for ident, record in by_id(sets).items() if record.responses}
+        return {ident: record.responses[0].words() for ident, record in by_id(sets).items() if record.responses}
     name = choose_judge(sets, judge)
     scored = {
-        ident: [(s, x.text) for x in record.responses if (s := x.scores.get(name)) is not None]
+        ident: [(s, x.words()) for x in record.responses if (s := x.scores.get(name)) is not None]
         for ident, record in by_id(sets).items()
     }
     return {ident: max(pairs, key=lambda pair: pair[0])[1] for ident, pairs in scored.items() if pairs}

@@ -103,6 +103,9 @@ def _rows(
             rows.append({"id": ident, "read": read, "ids": ids, "bytes": len(text.encode())})
     for sentence in said(encoder.counts):
         print(f"perplexity: {sentence}", file=sys.stderr)
+    calling = sum(r.messages is not None for item in data if not isinstance(item, str) for r in drawn(item))
+    if calling:
+        print(f"perplexity: {calling} answers call tools or think; their words alone are read", file=sys.stderr)
     return rows
 
 

@@ -42,7 +42,7 @@ def evaluate_variety(sets: Sequence[CandidateSet], seed: int = 0) -> EvalResult:
     """
     rows: list[dict[str, Any]] = []
     for record in sets:
-        texts = [response.text for response in drawn(record)]
+        texts = [response.shown() for response in drawn(record)]
         if len(texts) < 2:
             continue
         pairs = distinct(texts, 2)

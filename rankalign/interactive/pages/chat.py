@@ -19,6 +19,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from rankalign.data import templates
+from rankalign.data.messages import message_text
 from rankalign.errors import InputError
 from rankalign.interactive.conversation import CHOICES, EMPTY, Chat, Conversation, Options, options
 from rankalign.interactive.pages.guard import Guard
@@ -197,7 +198,10 @@ def _chosen(temperature: float, top_p: float, top_k: float, beams: float, limit:
 
 def _line(message: dict[str, Any]) -> dict[str, Any]:
     """A message as it reads: gradio takes a text for HTML, and straightens the indentation of what is a bare string."""
-    return {"role": message["role"], "content": {"type": "text", "text": html.escape(message["content"])}}
+    return {
+        "role": message["role"],
+        "content": {"type": "text", "text": html.escape(message_text(message, thoughts=True))},
+    }
 
 
 def _pane(before: list[dict[str, Any]], answer: str) -> list[dict[str, Any]]:

@@ -346,6 +346,8 @@ def _encode(
         allow_special_in_text=settings.allow_special_in_text,
     )
     lists, counts = encode_all(records, tokenizer, options)
+    if masked := next((t.id for t in lists if t.unlearned), ""):
+        raise InputError(f"record {masked!r}: ILQL learns every token of an answer, results of tools among them")
     # A text without a prompt is learned from its first token on, which needs one before it to be predicted from.
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     lists = [t if t.prompt else TokenList(t.id, [start], t.responses, t.scores) for t in lists]

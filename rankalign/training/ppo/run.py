@@ -106,7 +106,9 @@ def load_questions(config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> tup
     if room < 1:
         raise InputError(f"--max_length {config.max_length} leaves no prompt beside --max_new_tokens")
     intake, questions, cut = Intake(config.skip_invalid, config.ignore_columns), [], 0
-    rendering = Rendering(tokenizer, config.template, config.system, config.allow_special_in_text)
+    rendering = Rendering(
+        tokenizer, config.template, config.system, config.allow_special_in_text, config.thoughts or "keep"
+    )
     for record in data.load(config.data, config.format, intake):
         try:
             tokens = rendering.prompt_of(record)

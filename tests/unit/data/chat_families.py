@@ -44,6 +44,43 @@ FAMILIES: dict[str, tuple[str, str, str]] = {
     "olmo-tulu": ("<|endoftext|>", "<|endoftext|>", "<|endoftext|>"),
     "smollm": ("<|endoftext|> <|im_start|> <|im_end|>", "<|im_start|>", "<|im_end|>"),
 }
+# Families whose templates have a place for tools, thoughts or parts of a content.
+TOOL_FAMILIES: dict[str, tuple[str, str, str]] = {
+    "qwen-2.5": ("<|endoftext|> <|im_start|> <|im_end|>", "", "<|im_end|>"),
+    "qwen-3-tools": ("<|endoftext|> <|im_start|> <|im_end|>", "", "<|im_end|>"),
+    "llama-3.1": (
+        "<|begin_of_text|> <|end_of_text|> <|start_header_id|> <|end_header_id|> <|eot_id|> <|eom_id|>",
+        "+<|begin_of_text|>",
+        "<|eot_id|>",
+    ),
+    "mistral-tools": (
+        "<unk> <s> </s> [INST] [/INST] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_CALLS] [TOOL_RESULTS] "
+        "[/TOOL_RESULTS]",
+        "+<s>",
+        "</s>",
+    ),
+    "smollm-3": ("<|endoftext|> <|im_start|> <|im_end|>", "", "<|im_end|>"),
+    "deepseek-v3": (
+        "<|begin|> <|end|> <|User|> <|Assistant|> <|tool_calls_begin|> <|tool_calls_end|> <|tool_call_begin|> "
+        "<|tool_call_end|> <|tool_sep|> <|tool_outputs_begin|> <|tool_outputs_end|> <|tool_output_begin|> "
+        "<|tool_output_end|>",
+        "+<|begin|>",
+        "<|end|>",
+    ),
+    "gpt-oss": (
+        "<|startoftext|> <|start|> <|end|> <|message|> <|channel|> <|call|> <|return|>",
+        "<|startoftext|>",
+        "<|return|>",
+    ),
+    "glm-4.5": ("<|endoftext|> [gMASK] <sop> <|system|> <|user|> <|assistant|> <|observation|>", "", "<|endoftext|>"),
+    "gemma-3": ("<pad> <eos> <bos> <unk> <start_of_turn> <end_of_turn> <start_of_image>", "+<bos>", "<eos>"),
+    "granite-3.3": (
+        "<|end_of_text|> <|start_of_role|> <|end_of_role|> <|tool_call|>",
+        "<|end_of_text|>",
+        "<|end_of_text|>",
+    ),
+}
+EVERY_FAMILY = {**FAMILIES, **TOOL_FAMILIES}
 # What ends a turn where that is not the EOS: the chat template's own.
 ENDS = {"gemma": "<end_of_turn>", "phi-3": "<|end|>", "chatml": "<|im_end|>"}
 KINDS = ("bytes", "merges", "words", "unigram")
@@ -54,11 +91,11 @@ def tokenizer(family: str, kind: str = "bytes") -> PreTrainedTokenizerFast:
     """The tokenizer of a family, ``gpt2`` (no template) and ``noeos`` (no template, no end) among them.
 
     Args:
-        family: a name in ``FAMILIES``.
+        family: a name in ``EVERY_FAMILY``.
         kind: ``bytes`` (one token a byte), ``merges`` (byte-level, trained), ``words`` (as SentencePiece's BPE: a blank
             before the text, bytes for what is unknown), ``unigram`` (control tokens are pieces of the vocabulary).
     """
-    names, bos, eos = FAMILIES.get(family, ("<|endoftext|>", "<|endoftext|>", "<|endoftext|>"))
+    names, bos, eos = EVERY_FAMILY.get(family, ("<|endoftext|>", "<|endoftext|>", "<|endoftext|>"))
     if family == "noeos":
         names, bos, eos = "<pad>", "", ""
     backend = _backend(kind, names.split())
@@ -74,7 +111,7 @@ def tokenizer(family: str, kind: str = "bytes") -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         **{name: token for name, token in given.items() if token},
     )
-    if family in FAMILIES:
+    if family in EVERY_FAMILY:
         made.chat_template = (TEMPLATES / f"{family}.jinja").read_text(encoding="utf-8")
     return made
 

@@ -359,21 +359,29 @@ def test_lines_and_text(tmp_path: Path) -> None:
 
 USER = {"role": "user", "content": "Hi"}
 CALL = {"function": {"name": "weather", "arguments": {}}}
+SAID = {"role": "assistant", "content": "Rain."}
+CALLS = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+RESULT = {"role": "tool", "content": "rain", "tool_call_id": "c1"}
 ANSWER = {"id": "a", "prompt": [USER], "responses": [{"text": "x"}]}
 
 
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        ({"prompt": [USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}]}, "prompt[1].tool_calls"),
-        ({"prompt": [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}]}, "prompt[1].tool_calls"),
-        ({"prompt": [USER | {"name": "Ann"}]}, "prompt[0].name"),
-        ({"prompt": [{"role": "assistant", "content": "5", "reasoning_content": "2+3"}, USER]}, "prompt[0].reasoning"),
+        ({"prompt": [USER | {"images": ["x.png"]}]}, "prompt[0].images"),
+        ({"prompt": [USER, {"role": "assistant", "content": "", "function_call": CALL}]}, "prompt[1].function_call"),
         ({"prompt": [USER | {"content": [{"type": "image", "url": "x.png"}]}]}, "prompt[0].content[0]"),
         ({"prompt": [USER | {"content": [{"text": "x", "image": "x.png"}]}]}, "prompt[0].content[0].image"),
-        ({"responses": [{"text": "x", "meta": {"message": {"tool_calls": [CALL]}}}]}, "responses[0].tool_calls"),
-        ({"meta": {"tools": [CALL]}}, "meta.tools"),
-        ({"meta": {"chat_template_kwargs": {"enable_thinking": False}}}, "meta.chat_template_kwargs"),
+        ({"responses": [{"text": "x", "meta": {"message": {"function_call": CALL}}}]}, "responses[0].function_call"),
+        ({"responses": [{"text": "x", "meta": {"message": {"weight": 0}}}]}, "responses[0].weight"),
+        ({"tools": [3]}, "tools[0]"),
+        ({"tools": "none of them"}, "tools"),
+        ({"chat_template_kwargs": {"chat_template": "{{ messages }}"}}, "chat_template_kwargs.chat_template"),
+        ({"tools": [CALL], "meta": {"tools": [CALL]}}, "tools"),
+        ({"responses": [{"messages": [USER]}]}, "responses[0].messages[0].role"),
+        ({"responses": [{"messages": [SAID, SAID]}]}, "responses[0].messages"),
+        ({"responses": [{"messages": [CALLS, RESULT]}]}, "responses[0].messages"),
+        ({"responses": [{"messages": []}]}, "responses[0].messages"),
         ({"meta": {"images": ["sky.png"]}}, "meta.images"),
     ],
 )
@@ -386,19 +394,36 @@ def test_what_would_go_unused_is_refused_by_name(tmp_path: Path, change: dict[st
     assert len(skipped) == 1
 
 
-def test_empty_fields_say_nothing_and_parts_of_text_are_one_text(tmp_path: Path) -> None:
+def test_messages_in_full_are_read_and_written_as_they_came(tmp_path: Path) -> None:
     parts = [{"type": "text", "text": "Hi, ", "image_url": None}, {"type": "text", "text": "you"}]
-    message = {"role": "user", "content": parts, "tool_calls": None, "name": "", "images": []}
-    [record] = read(put(tmp_path, json.dumps(ANSWER | {"prompt": [message], "meta": {"tools": "[]", "images": None}})))
-    assert record.prompt[0]["content"] == "Hi, you"
+    told = {"tools": [CALL], "chat_template_kwargs": {"enable_thinking": False}, "documents": [{"text": "d"}]}
+    row = {
+        "id": "a",
+        "prompt": [{"role": "user", "content": parts, "tool_calls": None, "name": "", "images": []}, CALLS, RESULT],
+        **told,
+        "responses": [
+            {"text": "Rain.", "messages": [CALLS, RESULT, SAID], "policy": "p", "finished": True},
+            {"text": "Sun.", "policy": "p", "finished": True},
+        ],
+        "meta": {"images": None},
+    }
+    [record] = read(put(tmp_path, json.dumps(row)))
+    assert json.loads(json.dumps(to_dict(record))) == row
+    assert {key: record.meta[key] for key in told} == told
+    assert record.responses[0].shown() == "[call] weather({})\n[result] rain\nRain."
+    # What a message said beside its text waited in `meta` before; a text need not be told twice.
+    older = {"text": "", "meta": {"message": {"tool_calls": [CALL]}, "n": 1}}
+    [record] = read(put(tmp_path, json.dumps(ANSWER | {"responses": [older, {"messages": [CALLS, RESULT, SAID]}]})))
+    assert record.responses[0].messages == [{"role": "assistant", "content": "", "tool_calls": [CALL]}]
+    assert (record.responses[0].meta, record.responses[1].text) == ({"n": 1}, "Rain.")
 
 
-@pytest.mark.parametrize("row", [{"prompt": "Why?", "chosen": "a", "rejected": "b", "tools": [CALL]}])
+@pytest.mark.parametrize("row", [{"prompt": "Why?", "chosen": "a", "rejected": "b", "images": ["x.png"]}])
 def test_foreign_rows_are_refused_where_they_are_used_and_carried_where_they_are_converted(
     tmp_path: Path, row: dict[str, Any]
 ) -> None:
     path = put(tmp_path, json.dumps(row))
-    with pytest.raises(RecordError, match=r"in\.jsonl:1: meta\.tools: record 'in-000001'"):
+    with pytest.raises(RecordError, match=r"in\.jsonl:1: meta\.images: record 'in-000001'"):
         list(load(path))
     convert(path, tmp_path / "out.jsonl", to_format="trl")
-    assert json.loads((tmp_path / "out.jsonl").read_text())["tools"] == [CALL]
+    assert json.loads((tmp_path / "out.jsonl").read_text())["images"] == ["x.png"]

@@ -94,6 +94,9 @@ def test_any_conversation_is_as_the_template_has_it_or_is_refused(
         else [*prompt, {"role": "assistant", "content": answer}]
     )
     want = theirs(tok, whole)
+    if rendering.counts["special_in_text"]:  # text here, a control token there
+        assert tok.decode(want).startswith(tok.decode(start + ids))
+        return
     assert same(tok, rendering, start + ids, want)
     assert rendering.counts["merged_at_the_border"] or ids[-1] not in want[len(start + ids) :]
     if which[1] != "unigram":  # to which some letters are unknown

@@ -355,6 +355,27 @@ def test_a_whole_reply_is_read_or_fails_at_once(
         assert len(server.requests) == 1
 
 
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+
+
+def test_tools_go_along_and_their_calls_are_an_answer() -> None:
+    calls = [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    said = {"role": "assistant", "content": None, "tool_calls": calls, "reasoning_content": "Hm."}
+    reply = {"choices": [{"index": 0, "message": said, "finish_reason": "tool_calls"}]}
+    asked = [{"role": "user", "content": "Go."}, {"role": "assistant", "content": None, "tool_calls": calls}]
+    asked.append({"role": "tool", "tool_call_id": "c1", "content": "done"})
+    meta = {"tools": json.dumps(TOOLS), "chat_template_kwargs": {"enable_thinking": False}, "source": "x"}
+    with FaultServer(lambda r: reply) as server:
+        ((response,),) = engine(server).generate([CandidateSet("p", asked, meta=meta)])
+        body = server.requests[-1].body
+    assert (body["messages"], body["tools"], body["chat_template_kwargs"]) == (asked, TOOLS, {"enable_thinking": False})
+    assert "source" not in body
+    assert (response.text, response.finished) == ("", True)
+    assert response.messages == [
+        {"role": "assistant", "content": None, "reasoning_content": "Hm.", "tool_calls": calls}
+    ]
+
+
 def test_the_bill(capsys: pytest.CaptureFixture[str]) -> None:
     answer = {"usage": {"prompt_tokens": 1000, "completion_tokens": 20}}
     with FaultServer(lambda r: answer, script=["500"]) as server:

@@ -257,3 +257,14 @@ def test_large_whole_numbers_among_decimals_come_back_exactly(tmp_path: Path, pl
         write_parquet(tmp_path / "x.parquet", rows)
         assert [row for _, row in read_table(tmp_path / "x.parquet")] == rows
         assert str(pq.read_schema(tmp_path / "x.parquet").field("small").type) == "double"
+
+
+def test_a_null_that_arrow_filled_in_is_no_argument_of_a_call(tmp_path: Path) -> None:
+    def row(name: str, **arguments: Any) -> dict[str, Any]:
+        tools = [{"name": name, "parameters": {key: {"type": "string"} for key in arguments}}]
+        return {"chosen": [{"tool_calls": [{"function": {"name": name, "arguments": arguments}}]}], "tools": tools}
+
+    rows = [row("weather", city="Oslo"), row("time", zone="CET")]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    assert pq.read_table(tmp_path / "in.parquet").to_pylist() != rows
+    assert [found for _, found in read_table(tmp_path / "in.parquet")] == rows
