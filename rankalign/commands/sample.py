@@ -8,6 +8,8 @@ uninterrupted run writes.
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="base seed of all policies")
     parser.add_argument("--max_prompts", type=int, help="take the first so many prompts")
     parser.add_argument("--model", help="in the place of `default` in every policy; without --config, who answers")
+    parser.add_argument(
+        "--engine", help="without --config: hf or vllm; by itself vllm on a GPU where it is installed, else hf"
+    )
     add_scale_arguments(parser)
     add_reading_arguments(parser)
 
@@ -57,11 +62,24 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _one_policy(args: argparse.Namespace) -> dict[str, Any]:
     """Without a settings file: the model, under its own name."""
+    if args.config and args.engine:
+        raise InputError("--engine is for sample without --config: write engine: into the policies of the file")
     if args.config:
         return {}
     if not args.model:
         raise InputError("sample: give --config FILE, or --model with --prompts and --output")
-    return {"policies": [{"name": Path(args.model).name, "model": args.model}]}
+    engine = args.engine or _fastest()
+    return {"policies": [{"name": Path(args.model).name, "model": args.model, "engine": engine}]}
+
+
+def _fastest() -> str:
+    """The engine to answer with where none is named."""
+    from rankalign.models.devices import device
+
+    if importlib.util.find_spec("vllm") is None or device().type != "cuda":
+        return "hf"
+    print("engine: vllm, which is installed and fastest on a GPU; --engine hf takes the other", file=sys.stderr)
+    return "vllm"
 
 
 def _placed(config: SampleConfig, args: argparse.Namespace) -> SampleConfig:

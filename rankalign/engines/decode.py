@@ -13,9 +13,12 @@ from transformers.cache_utils import DynamicLayer
 
 from rankalign.engines import SamplingParams
 from rankalign.engines.local import decoded
-from rankalign.engines.sampling import next_tokens
+from rankalign.engines.sampling import drawn
 from rankalign.errors import InputError
+from rankalign.rows.attention import PREFIX
 from rankalign.rows.linears import fast_linears
+from rankalign.rows.logps import ATTENTION_FAMILIES
+from rankalign.rows.norms import fuse_norms
 
 SPARE = 64
 """Positions by which the room of a cached layer grows; the library's own layer copies itself at every token."""
@@ -64,6 +67,21 @@ def _room(old: Tensor | None, have: int, new: Tensor) -> Tensor:
     return room
 
 
+DAMAGED = "the model's logits are not finite: its weights are damaged or need a wider dtype"
+
+
+def _takes_whole_mask(config: Any) -> bool:
+    """Whether what a new token sees is the same in every layer, and may be handed on as (R, 1, 1, T), as it is.
+
+    transformers else asks the device at every token whether there is padding at all.
+    """
+    text = config.get_text_config()
+    alike = set(getattr(text, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+    windowed = getattr(text, "sliding_window", None) is not None or not alike
+    kernel = str(text._attn_implementation).removeprefix(PREFIX)
+    return text.model_type in ATTENTION_FAMILIES and not windowed and kernel == "sdpa"
+
+
 class Rows:
     """Texts in the making, one a row: what the model remembers of them, and its logits for their next tokens.
 
@@ -78,6 +96,8 @@ class Rows:
         InputError: the model keeps no cache that rows can be taken out of, or its logits are no numbers.
     """
 
+    _finite: Tensor | None = None  # on a GPU, whether all logits so far were numbers: known once something is read
+
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
         adapted: Any = model
         base = adapted.get_base_model() if hasattr(model, "get_base_model") else adapted
@@ -87,6 +107,9 @@ class Rows:
         if self._memory is None:
             raise InputError(f"engine 'hf' cannot decode with {type(base).__name__}: it has no key-value cache")
         self._model = adapted
+        self._one_column = base.device.type == "cuda" and _takes_whole_mask(base.config)
+        if base.device.type == "cuda":
+            fuse_norms(base)
         self._cache: Any = DynamicCache(config=base.config)
         self._cache.layers = [_roomy(layer) for layer in self._cache.layers]
         longest = max(map(len, prompts))
@@ -107,13 +130,31 @@ class Rows:
         with fast_linears(self._model, None):
             logits: Tensor = self._model(
                 input_ids=ids,
-                attention_mask=self._mask,
+                attention_mask=self._mask.bool()[:, None, None]
+                if self._one_column and ids.shape[1] == 1
+                else self._mask,
                 use_cache=True,
                 **{name: value for name, value in extra.items() if name in self._accepted},
             ).logits[:, -1]
-        if not bool(logits.amax(dim=-1).isfinite().all()):
-            raise InputError("the model's logits are not finite: its weights are damaged or need a wider dtype")
+        finite = logits.amax(dim=-1).isfinite().all()
+        if logits.is_cuda:  # asking now would stop the host until the device is done
+            self._finite = finite if self._finite is None else self._finite & finite
+        elif not bool(finite):
+            raise InputError(DAMAGED)
         return logits
+
+    def told(self, numbers: Tensor) -> list[Any]:
+        """(n,) numbers on the host: the one time in a step that it waits for a GPU.
+
+        Raises:
+            InputError: some logits since the rows began were no numbers.
+        """
+        if self._finite is None:
+            return numbers.tolist()
+        *found, finite = torch.cat([numbers, self._finite.to(numbers.dtype)[None]]).tolist()
+        if not finite:
+            raise InputError(DAMAGED)
+        return found
 
     @torch.inference_mode()
     def select(self, rows: Sequence[int]) -> None:
@@ -182,13 +223,30 @@ def stream(
     uniforms = uniforms.to(rows.logits.device)
     alive = list(range(len(answers)))
     for step in range(params.max_new_tokens):
-        tokens = next_tokens(rows.logits, params, uniforms[alive, step])
-        for row, token in zip(alive, tokens.tolist(), strict=True):
+        tokens, told = _next(rows, params, uniforms[:, step])
+        for row, token in zip(alive, told, strict=True):
             answers[row].append(token)
         going = [place for place, row in enumerate(alive) if not ends(answers[row])]
+        left = len(going) < len(alive)
         alive = [alive[place] for place in going]
         yield [(ids, row not in alive) for row, ids in enumerate(answers)]
         if not alive or step == params.max_new_tokens - 1:
             return
-        rows.select(going)
-        rows.append(tokens[going])
+        if left:  # nothing goes up to a GPU while all rows go on
+            rows.select(going)
+            index = torch.tensor(going, device=tokens.device)
+            tokens, uniforms = tokens.index_select(0, index), uniforms.index_select(0, index)
+        rows.append(tokens)
+
+
+def _next(rows: Rows, params: SamplingParams, uniforms: Tensor) -> tuple[Tensor, list[int]]:
+    """(R,) next tokens, and the same on the host."""
+    tokens, whole = drawn(rows.logits, params, uniforms)
+    if whole is None:
+        return tokens, rows.told(tokens)
+    *told, enough = rows.told(torch.cat([tokens, whole.to(tokens.dtype)[None]]))
+    if enough:
+        return tokens, told
+    # A nucleus wider than what was sorted: seldom, and only the host can choose to sort all.
+    tokens, _ = drawn(rows.logits, params, uniforms, sort_all=True)
+    return tokens, rows.told(tokens)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from rankalign.data.records import CandidateSet, Response
 from rankalign.engines import Policy
@@ -21,10 +21,34 @@ from rankalign.engines.uncached import rows_of
 from rankalign.models import load as models
 
 MAX_ROWS = 64
-"""Most answers written at once. Twice as many would save a tenth of the time on a CPU, but progress is shown, and an
+"""Most answers written at once on a CPU. Twice as many would save a tenth of the time, but progress is shown, and an
 interrupted run resumes, by the batch."""
 MAX_TOKENS = 32768
-"""Most tokens, prompt and limit, that one batch may come to hold in its cache (1.5 GB for 135M weights in float32)."""
+"""Most tokens, prompt and limit, that its cache may come to hold there (1.5 GB for 135M weights in float32)."""
+
+
+MAX_ROWS_ON_GPU = 512  # from where on a step takes longer and a larger batch wins little
+SHARE = 0.6  # of a GPU's memory beside the weights; a growing cache is copied, and prompts and logits take some too
+
+
+def most(config: Any, weights: int, width: int) -> tuple[int, int]:
+    """Most rows and most tokens of a batch, on a GPU by its memory.
+
+    By the whole memory of the card and not by what is free now, so that a resumed run makes the same batches.
+
+    Args:
+        config: the model's.
+        weights: bytes of its weights.
+        width: bytes of a number in the cache.
+    """
+    if models.device().type != "cuda":
+        return MAX_ROWS, MAX_TOKENS
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    token = 2 * text.num_hidden_layers * heads * size * width
+    room = SHARE * (torch.cuda.mem_get_info()[1] - weights)
+    return MAX_ROWS_ON_GPU, max(MAX_TOKENS, int(room / token))
 
 
 class HFEngine(LocalEngine):
@@ -44,22 +68,31 @@ class HFEngine(LocalEngine):
         return models.load_policy(self.policy.model, dtype=self.policy.dtype, adapter=self.policy.adapter)
 
     def batches(self, prompts: Sequence[CandidateSet]) -> list[list[int]]:
-        """Indices by falling prompt length, cut so that a batch keeps to MAX_ROWS and MAX_TOKENS (one prompt at least).
+        """Indices by falling prompt length, cut so that a batch keeps to :func:`most` (one prompt at least).
 
         The longest come first: what does not fit in memory or in the model's context fails before any work is done.
         """
         params = self.policy.sampling
         lengths = [length + params.max_new_tokens for length in self._lengths(prompts)]
         rows = max(params.num_beams, self._copies)
+        most_rows, most_tokens = self._most()
         found: list[list[int]] = []
         for index in sorted(range(len(prompts)), key=lambda i: -lengths[i]):
             # The first of a batch is its longest.
-            room = min(MAX_ROWS, MAX_TOKENS // lengths[found[-1][0]]) if found else 0
+            room = min(most_rows, most_tokens // lengths[found[-1][0]]) if found else 0
             if found and (len(found[-1]) + 1) * rows <= room:
                 found[-1].append(index)
             else:
                 found.append([index])
         return found
+
+    def _most(self) -> tuple[int, int]:
+        if models.device().type != "cuda":
+            return MAX_ROWS, MAX_TOKENS
+        folder = models.local_folder(models.base_and_adapter(self.policy.model, self.policy.adapter)[0])
+        weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        width = models.pick_dtype(self.policy.dtype).itemsize
+        return most(AutoConfig.from_pretrained(folder), weights, width)
 
     def generate(self, prompts: Sequence[CandidateSet]) -> list[list[Response]]:
         """Answer one batch.

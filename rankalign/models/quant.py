@@ -17,6 +17,8 @@ from transformers.pytorch_utils import Conv1D
 
 BLOCK = 1 << 20
 """Weights widened at once: 4 MB in float32, which stay in a processor's cache."""
+BLOCK_ON_GPU = 1 << 26
+"""There a launch costs more than the memory: 256 MB, one block for every matrix of an 8B model but its head."""
 
 
 GROUP = 64
@@ -68,7 +70,7 @@ class Int8Linear(nn.Module):
         """(..., C) to (..., R)."""
         # Never the whole matrix at full width.
         parts = [nn.functional.linear(x, self.matrix.rows(r).to(x.dtype)) for r in _blocks(self.matrix.weight)]
-        y = torch.cat(parts, dim=-1)
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         return y if self.bias is None else y + self.bias
 
 
@@ -115,8 +117,8 @@ def weight_bytes(model: nn.Module) -> int:
 
 
 def _blocks(matrix: Tensor) -> list[slice]:
-    """The rows of a matrix in blocks of about BLOCK weights."""
-    step = max(1, BLOCK // matrix.shape[1])
+    """The rows of a matrix in blocks of about BLOCK weights, on a GPU of BLOCK_ON_GPU."""
+    step = max(1, (BLOCK_ON_GPU if matrix.is_cuda else BLOCK) // matrix.shape[1])
     return [slice(start, start + step) for start in range(0, len(matrix), step)]
 
 

@@ -150,6 +150,7 @@ def _python_side() -> None:
     cuda.device_count, cuda.current_device = lambda: 1, lambda: 0
     cuda.is_bf16_supported = lambda including_emulation=True: True
     cuda.get_device_capability = lambda device=None: (8, 0)
+    cuda.mem_get_info = lambda device=None: (80 << 30, 80 << 30)
     cuda.synchronize = lambda device=None: None
     cuda.set_device = lambda device: None
     cuda.Stream, cuda.Event, cuda.stream = _InOrder, _InOrder, lambda stream: nullcontext()

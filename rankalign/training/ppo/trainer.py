@@ -230,7 +230,10 @@ class PPOTrainer:
     def _collect(self) -> tuple[Rollouts, dict[str, Any]]:
         draws = self.draws(self.step)
         prompts = [question.tokens for question, _ in draws]
-        answers = self.sampler(self.actor.policy, prompts, [(q.record.id, number) for q, number in draws])
+        # On a GPU in 16 bits too, for half the cache and faster products; on a CPU runs keep their bits.
+        on_gpu = self.accelerator.device.type == "cuda"
+        with self.accelerator.autocast() if on_gpu else contextlib.nullcontext():
+            answers = self.sampler(self.actor.policy, prompts, [(q.record.id, number) for q, number in draws])
         questions = [question for question, _ in draws]
         raw = self.reward([self._as_record(q, a) for q, a in zip(questions, answers, strict=True)])
         scores = self._scaled(raw, questions)
