@@ -199,12 +199,16 @@ def before_after_table(rows: dict[str, dict[str, Any]], result: dict[str, Any]) 
         ("reward", "reward", "mean"),
         ("length, words", "lexical", "words"),
         ("repeated 3-grams", "lexical", "repetition"),
+        ("thoughts, words", "lexical", "thought_words"),
+        ("repeated 3-grams in thoughts", "lexical", "thought_repetition"),
         ("distinct 2-grams", "lexical", "distinct_2"),
         ("copied from the prompt", "lexical", "copying"),
         ("perplexity, start model", "perplexity", "perplexity"),
     ]
     table = Table("Held-out prompts", ["", "before", "95 %", "after", "95 %"])
     for label, part, metric in shown:
+        if metric.startswith("thought") and not any(metric in row[part].metrics for row in rows.values()):
+            continue  # only models that think have these
         cells: list[Any] = [label]
         for name in ("before", "after"):
             found = rows[name][part]

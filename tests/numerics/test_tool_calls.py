@@ -19,6 +19,8 @@ from rankalign.rows.two_pass import backward_two_pass
 from rankalign.training.arguments import parse_settings
 from rankalign.training.reference import content_key
 from rankalign.training.run import train
+from rankalign.training.settings import DataSettings
+from rankalign.training.tokens import encode
 
 TOOLS = [
     {
@@ -129,6 +131,19 @@ def test_thoughts_in_a_text_and_in_sampled_tokens(how: str) -> None:
 def test_what_counts_is_part_of_what_a_reference_is_kept_by() -> None:
     keys = {content_key([1], [2, 3, 4]), content_key([1], [2, 3, 4], ((0, 1),)), content_key([1], [2, 3, 4], ((1, 2),))}
     assert len(keys) == 3
+
+
+def test_what_is_not_learned_is_kept_in_the_table_of_tokens(tmp_path: Path) -> None:
+    row = {"prompt": [USER], "chosen": CHAIN, "rejected": [SAID], "tools": TOOLS}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+    for how in ("keep", "mask"):
+        fixed: dict[str, Any] = {"data": str(tmp_path / "pairs.jsonl"), "max_length": 1000, "thoughts": how}
+        first, again, bare = (
+            encode(DataSettings(**fixed, token_cache=cache), tiny.build_tokenizer(), fixed["data"])[0][0]
+            for cache in (str(tmp_path / "tokens"), str(tmp_path / "tokens"), "off")
+        )
+        assert first == again == bare
+        assert len(bare.unlearned[0]) == 1
 
 
 def test_dpo_learns_the_preferred_call(tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ MEASURES = (
     ("reward", "Reward", False),
     ("length", "Length, words", False),
     ("repetition", "Repeated 3-grams", True),
+    ("thought_words", "Thoughts, words", False),
+    ("thought_repetition", "Repeated 3-grams in thoughts", True),
     ("distinct_2", "Distinct-2", True),
     ("perplexity", "Perplexity, start model", False),
     ("kl", "KL to the start model, nats an answer", False),
