@@ -102,8 +102,8 @@ class HFEngine(LocalEngine):
         """
         rows, ends = self._begin(prompts)
         if self.policy.sampling.num_beams > 1:
-            return self._search(rows, ends, ends)
-        return self._sample(rows, prompts, ends)
+            return self._with_calls(prompts, self._search(rows, ends, ends))
+        return self._with_calls(prompts, self._sample(rows, prompts, ends))
 
     def stream(self, prompt: CandidateSet, stopping: Callable[[], bool] = lambda: False) -> Iterator[Response]:
         """The first answer that :meth:`generate` gives to one prompt, again after every token, the whole one last.

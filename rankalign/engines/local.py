@@ -11,7 +11,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rankalign.data import templates
+from rankalign.data.calls import with_calls
 from rankalign.data.encode import said
+from rankalign.data.messages import said as said_fields
 from rankalign.data.records import CandidateSet, Response
 from rankalign.data.render import Rendering
 from rankalign.engines import Policy, SamplingParams
@@ -110,6 +112,15 @@ class LocalEngine:
             sampling=_provenance(self.policy.sampling, index),
             tokens=None if kept is None else {"tokenizer": self._fingerprint, "ids": kept, **last},
         )
+
+    def _with_calls(self, prompts: Sequence[CandidateSet], answers: list[list[Response]]) -> list[list[Response]]:
+        """Answers to prompts that offer tools, with their calls as messages where those say what was written."""
+        policy = self.policy
+        for prompt, row in zip(prompts, answers, strict=True):
+            if said_fields(prompt.meta, ("tools",)):
+                reads = Rendering(self.tokenizer, policy.template, policy.system, policy.allow_special_in_text)
+                row[:] = [with_calls(reads, prompt, response) for response in row]
+        return answers
 
     def _prefix(self, ids: list[int], text: str) -> list[int] | None:
         """The first tokens whose text is ``text``, if any: a stop string may begin, or a cut fall, inside a token."""

@@ -86,7 +86,7 @@ class VLLMEngine(LocalEngine):
             [tokens for tokens in ids for _ in range(copies)],
             [self._request(prompt, index) for prompt in prompts for index in range(copies)],
         )
-        return [
+        written = [
             [
                 self._response(ids, ended, index, end)
                 for index in range(self.policy.sampling.n)
@@ -94,6 +94,7 @@ class VLLMEngine(LocalEngine):
             ]
             for row in range(len(prompts))
         ]
+        return self._with_calls(prompts, written)
 
     def _request(self, prompt: CandidateSet, index: int) -> dict[str, Any]:
         """One answer's sampling settings, as vLLM names them."""

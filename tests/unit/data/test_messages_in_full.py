@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from rankalign.data.encode import EncodeOptions, Encoder
+from rankalign.data.calls import parsed, with_calls
+from rankalign.data.encode import EncodeOptions, Encoder, encode_text
 from rankalign.data.records import CandidateSet, Response
 from rankalign.data.render import Answer, Rendering
 from rankalign.errors import InputError, RecordError
@@ -295,3 +296,30 @@ def test_a_muted_message_is_read_and_not_learned() -> None:
     text = "".join(tok.decode([i]) for i, told in zip(written.ids, written.mask(), strict=True) if told)
     assert "get_weather" not in text
     assert text.endswith("Grey, sadly.<|im_end|>")
+
+
+@pytest.mark.parametrize("family", ["qwen-2.5", "qwen-3-tools", "smollm-3"])
+def test_calls_are_read_out_of_sampled_texts_where_the_template_writes_the_same(family: str) -> None:
+    rendering, tok = Rendering(tokenizer(family)), tokenizer(family)
+    record = CandidateSet("r", [USER], meta={"tools": [WEATHER]})
+    two = {"type": "function", "function": {"name": "get_time", "arguments": {"zone": "CET", "at": [1, None]}}}
+    bare = {"type": "function", "function": CALL["function"]}
+    for message in (
+        {"role": "assistant", "content": "", "tool_calls": [bare]},
+        {"role": "assistant", "content": "Let me see.", "tool_calls": [bare, two]},
+        {"role": "assistant", "content": "", "reasoning_content": "Hm.", "tool_calls": [bare]},
+    ):
+        try:
+            _, (ids,) = rendering.answers([USER], [Answer("", messages=(message,))], record.meta)
+        except InputError:  # a thought has no place in some
+            continue
+        tokens = {"tokenizer": rendering.fingerprint, "ids": ids[:-1]}
+        told = with_calls(rendering, record, Response(tok.decode(ids[:-1]), tokens=tokens))
+        found = {key: value for key, value in (told.messages or [{}])[0].items() if value}
+        assert found == {key: value for key, value in message.items() if value}
+        # Blanks that the template would not write: the text stays a text.
+        spaced = tok.decode(ids[:-1]).replace("{", "{ ", 1)
+        tokens = {"tokenizer": rendering.fingerprint, "ids": encode_text(tok, spaced)}
+        assert with_calls(rendering, record, Response(spaced, tokens=tokens)).messages is None
+    for text in ("<tool_call>{}</tool_call>", '<tool_call>{"name": "f", "arguments": {}}</tool_call> And so?', "None."):
+        assert parsed(text) is None
