@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2.exceptions import TemplateError
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from rankalign.data.encode import EncodeOptions, Encoder, encode_all, encode_prompt, fit, said
 from rankalign.data.records import CandidateSet, Response
@@ -18,6 +21,7 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "Name a colour."}
 SAID = {"role": "assistant", "content": "Blue."}
 AGAIN = {"role": "user", "content": "Another, please."}
+BYTES = bytes_to_unicode()
 EVERY = [(family, kind) for family in FAMILIES for kind in KINDS]
 
 
@@ -94,9 +98,10 @@ def test_any_conversation_is_as_the_template_has_it_or_is_refused(
         else [*prompt, {"role": "assistant", "content": answer}]
     )
     want = theirs(tok, whole)
-    if rendering.counts["special_in_text"]:  # text here, a control token there
+    if rendering.counts["special_in_text"]:  # to transformers a spelt control token is one; so it is here, if asked for
         assert tok.decode(want).startswith(tok.decode(start + ids))
-        return
+        rendering = Rendering(tok, allow_special=True)
+        start, (ids,) = rendering.answers(prompt, [Answer(answer)])
     assert same(tok, rendering, start + ids, want)
     assert rendering.counts["merged_at_the_border"] or ids[-1] not in want[len(start + ids) :]
     if which[1] != "unigram":  # to which some letters are unknown
@@ -305,3 +310,41 @@ def test_messages_that_a_template_leaves_out_are_counted() -> None:
     rendering = Rendering(tokenizer("deepseek-r1"))
     rendering.prompt([USER, {"role": "tool", "content": "hidden"}, AGAIN])
     assert rendering.counts["contents_not_shown"] == 1
+
+
+# The rows of the training cases, and the tokens that they are: a byte is a token of families without merges.
+CASES = [
+    ([{"role": "user", "content": "What does <|im_start|> mean in ChatML?"}], "It opens a turn."),
+    ([{"role": "user", "content": "Explain [INST] to me."}], "A mark before a question."),
+    ([{"role": "user", "content": 'Is "ASSISTANT:" a good speaker label in a play?'}], "It is clear."),
+    ([USER, {"role": "assistant", "content": "My favourite fruit is"}], " the plum."),
+    ([USER, SAID, AGAIN], "A plum."),
+    ([SYSTEM, USER, SAID, AGAIN], "Tar."),
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("prompt", "answer"), CASES, ids=["marks", "inst", "label", "begun", "turns", "system"])
+def test_contents_are_their_bytes_and_all_else_is_the_templates(
+    family: str, prompt: list[dict[str, str]], answer: str
+) -> None:
+    """Contents are put into the rendered text as bytes, between pieces that the tokenizer makes of the template's own
+    words: a mark that a content spells is never a control token, and nothing of a role or a turn is lost."""
+    tok = tokenizer(family, "bytes")
+    whole = [*prompt, {"role": "assistant", "content": answer}]
+    if prompt[-1]["role"] == "assistant":
+        whole = [*prompt[:-1], {"role": "assistant", "content": prompt[-1]["content"] + answer}]
+    marked = [{**message, "content": f"@{i}@"} for i, message in enumerate(whole)]
+    try:
+        start, (ids,) = Rendering(tok).answers(prompt, [Answer(answer)])
+        rendered = tok.apply_chat_template(marked, tokenize=False)
+    except (InputError, TemplateError):
+        assert [m["role"] for m in prompt] != ["user"]
+        return
+    want: list[int] = []
+    for piece in re.split("(@[0-9]@)", rendered):
+        content = whole[int(piece[1])]["content"] if re.fullmatch("@[0-9]@", piece) else ""
+        told = [tok.convert_tokens_to_ids(BYTES[byte]) for byte in content.encode()]
+        want += told or tok(piece, add_special_tokens=False)["input_ids"]
+    assert start + ids == want[: len(start + ids)]
+    assert ids[-1] == tok.convert_tokens_to_ids(end_of(family))
