@@ -112,9 +112,11 @@ def _text(choice: Body) -> tuple[str, bool]:
         found = _joined(found, "text", "output_text")
     if not found and isinstance(refusal, str) and refusal:
         return _writable(refusal), True
-    if found is None and choice.get("finish_reason") in ("length", "content_filter"):
+    if not found and choice.get("finish_reason") in ("length", "content_filter"):
         return "", False  # all of it was reasoning, or withheld
-    if not isinstance(found, str):
+    # Some servers write an empty text for none. An answer that only thought or called is no empty answer.
+    elsewhere = isinstance(message, dict) and (message.get("tool_calls") or _reasoning(message))
+    if not isinstance(found, str) or (not found and elsewhere):
         raise Failed(f"the reply has no text: {_instead(choice, message)}")
     return _writable(found), False
 
@@ -136,7 +138,7 @@ def _instead(choice: Body, message: Any) -> str:
     found = {
         f"it calls {', '.join(names)}": bool(names),
         f"{len(_reasoning(message))} characters of reasoning": bool(_reasoning(message)),
-        f"its content is a {type(content).__name__}": content is not None,
+        f"its content is a {type(content).__name__}": not isinstance(content, str | None),
     }
     what = [sentence for sentence, true in found.items() if true]
     return ", ".join([*what, f"finish_reason {choice.get('finish_reason')}"])[:200]

@@ -339,6 +339,8 @@ THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
         ({"content": 3}, "stop", "its content is a int", None),
         ({"content": None, "tool_calls": [{"function": {"name": "f"}}]}, "tool_calls", "it calls f, finish", None),
         ({}, "stop", "finish_reason stop", None),
+        ({"content": "", "reasoning_content": "Blue."}, "stop", "5 characters of reasoning, finish_reason stop", None),
+        ({"content": "", "tool_calls": [{"function": {"name": "f"}}]}, "tool_calls", "it calls f, finish", None),
     ],
 )
 def test_a_whole_reply_is_read_or_fails_at_once(
