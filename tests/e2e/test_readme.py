@@ -49,4 +49,5 @@ def test_every_file_the_readme_names_is_there() -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / target).is_file(), target
     for script in re.findall(r"(?:bash|python) ([\w/]+\.(?:sh|py))", text):
-        assert (ROOT / script).is_file(), script
+        made = ROOT / "rankalign" / "recipes" / "starter" / script  # by `rankalign init`, in a folder of the reader's
+        assert (ROOT / script).is_file() or made.is_file(), script
