@@ -134,6 +134,8 @@ def check_held_out(held_out: Sequence[TokenList], measured: bool, metric: str | 
 def _nothing_to_rank(settings: DataSettings, loss: LossSettings) -> str:
     """The message, with the way on for single answers that have a thumb up or down."""
     told = f"{settings.data}: no two responses of a prompt differ in score, so there is nothing to rank"
+    if settings.max_candidates == 1:
+        return f"{told}: --max_candidates 1 leaves one response of each"
     if loss.grades:
         return told
     rival = loss.loss if "threshold" in loss.entry.defaults else "kto"

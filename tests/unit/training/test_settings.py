@@ -85,3 +85,11 @@ def test_a_group_refuses_its_own_contradictions(make: object) -> None:
 def test_values_of_the_wrong_kind_are_named(words: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         parse_settings({"use_cpu": True, **words}).loss_keywords()
+
+
+def test_one_candidate_of_each_prompt_is_the_reason(tmp_path: Path) -> None:
+    answers = [Response("a b", scores={"j": 1.0}), Response("c d", scores={"j": 2.0})]
+    write(tmp_path / "d.jsonl", [CandidateSet("p", "Why?", answers)])
+    of_data = DataSettings(data=str(tmp_path / "d.jsonl"), max_candidates=1, token_cache="off")
+    with pytest.raises(InputError, match="--max_candidates 1 leaves one response of each"):
+        load_data(of_data, LossSettings(loss="dpo"), models.load_tokenizer("tiny"))
