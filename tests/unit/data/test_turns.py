@@ -99,7 +99,8 @@ def test_any_conversation_is_as_the_template_has_it_or_is_refused(
     )
     want = theirs(tok, whole)
     if rendering.counts["special_in_text"]:  # to transformers a spelt control token is one; so it is here, if asked for
-        assert tok.decode(want).startswith(tok.decode(start + ids))
+        # Without blanks: where a piece of text begins some tokenizers write one, and others a token's own.
+        assert "".join(tok.decode(want).split()).startswith("".join(tok.decode(start + ids).split()))
         rendering = Rendering(tok, allow_special=True)
         start, (ids,) = rendering.answers(prompt, [Answer(answer)])
     assert same(tok, rendering, start + ids, want)
