@@ -138,12 +138,25 @@ class JsonlLog(TrainerCallback):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.written = 0
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Rewrite the file, whole and atomically, and show the line where no progress bar does."""
+        """Write the new line, and show it where no progress bar does.
+
+        The first time all lines are written, atomically: a resume goes back to the checkpoint's, and a kill may have
+        cut the last one. After that they are appended, each in one write; a file that is rewritten at every step
+        grows with the square of the steps.
+        """
         if not state.is_world_process_zero:
             return
-        write_text(self.path, "".join(dumps(without_nan(line)) + "\n" for line in state.log_history))
+        lines = [dumps(without_nan(line)) + "\n" for line in state.log_history[self.written :]]
+        if self.written and self.path.exists():
+            with open(self.path, "ab", buffering=0) as out:
+                out.write("".join(lines).encode())
+        else:
+            lines = [dumps(without_nan(line)) + "\n" for line in state.log_history]
+            write_text(self.path, "".join(lines))
+        self.written = len(state.log_history)
         if args.disable_tqdm:
             line = state.log_history[-1]
             shown = " ".join(f"{key}={value:.4g}" for key, value in line.items() if isinstance(value, int | float))
