@@ -14,11 +14,11 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from benchmarks import records
+from benchmarks import records, training_start
 from benchmarks.results import ROOT, cpu_name, write_section
 from benchmarks.stage import HEADER, Cost, Stage, line_of, measure, python
 
-STAGES: dict[str, Stage] = {**records.STAGES}
+STAGES: dict[str, Stage] = {**records.STAGES, **training_start.STAGES}
 
 
 def main() -> None:

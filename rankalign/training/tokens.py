@@ -231,7 +231,8 @@ class _Job:
             root.mkdir(parents=True, exist_ok=True)
             with _first_process_first() as held:
                 cached_folder(folder, lambda fresh: made.append(self._build(fresh)), held)
-            os.utime(folder)  # by which a clean-up knows what is still of use
+            with contextlib.suppress(PermissionError):  # another user's
+                os.utime(folder)  # by which a clean-up knows what is still of use
             report = loads((folder / REPORT).read_text(encoding="utf-8"))
             table = TokenTable(folder / TABLE)
         except OSError as error:
