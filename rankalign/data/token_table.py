@@ -57,7 +57,7 @@ def to_batch(lists: Sequence[TokenList], vocabulary: int) -> pa.RecordBatch:
     kinds = schema(vocabulary)
     told: list[list[Any]] = [[], [], [], [], [], []]
     for t in lists:
-        spans = [[i for span in spans for i in span] for spans in getattr(t, "unlearned", ())]
+        spans = [[i for span in spans for i in span] for spans in t.unlearned]
         scores, axes = [*map(float, t.scores)], [[*map(float, row)] for row in t.axes]
         for column, value in zip(told, (t.id, t.prompt, t.responses, scores, spans, axes), strict=True):
             column.append(value)
@@ -130,9 +130,8 @@ class TokenTable(Sequence[TokenList]):
         batch, row = self._batches[number], place - self._starts[number]
         ident, prompt, responses, scores, spans, axes = (batch.column(i)[row] for i in range(6))
         unlearned = [tuple(zip(flat[::2], flat[1::2], strict=True)) for flat in _lists(spans)]
-        more: dict[str, Any] = {"unlearned": unlearned} if unlearned else {}
         prompts, rated = prompt.values.to_numpy().tolist(), scores.values.to_numpy().tolist()
-        return TokenList(ident.as_py(), prompts, _lists(responses), rated, axes=_lists(axes), **more)
+        return TokenList(ident.as_py(), prompts, _lists(responses), rated, unlearned=unlearned, axes=_lists(axes))
 
     def repeated(self) -> tuple[str, int] | None:
         """An id that stands more than once, with how often; None where there is none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -35,6 +36,7 @@ def table_of(path: Path, lists: list[TokenList], vocabulary: int, piece: int = 1
 def test_a_table_gives_back_what_was_put_in(tmp_path: Path, vocabulary: int, width: int) -> None:
     lists = some_lists(33, vocabulary)
     lists[7].prompt.append(vocabulary - 1)
+    lists[8] = replace(lists[8], responses=[[1, 2, 3], [4]], scores=[1.0, 0.0], unlearned=[((0, 1), (2, 3)), ()])
     table = table_of(tmp_path / "t.arrow", lists, vocabulary)
     assert list(table) == lists
     assert [table[-1], *table[3:25:4]] == [lists[-1], *lists[3:25:4]]
