@@ -13,7 +13,7 @@ torch's own wheels, 3 or 4 where :func:`choose_flash` was asked for them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch.nn.attention import activate_flash_attention_impl, restore_flash_atte
 
 from rankalign.errors import InputError
 from rankalign.rows.tree import Forest, Span
+from rankalign.rows.upload import to_device
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Segments:
     """Ragged sequences one behind the other.
 
     Attributes:
-        starts: (sequences + 1,) int32 on the device, where each begins and the last ends.
+        starts: (sequences + 1,) int32, where each begins and the last ends.
         longest: an upper bound of their lengths.
     """
 
@@ -39,14 +40,13 @@ class Segments:
     longest: int
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device) -> Segments:
-        """From lengths, which may be 0.
+    def of(cls, lengths: Sequence[int]) -> Segments:
+        """From lengths, which may be 0; on the host.
 
         The bound is at least 2: at 1 the kernel takes the query heads of a group for queries, and needs as many queries
         as sequences.
         """
-        starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
-        return cls(starts.to(device, non_blocking=True), max(2, *lengths))
+        return cls(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), max(2, *lengths))
 
 
 @dataclass(eq=False)
@@ -60,7 +60,6 @@ class Ragged:
         asked: how many of the keys are prompts.
         left_out: how many of these are not in the row, because their prompt has been run before.
         runs: of each sequence of ``own``, the prompt it follows (None for a prompt) and its keys.
-        device: where the row lies.
         reached: row positions that a gradient reaches and the row they make on their own, kept for the next layer.
     """
 
@@ -70,25 +69,34 @@ class Ragged:
     asked: int
     left_out: int
     runs: list[tuple[Span | None, Span]]
-    device: torch.device
     reached: tuple[Tensor, Ragged] | None = None
     _windows: dict[int, tuple[Tensor, Segments]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, trees: Sequence[tuple[Span, Sequence[Span]]], left_out: int, device: torch.device) -> Ragged:
-        """From the spans of prompts and responses; ``left_out`` is 0 or the length of the one prompt."""
+    def of(cls, trees: Sequence[tuple[Span, Sequence[Span]]], left_out: int) -> Ragged:
+        """On the host, from the spans of prompts and responses; ``left_out`` is 0 or the length of the one prompt."""
         prompts = [prompt for prompt, _ in trees]
         runs: list[tuple[Span | None, Span]] = [] if left_out else [(None, prompt) for prompt in prompts]
         runs += [(prompt, (a, b)) for prompt, responses in trees for a, b in responses if b > a]
         return cls(
-            own=Segments.of([b - a for _, (a, b) in runs], device),
-            answers=Segments.of([sum(b - a for a, b in responses) for _, responses in trees], device),
-            question=Segments.of([b - a for a, b in prompts], device),
+            own=Segments.of([b - a for _, (a, b) in runs]),
+            answers=Segments.of([sum(b - a for a, b in responses) for _, responses in trees]),
+            question=Segments.of([b - a for a, b in prompts]),
             asked=sum(b - a for a, b in prompts),
             left_out=left_out,
             runs=runs,
-            device=device,
         )
+
+    def send(self, device: torch.device, *more: Tensor) -> list[Tensor]:
+        """Move to a device; what else is to go there goes along, in the same copy, and is returned."""
+        windows = list(self._windows.items())
+        segments = [self.own, self.answers, self.question, *(keys for _, (_, keys) in windows)]
+        held = [*(some.starts for some in segments), *(index for _, (index, _) in windows)]
+        sent = to_device(device, *more, *held)
+        starts = iter(sent[len(more) :])
+        self.own, self.answers, self.question, *keys = (replace(some, starts=next(starts)) for some in segments)
+        self._windows = {window: (next(starts), own) for (window, _), own in zip(windows, keys, strict=True)}
+        return sent[: len(more)]
 
     def paths(self, window: int) -> tuple[Tensor, Segments]:
         """For a layer in which a token sees ``window`` tokens of its path: the keys of each sequence of ``own``.
@@ -100,9 +108,10 @@ class Ragged:
         """
         if window not in self._windows:
             keys = [_path(prompt, own, window) for prompt, own in self.runs]
+            segments = Segments.of([len(some) for some in keys])
             index = torch.tensor([i for some in keys for i in some], dtype=torch.long)
-            segments = Segments.of([len(some) for some in keys], self.device)
-            self._windows[window] = index.to(self.device, non_blocking=True), segments
+            index, starts = to_device(self.own.starts.device, index, segments.starts)
+            self._windows[window] = index, replace(segments, starts=starts)
         return self._windows[window]
 
 
@@ -168,23 +177,31 @@ def takes_ragged(query: Tensor, key: Tensor, value: Tensor) -> bool:
 ANY_TYPE = False
 
 
-def prepare(forest: Forest, device: torch.device, windows: Sequence[int] = ()) -> Ragged | None:
-    """Put the row on the device, once for all layers; None where its prompts do not stand first.
+def prepare(
+    forest: Forest, device: torch.device, windows: Sequence[int] = (), more: Sequence[Tensor] = ()
+) -> tuple[Ragged | None, list[Tensor]]:
+    """Put the row on the device, once for all layers.
 
     Args:
         forest: the trees of the row.
-        device: where the row lies.
+        device: where the row is wanted.
         windows: sliding windows of the model's layers, so that no layer has to upload anything.
+        more: what else is to go there, in the same copy.
+
+    Returns:
+        The row, None where its prompts do not stand first; and ``more`` on the device.
     """
     if not (forest.prompts_first or len(forest.trees) == 1):
-        return None
-    if forest.ragged is None:
-        trees = [(tree.prompt, tree.responses) for tree in forest.trees]
-        forest.ragged = Ragged.of(trees, forest.offset, device)
+        return None, to_device(device, *more)
+    if forest.ragged is not None:
+        return forest.ragged, to_device(device, *more)
+    row = Ragged.of([(tree.prompt, tree.responses) for tree in forest.trees], forest.offset)
     for window in windows:
         if any(tree.depth > window for tree in forest.trees):
-            forest.ragged.paths(window)
-    return forest.ragged
+            row.paths(window)
+    sent = row.send(device, *more)
+    forest.ragged = row
+    return row, sent
 
 
 def ragged_attention(
@@ -200,7 +217,7 @@ def ragged_attention(
         scaling: factor on the scores.
         window: how many tokens of its path a token sees, itself included; None for all.
     """
-    row = prepare(forest, query.device)
+    row, _ = prepare(forest, query.device)
     assert row is not None  # rows for a GPU are made with their prompts first
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
     if window is not None:
@@ -262,7 +279,8 @@ class _Joined(torch.autograd.Function):
         if rows is None:
             return *_joined_backward(grad, (q, k, v), out, lse, ctx.row, ctx.scale), None, None, None
         if ctx.row.reached is None or ctx.row.reached[0] is not rows:
-            ctx.row.reached = rows, Ragged.of(_closed_up(ctx.forest.active_spans()), 0, grad.device)
+            ctx.row.reached = rows, Ragged.of(_closed_up(ctx.forest.active_spans()), 0)
+            ctx.row.reached[1].send(grad.device)
         size = len(grad)
         grad, q, k, v, out = (t.index_select(0, rows) for t in (grad, q, k, v, out))
         found = _joined_backward(grad, (q, k, v), out, lse[:, rows], ctx.row.reached[1], ctx.scale)

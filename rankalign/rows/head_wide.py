@@ -30,10 +30,11 @@ def label_logps(head: Head, hidden: Tensor, labels: Tensor, on_grad: Callable[[T
 
 
 def _half(head: Head, hidden: Tensor) -> torch.dtype | None:
-    """The 16-bit type of the operands: autocast's, or that of the weights; None for wider ones."""
+    """The 16-bit type of the operands: autocast's, or that of weights and states; None for wider ones."""
     if torch.is_autocast_enabled(hidden.device.type):
         return torch.get_autocast_dtype(hidden.device.type)
-    return head.weight.dtype if head.weight.element_size() == 2 else None
+    # States are wider than weights where somebody measures what rounding does, and wants none of it here.
+    return head.weight.dtype if head.weight.element_size() == hidden.element_size() == 2 else None
 
 
 class _LabelLogps(torch.autograd.Function):

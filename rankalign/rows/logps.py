@@ -26,7 +26,8 @@ from rankalign.rows.own import replaced_forward, trunk_of
 from rankalign.rows.positions import forget_longer, reach
 from rankalign.rows.recipes import bound_by_host, cheap_again
 from rankalign.rows.tree import Lists, Rows, Tokens, padded_rows, tree_row
-from rankalign.rows.wide import in_float32
+from rankalign.rows.upload import to_device
+from rankalign.rows.wide import in_float32, rounds_products
 
 LAYOUTS = ("auto", "tree", "padded")
 
@@ -44,6 +45,7 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torc
 T = TypeVar("T")
 
 _TRIED = "_rankalign_tried"
+COMPILED = "_rankalign_compiled"  # on a model whose layers torch traces, which cannot follow recipes and rows left out
 
 
 Spans = Sequence[Sequence[Sequence[tuple[int, int]]]]
@@ -94,7 +96,7 @@ def sum_responses(flat: Tensor, responses: Lists, unlearned: Spans = ()) -> Tens
         flat = torch.where(_counted(responses, unlearned).to(flat.device), flat, flat.new_zeros(()))
     width = max((len(candidates) for candidates in responses), default=0)
     slots = [p * width + n for p, candidates in enumerate(responses) for n, r in enumerate(candidates) for _ in r]
-    slot = torch.tensor(slots, dtype=torch.long, device=flat.device)
+    (slot,) = to_device(flat.device, torch.tensor(slots, dtype=torch.long))
     return flat.new_zeros(len(responses) * width).index_add(0, slot, flat).view(len(responses), width)
 
 
@@ -160,11 +162,12 @@ def _check_head(lm: Any, prompts: Sequence[Tokens], responses: Lists) -> None:
     if not pairs:
         return
     prompt, response = min(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))
-    ours = _flat_logps(lm, [prompt], [[response]], "padded")
-    ids = torch.tensor([[*prompt, *response]], device=ours.device)
-    logits = lm(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].to(ours.dtype)
+    with as_exact_as_can_be(lm) as kind:
+        ours = _flat_logps(lm, [prompt], [[response]], "padded")
+        ids = torch.tensor([[*prompt, *response]], device=ours.device)
+        logits = lm(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].to(ours.dtype)
     theirs = logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None]).squeeze(1)
-    if bool(theirs.isfinite().all()) and not float((ours - theirs).abs().mean()) <= TOLERANCE[precision(lm)]:
+    if bool(theirs.isfinite().all()) and not float((ours - theirs).abs().mean()) <= TOLERANCE[kind]:
         raise InputError(f"{lm.config.model_type} models change their logits in a way that rankalign does not know")
 
 
@@ -217,10 +220,25 @@ def _can_be_tried(lm: Any) -> bool:
 
 
 def precision(model: nn.Module) -> torch.dtype:
-    """The type the model computes in: autocast's where it is on, else that of its weights."""
+    """The type the model computes in: autocast's where it is on, else that of its weights; float16 stands for TF32."""
     lm = causal_lm(model)
     device = lm.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else lm.dtype
+    kind: torch.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else lm.dtype
+    return torch.float16 if kind == torch.float32 and rounds_products(lm.device) else kind
+
+
+@contextmanager
+def as_exact_as_can_be(lm: Any) -> Iterator[torch.dtype]:
+    """The type a model computes in here: float32 where training runs in 16 bits, whose rounding would hide a mistake.
+
+    Kernels for 4 and 8 bits know no float32; such models stay as they are.
+    """
+    kind = precision(lm)
+    if kind.itemsize > 2 or getattr(lm, "is_quantized", False):
+        yield kind
+        return
+    with in_float32(lm):
+        yield torch.float32
 
 
 @contextmanager
@@ -265,9 +283,9 @@ def _flat_logps(model: nn.Module, prompts: Sequence[Tokens], responses: Lists, l
         layer = head_layer(lm)
         if rows is None:
             return torch.zeros(0, dtype=torch.promote_types(layer.weight.dtype, torch.float32), device=lm.device)
-        labels = rows.labels.to(lm.device)
-        states = label_states(lm, rows)
-        return as_forward(layer, lambda some: label_logps(head_of(lm), some, labels, note), states)
+        there = on_device(lm, rows)
+        states = label_states(lm, there)
+        return as_forward(layer, lambda some: label_logps(head_of(lm), some, there.labels, note), states)
 
     return inside(model, compute)
 
@@ -325,13 +343,24 @@ def _longest(prompts: Sequence[Tokens], responses: Lists) -> int:
     return max((len(p) + len(r) for p, rs in zip(prompts, responses, strict=True) for r in rs), default=0)
 
 
+def on_device(lm: Any, rows: Rows) -> Rows:
+    """The rows where the model lies, with all that its layers will ask of them, in one copy."""
+    device, parts = lm.device, (rows.ids, rows.positions, rows.predictors, rows.labels)
+    if all(part.device == device for part in parts):
+        return rows
+    trees = rows.forest if device.type == "cuda" and lm.config.model_type in ATTENTION_FAMILIES else None
+    sent = prepare(trees, device, _windows(lm.config), parts)[1] if trees else to_device(device, *parts)
+    return replace(rows, ids=sent[0], positions=sent[1], predictors=sent[2], labels=sent[3])
+
+
 def label_states(lm: Any, rows: Rows, embeddings: Tensor | None = None) -> Tensor:
     """(labels, hidden) last hidden states that predict the rows' labels; arguments as in :func:`hidden_states`."""
+    rows = on_device(lm, rows)
     prefix = rows.forest.prefix if rows.forest else None
     states = [prefix.end] if prefix and prefix.end is not None else []
     if rows.ids.numel():  # responses of one token add nothing to their prompt
         states.append(hidden_states(lm, rows, embeddings).flatten(0, 1))
-    return torch.cat(states).index_select(0, rows.predictors.to(lm.device))
+    return torch.cat(states).index_select(0, rows.predictors)
 
 
 def hidden_states(lm: Any, rows: Rows, embeddings: Tensor | None = None) -> Tensor:
@@ -342,13 +371,14 @@ def hidden_states(lm: Any, rows: Rows, embeddings: Tensor | None = None) -> Tens
         rows: its input.
         embeddings: (rows, tokens, hidden) of the input tokens, where they have been looked up before.
     """
+    rows = on_device(lm, rows)
     device, forest = lm.device, rows.forest
-    tokens = {"input_ids": rows.ids.to(device)} if embeddings is None else {"inputs_embeds": embeddings}
+    tokens = {"input_ids": rows.ids} if embeddings is None else {"inputs_embeds": embeddings}
     if supports_tree(lm):
         fuse_norms(lm)
     reached = forest if forest and torch.is_grad_enabled() and not forest.prefix else None
     # What is known of the families whose rows may be trees, in-place operations among it, is not known of others.
-    slow = bound_by_host(lm, rows.positions.numel())
+    slow = bound_by_host(lm, rows.positions.numel()) or hasattr(lm, COMPILED)
     again = cheap_again(lm, reached) if supports_tree(lm) and not slow else nullcontext()
     linears = nullcontext() if slow else fast_linears(lm, reached)
     if forest is None:
@@ -358,11 +388,9 @@ def hidden_states(lm: Any, rows: Rows, embeddings: Tensor | None = None) -> Tens
         extra: dict[str, Any] = {"attention_mask": forest.bias(lm.dtype, device)}
     else:
         install(lm.config)
-        if device.type == "cuda":
-            prepare(forest, device, _windows(lm.config))
         # A 4-D mask is handed on as it is, so the model builds none; attention reads the forest alone.
         extra = {"attention_mask": torch.zeros(1, 1, 1, 1, device=device), "forest": forest}
-    extra |= {**tokens, "position_ids": rows.positions.to(device)}
+    extra |= {**tokens, "position_ids": rows.positions}
     with linears, again:
         return trunk_of(lm)(use_cache=False, **extra).last_hidden_state
 

@@ -11,9 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from rankalign.errors import InputError
-from rankalign.rows.logps import TOLERANCE, causal_lm, inside, label_states, lay_out, precision, supports_tree
+from rankalign.rows.logps import (
+    TOLERANCE,
+    as_exact_as_can_be,
+    causal_lm,
+    inside,
+    label_states,
+    lay_out,
+    precision,
+    supports_tree,
+)
 from rankalign.rows.tree import Lists, Tokens
-from rankalign.rows.wide import in_float32
+from rankalign.rows.upload import to_device
+from rankalign.rows.wide import all_digits, in_float32
 
 # How a config may say where the reward is read: at the last token; at the last one whose id is not the padding id, as
 # transformers does and a config that says nothing means; at the answer's first end; or as the mean over all tokens.
@@ -37,7 +47,8 @@ def list_rewards(model: nn.Module, prompts: Sequence[Tokens], responses: Lists, 
     pieces = token_rewards(model, prompts, responses, layout=layout)
     rule = pooling_of(reward_lm(model).config)
     ends = torch.stack([_pooled(values, rule) for row in pieces for values in row])
-    where = torch.tensor([(p, n) for p, row in enumerate(pieces) for n in range(len(row))], device=ends.device)
+    places = torch.tensor([(p, n) for p, row in enumerate(pieces) for n in range(len(row))])
+    (where,) = to_device(ends.device, places)
     room = ends.new_zeros(len(pieces), max(map(len, pieces)), *ends.shape[1:])
     return room.index_put(where.unbind(1), ends)
 
@@ -110,7 +121,8 @@ def _rows(lm: Any, prompts: Sequence[Tokens], responses: Lists, layout: str) -> 
 def _say(lm: Any, states: Tensor) -> Tensor:
     """What the head says of each state (T, H): (T,), or (T, A) where it has A outputs; fp32 or wider."""
     weight: Tensor = next(lm.score.parameters())
-    with torch.autocast(states.device.type, enabled=False):  # differences of rewards need every digit
+    # Differences of rewards need every digit.
+    with torch.autocast(states.device.type, enabled=False), all_digits(states.device):
         values: Tensor = lm.score(states.to(weight.dtype))
     values = values[:, 0] if values.shape[1] == 1 else values
     return values.to(torch.promote_types(values.dtype, torch.float32))
@@ -216,22 +228,30 @@ def choose_layout(model: nn.Module, prompts: Sequence[Tokens], responses: Lists)
         InputError: the model's own forward gives another reward.
     """
     lm = reward_lm(model)
-    padded = list_rewards(model, prompts, responses, layout="padded")
-    tolerance = TOLERANCE[precision(lm)] * (1 + float(padded.abs().max()))
     ids = torch.tensor([[*prompts[0], *responses[0][0]]], device=lm.device)
-    if pooling_of(lm.config) == LAST_NON_PAD and not _close(
-        padded[0, 0], lm(input_ids=ids, use_cache=False).logits[0], tolerance
-    ):
+    with as_exact_as_can_be(lm) as kind:
+        ours = list_rewards(model, prompts[:1], [responses[0][:1]], layout="padded")[0, 0]
+        theirs = lm(input_ids=ids, use_cache=False).logits[0] if pooling_of(lm.config) == LAST_NON_PAD else ours
+    if not _close(ours, theirs, TOLERANCE[kind] * (1 + float(ours.abs().max()))):
         raise InputError(f"{lm.config.model_type} models compute their score in a way that rankalign does not know")
     if not supports_tree(model):
         return "padded", f"tree rows are not known to be exact for {lm.config.model_type} models"
-    if precision(lm).itemsize == 2:  # three times what padded rows lose by it: one of the two is the worst of a batch
+    padded, tree = (_all_rewards(model, prompts, responses, layout) for layout in ("padded", "tree"))
+    if precision(lm).itemsize > 2:
+        alike = _close(tree, padded, TOLERANCE[precision(lm)] * (1 + float(padded.abs().max())))
+    else:  # twice what padded rows lose by it, as for log-probabilities: a mean over tokens, where one would be chance
         with in_float32(lm):
-            lost = (padded - list_rewards(model, prompts, responses, layout="padded")).abs().max()
-        tolerance = max(3 * float(lost), TOLERANCE[torch.float32])
-    if _close(list_rewards(model, prompts, responses, layout="tree"), padded, tolerance):
+            lost = (padded - _all_rewards(model, prompts, responses, "padded")).abs().mean()
+        alike = bool((tree - padded).abs().mean() <= max(2 * float(lost), TOLERANCE[torch.float32]))
+    if alike:
         return "tree", "the first batch's packed and padded rewards agree"
     return "padded", "the first batch's packed and padded rewards differ by more than rounding"
+
+
+def _all_rewards(model: nn.Module, prompts: Sequence[Tokens], responses: Lists, layout: str) -> Tensor:
+    """(tokens,) what the head says at every token that is read."""
+    pieces = token_rewards(model, prompts, responses, layout=layout)
+    return torch.cat([values for row in pieces for values in row])
 
 
 def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankalign.rows.upload import to_device
+
 Tokens = Sequence[int]
 Lists = Sequence[Sequence[Tokens]]  # the responses of each prompt
 Span = tuple[int, int]
@@ -181,7 +183,8 @@ class Forest:
             return None
         if self._rows is None:
             spans = merged(sorted(span for prompt, responses in self.active_spans() for span in (prompt, *responses)))
-            self._rows = torch.tensor([i for span in spans for i in range(*span)], dtype=torch.long, device=device)
+            places = torch.tensor([i for span in spans for i in range(*span)], dtype=torch.long)
+            (self._rows,) = to_device(device, places)
         return None if len(self._rows) == self.size else self._rows
 
     def mask(self, index: int, window: int | None, device: torch.device) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rankalign.errors import InputError
+from rankalign.rows.checks import Checks
 from rankalign.rows.head import head_of, label_logps
 from rankalign.rows.logps import (
     ATTENTION_FAMILIES,
@@ -27,12 +28,14 @@ from rankalign.rows.logps import (
     label_states,
     lay_out,
     list_logps,
+    on_device,
     precision,
     sum_responses,
     supports_tree,
 )
 from rankalign.rows.recipes import layers_run_again
 from rankalign.rows.tree import Forest, Lists, Prefix, Rows, Tokens, branch_row, cut, tree_row, tree_tokens
+from rankalign.rows.upload import to_device
 
 # Share of a hidden state that rounding in 16 bits may change: deep models lose a few hundredths, dropout a third.
 MOST_ROUNDING = 0.1
@@ -53,6 +56,7 @@ def backward_two_pass(
     layout: str = "auto",
     backward: Callable[[Tensor], Any] = Tensor.backward,
     unlearned: Spans = (),
+    checks: Checks | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Backward of a loss over whole lists with the memory of a prompt and one chunk, however long the lists are.
 
@@ -71,6 +75,7 @@ def backward_two_pass(
         layout: as in :func:`rankalign.rows.logps.list_logps`.
         backward: what to call with the loss instead of ``loss.backward()``; whatever it scales the loss by scales all.
         unlearned: as in :func:`rankalign.rows.logps.list_logps`.
+        checks: takes what has to hold, for the caller to settle; None settles it here.
 
     Returns:
         The loss and the (P, N) log-probs, both detached.
@@ -79,6 +84,7 @@ def backward_two_pass(
         InputError: the passes disagree on hidden states.
         ValueError: no response has a token.
     """
+    agreement = checks or Checks()
     check_request(causal_lm(model), prompts, layout)
     task = _Task(model, prompts, responses, token_budget, layout, unlearned)
     everything = [(p, n) for p, candidates in enumerate(responses) for n, r in enumerate(candidates) if len(r)]
@@ -90,17 +96,22 @@ def backward_two_pass(
         logps = task.logps(states)
         loss = loss_fn(logps)
         backward(loss)
-        slopes = task.by_candidate(everything, _or_zero(states.grad, states))
+        slope = _or_zero(states.grad, states)
+        slopes = task.by_candidate(everything, slope)
         before = task.by_candidate(everything, states.detach())
-        last.backward(torch.cat([slopes[candidate] for candidate in last.chunk]))
+        reached = task.by_candidate(everything, slope.any(1).cpu())  # the one wait for the device
+        last.backward(*(torch.cat([some[candidate] for candidate in last.chunk]) for some in (slopes, reached)))
         _trim_heap()
         others = everything[: -len(last.chunk)]
-        for chunk, again, ends in task.second_pass([c for c in others if bool(slopes[c].any())], last):
+        for chunk, again, ends in task.second_pass([c for c in others if bool(reached[c].any())], last):
             if chunk:
-                _check_equal(again.detach(), torch.cat([before[candidate] for candidate in chunk]), precision(model))
+                first = torch.cat([before[candidate] for candidate in chunk])
+                agreement.require(_agree(again.detach(), first, precision(model)), _disagreement)
                 ends = [(again, torch.cat([slopes[candidate] for candidate in chunk])), *ends]
             _send_down(ends)
             _trim_heap()
+    if checks is None:
+        agreement.settle()
     if hasattr(model, "no_sync"):  # ranks have different chunks; they meet once, in a backward that adds nothing
         torch.autograd.backward(list_logps(model, prompts[:1], [responses[0][:1]], layout=layout).sum() * 0.0)
     return loss.detach(), logps.detach()
@@ -124,11 +135,16 @@ class _Last:
     embeddings: Tensor | None = None
     forest: Forest | None = None
 
-    def backward(self, slopes: Tensor) -> None:
-        """Send the gradient of the states down, if there is any, and let go of their graph."""
+    def backward(self, slopes: Tensor, reached: Tensor) -> None:
+        """Send the gradient of the states down, if there is any, and let go of their graph.
+
+        Args:
+            slopes: (labels, hidden) the gradient.
+            reached: (labels,) bool on the host, where it is not zero.
+        """
         if self.forest is not None:
-            self.forest.note_gradient(slopes.any(1))
-        if slopes.any():
+            self.forest.note_gradient(reached)
+        if reached.any():
             torch.autograd.backward(self.states, slopes)
         self.states = self.states.detach()
 
@@ -144,7 +160,8 @@ class _Task:
 
     def logps(self, states: Tensor) -> Tensor:
         """(P, N) log-probs from the (all response tokens, hidden) states that predict them."""
-        labels = torch.tensor([token for row in self.responses for r in row for token in r], device=states.device)
+        tokens = torch.tensor([token for row in self.responses for r in row for token in r])
+        (labels,) = to_device(states.device, tokens)
         head = head_of(causal_lm(self.model))
         return sum_responses(label_logps(head, states, labels), self.responses, self.unlearned)
 
@@ -257,7 +274,7 @@ class _Task:
     def _embed(self, tokens: Sequence[int]) -> Tensor:
         """(1, tokens, hidden)."""
         lm = causal_lm(self.model)
-        ids = torch.tensor([tokens], dtype=torch.long, device=lm.device)
+        (ids,) = to_device(lm.device, torch.tensor([tokens], dtype=torch.long))
         return inside(self.model, lambda: lm.get_input_embeddings()(ids))
 
     def _run_with_prompt(
@@ -265,11 +282,11 @@ class _Task:
     ) -> tuple[Tensor, Prefix]:
         """Run a prompt with some of its responses: the states that predict their tokens, and the prompt."""
         lm, prefix = causal_lm(self.model), Prefix()
-        rows = tree_row([prompt], [[self.responses[p][n] for p, n in chunk]], record=prefix)
+        rows = on_device(lm, tree_row([prompt], [[self.responses[p][n] for p, n in chunk]], record=prefix))
 
         def compute() -> tuple[Tensor, Tensor]:
             states = hidden_states(lm, rows, embeddings)[0]
-            return states.index_select(0, rows.predictors.to(lm.device)), states[len(prompt) - 1 : len(prompt)]
+            return states.index_select(0, rows.predictors), states[len(prompt) - 1 : len(prompt)]
 
         states, prefix.end = inside(self.model, compute)
         return states, prefix
@@ -293,11 +310,15 @@ def _or_zero(grad: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if grad is None else grad
 
 
-def _check_equal(again: Tensor, before: Tensor, dtype: torch.dtype) -> None:
-    """Refuse to go on with gradients of another model than the loss has seen."""
+def _agree(again: Tensor, before: Tensor, dtype: torch.dtype) -> Tensor:
+    """(1,) whether two runs gave the same hidden states, up to rounding."""
     most = min(10 * TOLERANCE[dtype], MOST_ROUNDING)
-    if not bool((again - before).norm() <= most * before.norm()):
-        raise InputError("the two passes of the backward disagree on hidden states; is dropout still on?")
+    return ((again - before).norm() <= most * before.norm())[None]
+
+
+def _disagreement(fine: Sequence[bool]) -> InputError:
+    """What to say where gradients are of another model than the loss has seen."""
+    return InputError("the two passes of the backward disagree on hidden states; is dropout still on?")
 
 
 def units(

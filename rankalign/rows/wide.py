@@ -23,9 +23,29 @@ def in_float32(lm: Any) -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(lm.device.type, enabled=False))
+        stack.enter_context(all_digits(lm.device))
         if lm.dtype.itemsize == 2:
             stack.enter_context(_Widened())
         yield
+
+
+def rounds_products(device: torch.device) -> bool:
+    """Whether products of float32 are rounded to TF32's 10 bits of mantissa, which are float16's."""
+    return device.type == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+@contextmanager
+def all_digits(device: torch.device) -> Iterator[None]:
+    """Products of float32 keep all their digits in this context, also where TF32 is on for the rest of a run."""
+    if not rounds_products(device):
+        yield
+        return
+    matmul: Any = torch.backends.cuda.matmul
+    matmul.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = "tf32"
 
 
 class _Widened(TorchFunctionMode):

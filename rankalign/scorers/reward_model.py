@@ -22,6 +22,9 @@ from rankalign.rows import rewards
 from rankalign.rows.logps import supports_tree
 from rankalign.storage.sources import sha256_of
 
+TEXTS = 8  # a forward pass on a CPU, which gains nothing by more
+TOKENS = 16384  # a forward pass on a GPU: half a gigabyte of activations of an 8B model, and products of full speed
+
 
 class RewardModelScorer:
     """Grades whole conversations: what the model's chat template makes of all messages. Without one, and under a
@@ -41,7 +44,8 @@ class RewardModelScorer:
         model: folder, hub id, or a name that :func:`rankalign.models.load.resolve` knows.
         template: how the prompt is written; see :func:`rankalign.data.encode.encode_prompt`.
         system: system message put before each prompt.
-        batch_size: texts a forward pass; has no bearing on the scores.
+        batch_size: texts a forward pass; has no bearing on the scores. 0 is 8 on a CPU, and on a GPU as many as make
+            16,384 tokens.
         max_length: most tokens of a text; 0 is what the model can take. A longer one is cut as in training, see
             :func:`rankalign.data.encode.fit`.
         dtype: weights' type.
@@ -66,7 +70,7 @@ class RewardModelScorer:
         model: str,
         template: str = "auto",
         system: str = "",
-        batch_size: int = 8,
+        batch_size: int = 0,
         max_length: int = 0,
         dtype: str = "auto",
         reference: str = "",
@@ -90,8 +94,8 @@ class RewardModelScorer:
             raise InputError(f"scorer {name!r}: reference_file needs reference, the policy whose responses it holds")
         if not isinstance(axis, str | int) or isinstance(axis, bool):
             raise InputError(f"scorer {name!r}: axis: expected a name, an index or mean, found {axis!r}")
-        if batch_size < 1 or max_length < 0:
-            raise InputError(f"scorer {name!r}: batch_size must be at least 1 and max_length at least 0")
+        if batch_size < 0 or max_length < 0:
+            raise InputError(f"scorer {name!r}: batch_size and max_length must be 0 or more")
 
     def score(self, sets: Sequence[CandidateSet]) -> list[list[float | None]]:
         """One score a response.
@@ -135,15 +139,32 @@ class RewardModelScorer:
 
     def _in_trees(self, lists: Sequence[list[list[int]]]) -> Iterator[float]:
         """Scores of all texts in order; what the texts of a list have in common at their beginning is read once."""
-        chunks = [texts[i : i + self.batch_size] for texts in lists for i in range(0, len(texts), self.batch_size)]
         batch: list[list[list[int]]] = []
-        for chunk in chunks:
-            if batch and sum(map(len, batch)) + len(chunk) > self.batch_size:
-                yield from self._tree_rewards(batch)
-                batch = []
-            batch.append(chunk)
+        for texts in lists:
+            for chunk in self._batches(texts):
+                if batch and not self._fits([text for some in (*batch, chunk) for text in some]):
+                    yield from self._tree_rewards(batch)
+                    batch = []
+                batch.append(chunk)
         if batch:
             yield from self._tree_rewards(batch)
+
+    def _batches(self, texts: Sequence[list[int]]) -> Iterator[list[list[int]]]:
+        """The texts, in order, in groups that run at once; one at least."""
+        batch: list[list[int]] = []
+        for text in texts:
+            if batch and not self._fits([*batch, text]):
+                yield batch
+                batch = []
+            batch.append(text)
+        if batch:
+            yield batch
+
+    def _fits(self, texts: Sequence[list[int]]) -> bool:
+        """Whether these run at once, counted as if padded, which no layout exceeds."""
+        if self.batch_size or self.model.device.type == "cpu":
+            return len(texts) <= (self.batch_size or TEXTS)
+        return len(texts) * max(map(len, texts)) <= TOKENS
 
     @torch.inference_mode()
     def _tree_rewards(self, batch: Sequence[list[list[int]]]) -> list[float]:
@@ -158,10 +179,9 @@ class RewardModelScorer:
         """Scores of all texts in order, computed by length."""
         scores = [0.0] * len(texts)
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            for index, score in zip(batch, self._rewards([texts[i] for i in batch]), strict=True):
-                scores[index] = score
+        found = chain.from_iterable(map(self._rewards, self._batches([texts[i] for i in order])))
+        for index, score in zip(order, found, strict=True):
+            scores[index] = score
         return scores
 
     def fingerprint(self) -> dict[str, Any]:
@@ -234,6 +254,12 @@ class RewardModelScorer:
         return self._loaded[0]
 
     @property
+    def rounding(self) -> torch.dtype | None:
+        """The 16-bit type in which the model's layers compute, whatever its head does; None for wider ones."""
+        kind = models.pick_dtype(self.dtype)
+        return kind if kind.itemsize == 2 else None
+
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Its tokenizer."""
         return self._loaded[1]
@@ -293,6 +319,15 @@ class RewardModelScorer:
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
         values = _values(self.model, ids, mask)
         return self._chosen(values if values.shape[1] > 1 else values[:, 0]).double().tolist()
+
+
+def within_rounding(scores: Sequence[float | None], kind: torch.dtype) -> int:
+    """Pairs of different scores that are one number in a narrower type: their order is in digits that the layers of
+    the model do not have."""
+    known = torch.tensor([score for score in scores if score is not None], dtype=torch.float64)
+    narrow = known.to(kind)
+    pairs = (known[:, None] != known) & (narrow[:, None] == narrow)
+    return int(pairs.sum()) // 2
 
 
 def _common_beginning(texts: Sequence[list[int]]) -> list[int]:

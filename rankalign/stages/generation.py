@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -256,11 +256,32 @@ def score(config: ScoreConfig, grader: Callable[[ScorerConfig], Grader] | None =
         retry_failed=config.retry_failed,
     )
     scale, names = Scale(config.shard, config.runner, config.workers), [each.name for each in graders]
-    return stage.run(
+    narrow = {each.name: kind for each in graders if (kind := getattr(each.scorer, "rounding", None)) is not None}
+    done = stage.run(
         lambda ledger: _score(sets, graders, scale, ledger),
         lambda items: _graded(sets, names, items),
         **_left_out(intake),
     )
+    return done if done["already_finished"] else {**done, **_near_ties(sets, narrow)}
+
+
+def _near_ties(sets: list[CandidateSet], narrow: Mapping[str, Any]) -> dict[str, Any]:
+    """By scorer, the pairs of answers whose order is in digits that 16 bits do not have; said on stderr."""
+    from rankalign.scorers.reward_model import within_rounding
+
+    found: dict[str, int] = {}
+    for name, kind in narrow.items():
+        rows = [[response.scores.get(name) for response in record.responses] for record in sets]
+        found[name] = sum(within_rounding(row, kind) for row in rows)
+        if found[name]:
+            pairs = sum(len(row) * (len(row) - 1) // 2 for row in rows)
+            told = str(kind).removeprefix("torch.")
+            print(
+                f"scorer {name!r}: {found[name]} of {pairs} pairs differ by less than {told} tells apart, in which its "
+                "layers compute; dtype float32 would tell",
+                file=sys.stderr,
+            )
+    return {"within_rounding": found} if found else {}
 
 
 class Grader:

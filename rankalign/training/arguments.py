@@ -22,6 +22,7 @@ from rankalign.models import devices
 from rankalign.registry import did_you_mean
 from rankalign.storage.jsonl import dumps, loads
 from rankalign.training import processes
+from rankalign.training.defaults import choose
 from rankalign.training.identity import identity
 from rankalign.training.measures import WATCHED, measured_names
 from rankalign.training.old_names import modernise
@@ -72,10 +73,16 @@ class TrainConfig(TrainingArguments):
             self._set_reward_defaults()  # before transformers puts `loss` where no metric is named
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
             self.use_cpu = True  # else accelerate finds nothing that processes could talk over
-        super().__post_init__()  # type: ignore[no-untyped-call]
-        devices.stay_on_cpu(self.use_cpu)
         if self.method == "sft":
             self.loss = "sft"
+        devices.stay_on_cpu(self.use_cpu)
+        # Whether layers run again is left to :mod:`rankalign.training.plan` where neither name of the flag is given.
+        self.may_checkpoint = self.activation_checkpointing is None and self.gradient_checkpointing is None
+        self.loss_settings  # noqa: B018 - refuses an unknown method or loss before a rate is looked up for it
+        self.chosen = choose(self)
+        self._take_compile()
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        self.torch_compile = self.compiled_by is not None
         self._check_launch()
         self._check_adapter()
         # Pinning without a GPU does nothing but warn.
@@ -84,6 +91,12 @@ class TrainConfig(TrainingArguments):
         check_optimiser(self)
         measured = measured_names(self.loss_settings)  # also a trial of the loss and its keywords
         self._check_metric(measured)
+
+    def _take_compile(self) -> None:
+        """Keep ``--torch_compile`` from accelerate, which would compile the model's forward: rows do not pass it."""
+        asked = self.torch_compile or self.torch_compile_backend or self.torch_compile_mode
+        self.compiled_by = (self.torch_compile_backend or "inductor", self.torch_compile_mode) if asked else None
+        self.torch_compile, self.torch_compile_backend, self.torch_compile_mode = False, None, None
 
     @property
     def model_settings(self) -> ModelSettings:
@@ -124,13 +137,25 @@ class TrainConfig(TrainingArguments):
         return "bf16" if self.bf16 else "fp16" if self.fp16 else "float32"
 
     @property
+    def rounding(self) -> torch.dtype | None:
+        """The 16-bit type that layers compute in; None where it is float32."""
+        narrow = "bfloat16" if self.bf16 or self.weights_dtype == "bfloat16" else "float16" if self.fp16 else ""
+        return devices.DTYPES[narrow] if narrow else None
+
+    @property
+    def compensated(self) -> bool:
+        """Whether the optimiser keeps what 16-bit weights lose of an update, and adds it to the next (Kahan 1965)."""
+        return getattr(self.optim, "value", self.optim) == "stable_adamw"
+
+    @property
     def weights_dtype(self) -> str:
         """The type in which weights are held while training: in 16 bits, by itself, only what is frozen."""
-        light = self.use_lora and self.bf16 and devices.device().type == "cuda" and not self._shards
+        light = self.use_lora and self.bf16 and devices.device().type == "cuda" and not self.sharded
         return str(self.dtype) if self.dtype != "auto" else "bfloat16" if light else "float32"
 
     @property
-    def _shards(self) -> bool:
+    def sharded(self) -> bool:
+        """Whether weights, gradients or the optimiser's state are to be spread over the processes."""
         return self.deepspeed_plugin is not None or bool(self.fsdp_plugin_args)
 
     def _check_method(self) -> None:
@@ -186,9 +211,11 @@ class TrainConfig(TrainingArguments):
             raise InputError("--use_dora is a kind of --use_lora: give both (and not with --method ppo)")
         if bits and self.method in ("reward", "ppo"):
             raise InputError(f"--load_in_{bits}bit needs --use_lora and method rank or sft")
-        if self.dtype == "bfloat16" and self.use_lora and self._shards:
+        if self.dtype == "bfloat16" and self.use_lora and self.sharded:
             raise InputError("--dtype bfloat16 with --use_lora works with one process or DDP: shards are of one type")
-        if bits and self._shards:
+        if self.torch_compile and (bits or self.sharded):
+            raise InputError("--torch_compile works with one process or DDP, and with weights of 16 bits or more")
+        if bits and self.sharded:
             raise InputError(f"--load_in_{bits}bit works with one process or DDP, not where weights are sharded")
 
     def _set_reward_defaults(self) -> None:
@@ -218,7 +245,8 @@ class TrainConfig(TrainingArguments):
 
     def own_settings(self) -> dict[str, Any]:
         """The settings that decide the result, see :func:`rankalign.training.identity.identity`."""
-        return identity(self)
+        compiled = {"torch_compile": list(self.compiled_by)} if self.compiled_by else {}
+        return identity(self) | compiled
 
 
 @dataclass

@@ -162,8 +162,6 @@ def load_model(
         dtype: of its weights; those of adapters and of a head that grades are float32.
         axes: what the outputs of a head that grades are called, where it has several.
     """
-    if dtype == "bfloat16" and not settings.use_lora:
-        print("--dtype bfloat16: updates below a 256th of a weight are rounded away, in part or whole", file=sys.stderr)
     name = settings.model
     more: dict[str, Any] = {"bits": settings.quantised, "train_adapter": settings.use_lora}
     model: Any = (

@@ -16,6 +16,7 @@ from rankalign.losses.ranked import Ranked
 from rankalign.storage import jsonl
 
 NAME = "ledger.jsonl"
+WHOLE = 1024  # batches whose figures may lie on the device, half a kilobyte each, before they are fetched
 Entry = dict[str, Any]
 
 
@@ -59,23 +60,37 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self.entries: dict[tuple[str, int], Entry] = {}
+        self._entries: dict[tuple[str, int], Entry] = {}
+        self._new: list[tuple[Sequence[str], int, int, Tensor]] = []  # on the device, which nobody waits for yet
         self.epoch, self.step = 1, 1
+
+    @property
+    def entries(self) -> dict[tuple[str, int], Entry]:
+        """All entries by id and epoch; waits for the device where some are new."""
+        new, self._new = self._new, []
+        rows = iter(torch.cat([some for *_, some in new]).tolist() if new else [])
+        for ids, epoch, step, _ in new:
+            for ident in ids:
+                loss, best, worst, tau = (value if math.isfinite(value) else None for value in next(rows))
+                margin = None if best is None or worst is None else best - worst
+                entry = {"id": ident, "epoch": epoch, "step": step, "loss": loss}
+                self._entries[ident, epoch] = entry | {"best": best, "worst": worst, "margin": margin, "tau": tau}
+        return self._entries
 
     def add(self, ids: Sequence[str], losses: Tensor, measures: Measures) -> None:
         """Take in one batch; an example that comes again within an epoch replaces its entry."""
-        rows = torch.stack([losses.detach().double(), *measures]).T.tolist()
-        for ident, row in zip(ids, rows, strict=True):
-            loss, best, worst, tau = (value if math.isfinite(value) else None for value in row)
-            margin = None if best is None or worst is None else best - worst
-            entry = {"id": ident, "epoch": self.epoch, "step": self.step, "loss": loss}
-            self.entries[ident, self.epoch] = entry | {"best": best, "worst": worst, "margin": margin, "tau": tau}
+        rows = torch.stack([losses.detach().double(), *measures]).T
+        if len(rows) != len(ids):
+            raise ValueError(f"{len(ids)} ids for {len(rows)} lists")
+        self._new.append((ids, self.epoch, self.step, rows))
+        if len(self._new) == WHOLE:
+            self.entries  # noqa: B018
 
     def read(self, path: Path, steps: int) -> None:
         """Go on with the file of an earlier run; entries of steps behind its checkpoint are about to be made again."""
         if path.exists() and path.stat().st_size:
             old = [row for _, row in jsonl.read_rows(path) if row["step"] <= steps]
-            self.entries = {(row["id"], row["epoch"]): row for row in old}
+            self._entries, self._new = {(row["id"], row["epoch"]): row for row in old}, []
 
     def write(self, path: Path, first: bool) -> None:
         """Write the entries of all ranks, whole and atomically; ``first`` tells the rank that writes."""

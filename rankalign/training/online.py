@@ -27,8 +27,10 @@ from rankalign.storage.folders import check_writable
 from rankalign.training import inputs, run
 from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import TrainConfig
+from rankalign.training.defaults import say
+from rankalign.training.examples import Example
 from rankalign.training.fit import check_fit
-from rankalign.training.rank import Example, RankTrainer, Watch
+from rankalign.training.rank import RankTrainer, Watch
 from rankalign.training.tokens import OFF, encode
 
 
@@ -244,6 +246,7 @@ def train_online(
         return {**run.summary(output, manifest.read(output) or {}), "already_finished": True}
     run.begun(config, settings)
     check_writable(output)
+    say(config)
     set_seed(config.seed)
     tokenizer = models.load_tokenizer(config.model)
     alone, eval_data = config.loss == "sft", of_data.eval_data

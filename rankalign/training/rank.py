@@ -5,214 +5,50 @@ The mean is over the prompts of a whole update: it does not change with micro-ba
 
 from __future__ import annotations
 
-from collections import Counter
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
-from torch.utils.data import Dataset
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from rankalign.data.encode import Spans, TokenList
-from rankalign.data.shares import clustered_wilson
-from rankalign.data.token_table import TokenTable
 from rankalign.errors import InputError
-from rankalign.losses.ranked import Ranked
+from rankalign.rows.checks import Checks
+from rankalign.rows.compiled import compile_layers
 from rankalign.rows.logps import list_logps
 from rankalign.rows.tree import tree_tokens
 from rankalign.rows.two_pass import backward_two_pass
 from rankalign.storage.folders import readable
 from rankalign.training.ahead import References
 from rankalign.training.arguments import TrainConfig
+from rankalign.training.examples import Example, ExampleSet, check_ids, collate, to_ranked, token_ids, unlearned
 from rankalign.training.identity import note
-from rankalign.training.ledger import NAME, Ledger, LedgerFile, measure
+from rankalign.training.ledger import NAME, Ledger, LedgerFile
+from rankalign.training.meter import Meter
 from rankalign.training.packing import RowFill, pack
 from rankalign.training.tally import Tally
-
-
-@dataclass(frozen=True)
-class Example:
-    """One prompt's candidates with their reference log-probabilities (N,), where the loss needs them.
-
-    One that does not count keeps a process busy while the others run the last, short micro-batch of an epoch.
-    """
-
-    tokens: TokenList
-    ref_logps: Tensor | None = None
-    counts: bool = True
-
 
 Watch = Callable[[Any], Mapping[str, float]]
 """Measures a model while it trains: figures by name."""
 
 
-class Examples(Sequence[Example]):
-    """Examples that are put together when they are asked for, so that lists may stay in a table on disk.
+class BeforeUpdate(TrainerCallback):
+    """Looks at what had to hold, once the gradient is whole and before the weights take it in."""
 
-    Args:
-        lists: one a prompt.
-        references: (N,) of each, or None for all.
-    """
+    def __init__(self, checks: Checks) -> None:
+        self.checks = checks
 
-    def __init__(self, lists: Sequence[TokenList], references: Sequence[Tensor | None] | None) -> None:
-        self.lists, self.references = lists, references
-
-    def __len__(self) -> int:
-        return len(self.lists)
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return Example(self.lists[index], None if self.references is None else self.references[index])
-
-
-class ExampleSet(Dataset[Example]):
-    """Examples as a data set of torch."""
-
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.examples[index]
-
-
-def collate(examples: list[Example]) -> dict[str, list[Example]]:
-    """A batch is the list of its examples: ragged lists stay ragged until their log-probabilities are known."""
-    return {"examples": examples}
-
-
-def token_ids(examples: Sequence[Example]) -> tuple[list[list[int]], list[list[list[int]]]]:
-    """Prompts, and the responses of each."""
-    return [e.tokens.prompt for e in examples], [e.tokens.responses for e in examples]
-
-
-def unlearned(lists: Sequence[TokenList]) -> list[list[Spans]]:
-    """For each list, by response, the spans of tokens that get no loss; a list where none has any is empty."""
-    return [tokens.unlearned for tokens in lists]
-
-
-def pad(rows: Sequence[Sequence[float] | Tensor], width: int, fill: float = 0.0) -> Tensor:
-    """(P, width) float64 of ragged rows."""
-    out = torch.full((len(rows), width), fill, dtype=torch.float64)
-    for row, values in zip(out, rows, strict=True):
-        row[: len(values)] = torch.as_tensor(values, dtype=torch.float64)
-    return out
-
-
-def to_ranked(examples: Sequence[Example], logps: Tensor) -> Ranked:
-    """What a loss reads, from a batch and the policy's log-probabilities (P, N)."""
-    width, device = logps.shape[1], logps.device
-    sizes = torch.tensor([len(e.tokens.responses) for e in examples], device=device)
-    refs = [e.ref_logps for e in examples if e.ref_logps is not None]
-    return Ranked(
-        logps=logps,
-        lengths=pad([e.tokens.lengths for e in examples], width).long().to(device),
-        scores=pad([e.tokens.scores for e in examples], width).to(device),
-        mask=torch.arange(width, device=device) < sizes.unsqueeze(1),
-        ref_logps=pad(refs, width).to(logps) if refs else None,
-        prompt_lengths=torch.tensor([len(e.tokens.prompt) for e in examples], device=device),
-    )
-
-
-class Meter:
-    """Sums over prompts and pairs since the last reading, so that logged means are exact for any logging interval.
-
-    Args:
-        ledger: takes each prompt's own figures too.
-    """
-
-    def __init__(self, ledger: Ledger | None = None) -> None:
-        self.sums: Counter[str] = Counter()
-        self.ledger, self.by_prompt = ledger, list[Tensor]()
-
-    @torch.no_grad()
-    def add(
-        self,
-        ranked: Ranked,
-        losses: Tensor,
-        parts: dict[str, Tensor],
-        compared: Tensor | None = None,
-        ids: Sequence[str] = (),
-    ) -> None:
-        """Take in one batch: ``losses`` (P,), the named parts they are made of, (P,) each, the (P, N) values by
-        which accuracy and margin go, log-probabilities a token where none are given, and the prompts' ids for the
-        ledger."""
-        pairs = ranked.pairs
-        values = ranked.logps / ranked.lengths.clamp(min=1) if compared is None else compared
-        margin = values.unsqueeze(2) - values.unsqueeze(1)
-        self._add(prompts=len(losses), candidates=ranked.mask.sum(), tokens=(ranked.lengths * ranked.mask).sum())
-        self._add(pairs=pairs.sum(), right=(pairs & (margin > 0)).sum(), margin=margin[pairs].sum())
-        self._add(tied=_tied(ranked), loss=losses.sum(), **{name: part.sum() for name, part in parts.items()})
-        self.by_prompt.append(torch.stack([(pairs & (margin > 0)).sum((1, 2)), pairs.sum((1, 2))]))
-        measures = measure(ranked, values)
-        if compared is None:
-            self._add(best_logp=measures.best.sum())
-        if self.ledger is not None:
-            self.ledger.add(ids, losses, measures)
-        if ranked.ref_logps is not None:
-            reward = ranked.logps - ranked.ref_logps
-            self._add(reward_right=(pairs & (reward.unsqueeze(2) > reward.unsqueeze(1))).sum())
-
-    def _add(self, **values: Tensor | int) -> None:
-        for name, value in values.items():
-            self.sums[name] += float(value)  # type: ignore[assignment]
-
-    def read(self, prefix: str = "") -> dict[str, float]:
-        """Means since the last reading, over all processes, which must all come here: losses over prompts, accuracies
-        and margins over strict pairs."""
-        own, self.sums, sums = self.sums, Counter(), Counter[str]()
-        for some in gather_object([own]):
-            sums.update(some)
-        self.by_prompt.clear()
-        prompts, pairs = max(sums.pop("prompts", 0), 1), sums.pop("pairs", 0)
-        logs: dict[str, float] = {"pairs": pairs, "tied_pairs": sums.pop("tied", 0), "tokens": sums.pop("tokens", 0)}
-        logs["candidates"] = sums.pop("candidates", 0)
-        for name, label in (("right", "ranking_accuracy"), ("margin", "margin"), ("reward_right", "reward_accuracy")):
-            if name in sums and pairs:
-                logs[label] = sums[name] / pairs
-            sums.pop(name, None)
-        logs.update({name: value / prompts for name, value in sums.items()})
-        return {prefix + name: value for name, value in logs.items()}
-
-    def accuracy_bounds(self) -> dict[str, float]:
-        """95 % interval over prompts, of all processes, of the ranking accuracy since the last reading; empty without
-        pairs."""
-        by_prompt = gather_object([counts.cpu() for counts in self.by_prompt])
-        bounds = clustered_wilson(*torch.cat(by_prompt, dim=1).tolist()) if by_prompt else None
-        return dict(zip(("accuracy_low", "accuracy_high"), bounds or (), strict=False))
-
-
-def _tied(ranked: Ranked) -> Tensor:
-    both = (ranked.mask.unsqueeze(2) & ranked.mask.unsqueeze(1)).triu(diagonal=1)
-    return (both & (ranked.scores.unsqueeze(2) == ranked.scores.unsqueeze(1))).sum()
-
-
-def _check_ids(examples: Sequence[Example]) -> None:
-    """Refuse two lists of one id: ledger and messages know lists by their ids. Held-out lists have ids of their own.
-
-    Raises:
-        InputError: naming the id.
-    """
-    if isinstance(examples, Examples) and isinstance(examples.lists, TokenTable):
-        ident, count = examples.lists.repeated() or ("", 0)
-    else:
-        ident, count = Counter(example.tokens.id for example in examples).most_common(1)[0] if examples else ("", 0)
-    if count > 1:
-        raise InputError(f"{count} training lists have the id {ident!r}; give each an id of its own")
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Raise what was found."""
+        self.checks.settle()
 
 
 class RankTrainer(Trainer):
@@ -239,7 +75,7 @@ class RankTrainer(Trainer):
         layout: str = "auto",
         **more: Any,
     ) -> None:
-        _check_ids(train)
+        check_ids(train)
         super().__init__(
             model=model,
             args=config,
@@ -248,11 +84,14 @@ class RankTrainer(Trainer):
             data_collator=collate,
             **more,
         )
+        if config.compiled_by:
+            layers = compile_layers(model, *config.compiled_by)
+            print(f"torch.compile: the MLPs of {layers} layers, by {config.compiled_by[0]}", file=sys.stderr)
         self.model_accepts_loss_kwargs = False
         self.config, self.layout, self.held_out = config, layout, evaluation
         self.loss, self.keywords = config.loss_entry, config.loss_keywords()
         ledger = Ledger()
-        self.meter = Meter(ledger)
+        self.meter = Meter(ledger, config.rounding)
         self.row_fill = RowFill()
         self.watch: Watch | None = None
         self.references: References | None = None
@@ -261,6 +100,8 @@ class RankTrainer(Trainer):
         self.add_callback(self.ledger_file)
         self.tally = Tally()
         self.add_callback(self.tally)
+        self.checks = Checks()
+        self.add_callback(BeforeUpdate(self.checks))
 
     def values(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
         """(P, N) values of the candidates that the loss compares: log-probabilities here, rewards in a subclass."""
@@ -293,8 +134,10 @@ class RankTrainer(Trainer):
         if batches and self.config.batch_by == "tokens":
             batches = self._in_even_rows(batches)
         batches = self._referred(batches)
-        prompts = torch.tensor(sum(e.counts for batch in batches for e in batch["examples"]), device=device)
-        return batches, self.accelerator.gather(prompts).sum()
+        prompts = torch.tensor(sum(e.counts for batch in batches for e in batch["examples"]))
+        if self.args.world_size > 1:
+            prompts = self.accelerator.gather(prompts.to(device)).sum()
+        return batches, prompts
 
     def _referred(self, batches: list[Any]) -> list[Any]:
         """The batches, each example with what the start model gives it, computed for all of them at once."""
@@ -390,9 +233,9 @@ class RankTrainer(Trainer):
 
         budget, backward = self.config.token_budget, self.accelerator.backward
         with self.compute_loss_context_manager():
-            more: dict[str, Any] = {"layout": self.layout, "backward": backward}
-            more["unlearned"] = unlearned([e.tokens for e in examples])
-            return backward_two_pass(model, *token_ids(examples), loss_of, budget, **more)[0]
+            how: dict[str, Any] = {"layout": self.layout, "backward": backward, "checks": self.checks}
+            how["unlearned"] = unlearned([e.tokens for e in examples])
+            return backward_two_pass(model, *token_ids(examples), loss_of, budget, **how)[0]
 
     def compute_loss(
         self,
@@ -404,7 +247,7 @@ class RankTrainer(Trainer):
         """This micro-batch's share of the mean over the update's prompts.
 
         Raises:
-            InputError: the loss is not finite.
+            InputError: the loss is not finite; on a GPU just before the update, so that nothing waits for it here.
         """
         examples = inputs["examples"]
         loss = self._share(self.losses(model, examples, self._meter(examples)), examples, num_items_in_batch)
@@ -415,9 +258,7 @@ class RankTrainer(Trainer):
         return self.meter if examples[0].counts else Meter()
 
     def _share(self, losses: Tensor, examples: Sequence[Example], prompts: Tensor | int | None) -> Tensor:
-        if not torch.isfinite(losses).all():
-            names = [e.tokens.id for e, ok in zip(examples, torch.isfinite(losses), strict=True) if not ok]
-            raise InputError(f"the loss is not finite for prompts {', '.join(names)}; lower --learning_rate or --beta")
+        self.checks.require(torch.isfinite(losses), partial(_not_finite, [e.tokens.id for e in examples]))
         prompts = prompts if prompts is not None else len(losses)
         # Times 0, and not left out, where it does not count: the other ranks wait for this one's backward.
         counted = losses.sum() * examples[0].counts
@@ -477,6 +318,11 @@ def _cut(examples: list[Example], sizes: Sequence[int]) -> list[list[Example]]:
     """The examples in groups of so many."""
     rest = iter(examples)
     return [list(islice(rest, size)) for size in sizes]
+
+
+def _not_finite(ids: Sequence[str], fine: Sequence[bool]) -> InputError:
+    names = ", ".join(ident for ident, good in zip(ids, fine, strict=True) if not good)
+    return InputError(f"the loss is not finite for prompts {names}; lower --learning_rate or --beta")
 
 
 @contextmanager

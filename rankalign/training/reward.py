@@ -22,7 +22,10 @@ from rankalign.losses.reward import axis_errors, axis_regression, per_token
 from rankalign.models import load as models
 from rankalign.rows import rewards
 from rankalign.rows.logps import causal_lm
-from rankalign.training.rank import Example, Meter, RankTrainer, pad, to_ranked, token_ids
+from rankalign.rows.upload import to_device
+from rankalign.training.examples import Example, pad, to_ranked, token_ids
+from rankalign.training.meter import Meter
+from rankalign.training.rank import RankTrainer
 
 # --- the model ---------------------------------------------------------------------------------------------------
 
@@ -284,7 +287,8 @@ def compare(
     traces = torch.stack([nn.functional.pad(row, (0, 0, 0, width - len(row))) for row in rows])
     first = torch.stack([_square(lists, width, _first_difference) for lists in read])
     stop = torch.stack([_square(lists, width, lambda a, b: max(len(a), len(b))) for lists in read])
-    return traces, first.to(traces.device), stop.to(traces.device)
+    first, stop = to_device(traces.device, first, stop)
+    return traces, first, stop
 
 
 def _held(values: Tensor, length: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from rankalign.training import processes
 from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.card import write_card
+from rankalign.training.defaults import say
 from rankalign.training.diagnosis import Diagnosis
+from rankalign.training.examples import Examples
 from rankalign.training.fit import check_fit
 from rankalign.training.identity import check_same_run
 from rankalign.training.inputs import (
@@ -39,7 +42,8 @@ from rankalign.training.inputs import (
     references_ahead,
     references_of,
 )
-from rankalign.training.rank import Examples, RankTrainer, Watch
+from rankalign.training.plan.verdict import checkpointing
+from rankalign.training.rank import RankTrainer, Watch
 from rankalign.training.reward import RewardTrainer, start_at_zero
 from rankalign.training.settings import ModelSettings
 
@@ -73,6 +77,7 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
     begun(config, settings)  # refused before the model is loaded and references are computed
     if processes.is_first():
         check_writable(output)
+    say(config, checkpointing(config))
     set_seed(config.seed)
     tokenizer = models.load_tokenizer(config.model)
     lists, held_out, counts = load_data(config.data_settings, loss, tokenizer)
@@ -109,6 +114,7 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
     run_trainer(trainer, config, settings)
     if ahead is not None:
         print(ahead.cache.said(), file=sys.stderr)
+    say_rounding(trainer.state.log_history, config.rounding)
     save(trainer, tokenizer, output, config.model_settings)
     facts = {"counts": counts, "metrics": trainer.state.log_history[-1], "seconds": trainer.tally.total_seconds()}
     facts["steps"] = trainer.state.global_step
@@ -116,6 +122,15 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
         conclude(config, output, settings, facts)
     PartialState().wait_for_everyone()  # no process returns before the manifest is there
     return {**summary(output, facts), "already_finished": False}
+
+
+def say_rounding(history: Sequence[Mapping[str, Any]], rounding: torch.dtype | None) -> None:
+    """Say on stderr how many pairs a run in 16 bits told apart by digits that its layers do not have."""
+    near, pairs = (sum(line.get(name, 0) for line in history) for name in ("within_rounding", "pairs"))
+    if near:
+        kind = str(rounding).removeprefix("torch.")
+        print(f"{near:.0f} of {pairs:.0f} pairs met while training differ by less than {kind} tells apart: their order "
+              "is rounding (within_rounding in log.jsonl)", file=sys.stderr)  # fmt: skip
 
 
 def conclude(config: TrainConfig, output: Path, settings: dict[str, Any], facts: dict[str, Any]) -> None:

@@ -267,7 +267,8 @@ class TrainerDefaults:
     """Flags of transformers' own whose defaults differ here: those of RRHF's command line, and no log line lost."""
 
     output_dir: str | None = flag("runs/rrhf", "where checkpoints, log.jsonl, the final model and the manifest go")
-    learning_rate: float = flag(2e-5, "peak learning rate")
+    learning_rate: float | None = flag(None, "peak learning rate; by itself that of the loss and method, see losses.md")
+    bf16: bool | None = flag(None, "products in bfloat16; by itself on GPUs that have it")
     lr_scheduler_type: str = flag("cosine", "schedule")
     warmup_steps: float = flag(0.03, "warm-up: steps, or a share of all steps where below 1")
     per_device_train_batch_size: int = flag(4, "prompts a micro-batch, each with all its candidates")

@@ -26,9 +26,6 @@ _HUB = "publishing is a step of its own: `hf upload REPOSITORY FOLDER` takes the
 # Refused under any value but the default.
 REFUSED: dict[str, str] = {
     "label_smoothing_factor": "it smooths token labels; losses that can be smoothed take --label_smoothing",
-    "torch_compile": "it would do nothing: rows do not pass through the compiled forward",
-    "torch_compile_backend": "it would do nothing: rows do not pass through the compiled forward",
-    "torch_compile_mode": "it would do nothing: rows do not pass through the compiled forward",
     "use_liger_kernel": _NO_FORWARD,
     "liger_kernel_config": _NO_FORWARD,
     "use_cache": "training rows have no cache of keys and values",
@@ -72,6 +69,8 @@ LIMITED: dict[str, str] = {
     "save_strategy": "best needs --metric_for_best_model and measurements",
     "do_eval": "with --eval_strategy, which says when",
     "fp16": "on a GPU",
+    "torch_compile": "every layer's MLP, one graph for rows of all lengths; one process or DDP, not in 4 or 8 bits",
+    "torch_compile_mode": "not those that record CUDA graphs, which are of one length",
     "tf32": "on an NVIDIA GPU; elsewhere left out, which is said",
     "fsdp": "under a launcher; for one process left out, which is said",
     "fsdp_config": "under a launcher; for one process left out, which is said",
@@ -89,7 +88,8 @@ PPO_UNREAD = (
     "save_strategy", "data_seed", "report_to", "train_sampling_strategy", "full_determinism",
     "resume_from_checkpoint", "torch_empty_cache_steps", "restore_callback_states_from_checkpoint",
     "dataloader_num_workers", "dataloader_drop_last", "dataloader_persistent_workers", "dataloader_prefetch_factor",
-    "dataloader_multiprocessing_context", "dataloader_in_order", "skip_memory_metrics",
+    "dataloader_multiprocessing_context", "dataloader_in_order", "skip_memory_metrics", "torch_compile",
+    "torch_compile_backend", "torch_compile_mode",
 )  # fmt: skip
 _OFF: tuple[Any, ...] = (
     None,
@@ -180,6 +180,8 @@ def check_optimiser(config: TrainingArguments) -> None:
     name = getattr(config.optim, "value", config.optim)
     if any(kind in name for kind in ("galore", "apollo", "lomo")):  # they hook into the layers of the plain forward
         raise InputError(f"--optim {name} is not for training here: {_NO_FORWARD}")
+    if name == "stable_adamw" and "kahan_sum" in (config.optim_args or ""):  # transformers reads `False` as true
+        raise InputError("--optim_args kahan_sum: it is on for weights of 16 bits, and off for wider ones, by itself")
     told = config.optim_args
     for part in told.replace(" ", "").split(",") if told else []:
         if not re.fullmatch(r"[^=]+=[^=]+", part):

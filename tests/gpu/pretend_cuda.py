@@ -71,12 +71,14 @@ class Log:
     Attributes:
         kernels: name, type and shapes of everything that would have been launched.
         waits: places in the code that waited for the device.
-        uploads: places that copied from the host, which pageable memory makes wait too.
+        uploads: places that copied from the host.
+        slow_uploads: those of them that the host waits in: from pageable memory, or told to wait.
     """
 
     kernels: list[tuple[str, str, tuple[Any, ...]]] = field(default_factory=list)
     waits: list[tuple[str, str]] = field(default_factory=list)
     uploads: list[str] = field(default_factory=list)
+    slow_uploads: list[str] = field(default_factory=list)
 
     def counts(self) -> Counter[str]:
         """Launches by operation and type."""
@@ -225,6 +227,8 @@ def _note(op: Any, args: Any, kwargs: Any, leaves: list[Any]) -> None:
             log.waits.append((name, _where()))
         if name == "upload":
             log.uploads.append(_where())
+            if not (len(args) > 2 and args[2] and args[1].is_pinned()):
+                log.slow_uploads.append(_where())
 
 
 def _run(op: Any, *args: Any, **kwargs: Any) -> Any:

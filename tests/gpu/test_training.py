@@ -63,7 +63,8 @@ def test_a_run_told_to_use_the_cpu_touches_no_gpu(tmp_path: Path, watch: Any) ->
     [
         ({"bf16": True, "use_lora": True}, "bfloat16"),
         ({"bf16": True}, "float32"),
-        ({"use_lora": True}, "float32"),
+        ({"use_lora": True}, "bfloat16"),
+        ({"use_lora": True, "bf16": False}, "float32"),
         ({"bf16": True, "use_lora": True, "dtype": "float32"}, "float32"),
         ({"bf16": True, "use_lora": True, "use_cpu": True}, "float32"),
         ({"dtype": "bfloat16"}, "bfloat16"),

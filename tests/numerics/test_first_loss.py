@@ -16,8 +16,9 @@ from rankalign.losses import LOSSES
 from rankalign.models import load as models
 from rankalign.models import tiny
 from rankalign.training.arguments import parse_settings
+from rankalign.training.examples import Example
 from rankalign.training.inputs import load_data, references_of
-from rankalign.training.rank import Example, RankTrainer
+from rankalign.training.rank import RankTrainer
 from rankalign.training.run import train
 
 LN2 = math.log(2)

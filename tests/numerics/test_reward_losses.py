@@ -17,7 +17,7 @@ from rankalign.losses import reward as losses
 from rankalign.losses.ranked import Ranked
 from rankalign.models import tiny
 from rankalign.training import reward as reward_module
-from rankalign.training.rank import Example
+from rankalign.training.examples import Example
 from rankalign.training.reward import compare
 
 EOS = 2

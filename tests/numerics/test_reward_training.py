@@ -26,7 +26,8 @@ from rankalign.rows import rewards
 from rankalign.scorers.reward_model import RewardModelScorer
 from rankalign.training import reward as reward_module
 from rankalign.training.arguments import TrainConfig, parse_settings
-from rankalign.training.rank import Example, Meter
+from rankalign.training.examples import Example
+from rankalign.training.meter import Meter
 from rankalign.training.reward import RewardTrainer, one_score_a_text, pad_apart_from_end
 from rankalign.training.run import train
 

@@ -19,7 +19,8 @@ from rankalign.models import tiny
 from rankalign.models.merge import merge_lora
 from rankalign.training import reference
 from rankalign.training.arguments import TrainConfig, parse_settings
-from rankalign.training.rank import Example, RankTrainer, to_ranked
+from rankalign.training.examples import Example, to_ranked
+from rankalign.training.rank import RankTrainer
 from rankalign.training.reference import ReferenceCache
 from rankalign.training.run import train
 
@@ -189,7 +190,7 @@ def test_log_parts_add_up(tmp_path: Path) -> None:
 
 
 def test_accuracy_counts_strict_pairs_by_mean_log_probability() -> None:
-    from rankalign.training.rank import Meter
+    from rankalign.training.meter import Meter
 
     tokens = TokenList("p", [1], [[5, 6], [7], [8, 9, 10], [11]], [3.0, 2.0, 2.0, 1.0])
     logps = torch.tensor([[-2.0, -0.5, -9.0, -4.0]], dtype=torch.float64)

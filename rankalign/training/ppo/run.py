@@ -27,6 +27,7 @@ from rankalign.storage.sources import is_there, sha256_of
 from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import PPOConfig
 from rankalign.training.card import write_card
+from rankalign.training.defaults import say
 from rankalign.training.fit import check_end, check_fit
 from rankalign.training.inputs import choose_kernels, disable_dropout, mixed, say_counts, tokenizer_hash
 from rankalign.training.ppo import state as ppo_state
@@ -55,6 +56,7 @@ def train_ppo(config: PPOConfig, sampler: Sampler, reward: Reward) -> dict[str, 
         return _summary(output, already_finished=True)
     choose_kernels(config.run_settings)
     check_writable(output)
+    say(config)
     set_seed(config.seed)
     tokenizer = models.load_tokenizer(config.model)
     check_end(tokenizer)

@@ -347,8 +347,8 @@ def test_reward_model_settings_and_fingerprint(tmp_path: Path, monkeypatch: pyte
     assert first == RewardModelScorer("other", model="tiny-rm", batch_size=5).fingerprint()
     assert first["weights"] == models.weights_fingerprint(tiny.build_tiny_reward_model())
     assert first != RewardModelScorer("rm", model="tiny-rm", template="raw").fingerprint()
-    with pytest.raises(InputError, match="batch_size must be at least 1"):
-        RewardModelScorer("rm", model="tiny-rm", batch_size=0)
+    with pytest.raises(InputError, match="batch_size and max_length must be 0 or more"):
+        RewardModelScorer("rm", model="tiny-rm", batch_size=-1)
     with pytest.raises(InputError, match="unknown template"):
         RewardModelScorer("rm", model="tiny-rm", template="none")
     with pytest.raises(InputError, match="is no reward model"):

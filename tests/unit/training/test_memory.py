@@ -86,7 +86,7 @@ def test_adapter_trains_on_from_where_it_was(tmp_path: Path) -> None:
         ({"use_dora": True}, "--use_dora is a kind of --use_lora"),
         ({"load_in_4bit": True}, "needs --use_lora"),
         ({"use_lora": True, "load_in_4bit": True, "load_in_8bit": True}, "exclude each other"),
-        ({"torch_compile": True}, "--torch_compile .* would do nothing"),
+        ({"use_liger_kernel": True}, "--use_liger_kernel .* rows do not pass"),
         ({"accelerator_config": '{"even_batches": false}'}, "even_batches"),
     ],
 )

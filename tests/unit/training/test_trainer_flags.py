@@ -21,7 +21,7 @@ from rankalign.training.trainer_flags import LIMITED, REFUSED
 
 # A value other than the default for each refused flag.
 GIVEN: dict[str, Any] = {
-    "label_smoothing_factor": 0.1, "torch_compile_backend": "inductor", "torch_compile_mode": "default",
+    "label_smoothing_factor": 0.1,
     "liger_kernel_config": {"rope": True}, "average_tokens_across_devices": False, "eval_do_concat_batches": False,
     "eval_accumulation_steps": 2, "include_for_metrics": ["inputs"], "label_names": ["labels"],
     "length_column_name": "size", "debug": "underflow_overflow", "hub_model_id": "a/b", "hub_strategy": "end",
@@ -52,7 +52,7 @@ ELSEWHERE = {
     "gradient_accumulation_steps", "logging_steps", "disable_tqdm", "save_steps", "save_total_limit", "seed", "use_cpu",
     "fp16", "tf32", "fsdp", "fsdp_config", "deepspeed", "accelerator_config", "ddp_find_unused_parameters",
     "ddp_backend", "resume_from_checkpoint", "full_determinism", "local_rank", "activation_checkpointing",
-    "activation_checkpointing_kwargs",
+    "activation_checkpointing_kwargs", "torch_compile", "torch_compile_backend", "torch_compile_mode",
 }  # fmt: skip
 FIELDS = [item.name for item in dataclasses.fields(TrainingArguments)]
 
