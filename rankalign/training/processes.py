@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from rankalign.errors import InputError
@@ -73,6 +75,23 @@ def asked_to_shard(config: Any) -> bool:
     """
     env = any(os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1") for name in ("FSDP", "DEEPSPEED"))
     return bool(config.fsdp) or config.deepspeed is not None or env
+
+
+def keep_digits(plugin: Any) -> None:
+    """Have FSDP2 under mixed precision hand on float32 log-probabilities, and add gradients up in float32.
+
+    accelerate's policy casts what a forward returns, and our rows' log-probabilities are returned by one, to 16 bits,
+    and adds the gradients of all processes in 16 bits. Weights and products stay in 16 bits.
+
+    Args:
+        plugin: accelerate's FullyShardedDataParallelPlugin, or None. A policy that is not accelerate's own stays.
+    """
+    policy = getattr(plugin, "mixed_precision_policy", None)
+    narrow = (torch.bfloat16, torch.float16)
+    if not isinstance(policy, MixedPrecisionPolicy) or policy.output_dtype not in narrow:
+        return
+    if policy.param_dtype == policy.reduce_dtype == policy.output_dtype:
+        plugin.mixed_precision_policy = replace(policy, reduce_dtype=torch.float32, output_dtype=None)
 
 
 def check_type(kind: DistributedType, fsdp: Any, deepspeed: Any) -> None:

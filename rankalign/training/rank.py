@@ -34,6 +34,7 @@ from rankalign.training.identity import note
 from rankalign.training.ledger import NAME, Ledger, LedgerFile
 from rankalign.training.meter import Meter
 from rankalign.training.packing import RowFill, pack
+from rankalign.training.processes import keep_digits
 from rankalign.training.tally import Tally
 
 Watch = Callable[[Any], Mapping[str, float]]
@@ -102,6 +103,11 @@ class RankTrainer(Trainer):
         self.add_callback(self.tally)
         self.checks = Checks()
         self.add_callback(BeforeUpdate(self.checks))
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As transformers does, and with all digits of what rows return where weights are sharded."""
+        super().create_accelerator_and_postprocess()  # type: ignore[no-untyped-call]
+        keep_digits(getattr(self.accelerator.state, "fsdp_plugin", None))
 
     def values(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
         """(P, N) values of the candidates that the loss compares: log-probabilities here, rewards in a subclass."""

@@ -13,9 +13,10 @@ import torch
 
 from rankalign.errors import InputError
 from rankalign.rows.tree import tree_tokens
+from rankalign.training.examples import Example
 from rankalign.training.online import plan as online_plan
 from rankalign.training.packing import RowFill, pack
-from rankalign.training.rank import Example, RankTrainer
+from rankalign.training.rank import RankTrainer
 from tests.numerics.test_training import settings, toy_lists, trained
 
 
