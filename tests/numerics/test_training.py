@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,20 @@ def test_a_loss_that_is_not_finite_stops_with_the_prompt(tmp_path: Path) -> None
 
 
 # --- reference log-probabilities ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("off", "fine"), [(1.0, True), (3.0, False)])
+def test_stored_sums_in_16_bits_may_be_off_by_rounding_alone(off: float, fine: bool, tmp_path: Path) -> None:
+    """A hundred tokens of 3 nats each lose 0.7 at worst; a hundredth of their sum would be 3."""
+    tokens = [TokenList("p", [1, 2], [list(range(100))], [0.0])]
+    ReferenceCache(tmp_path, "w" * 64, "bf16-cuda").logps(tokens, lambda some: [torch.tensor([-300.0])])
+    again = ReferenceCache(tmp_path, "w" * 64, "bf16-cuda")
+    with nullcontext() if fine else pytest.raises(InputError, match="delete the file"):
+        again.logps(tokens, lambda some: [torch.tensor([-300.0 - off])])
+    tight = ReferenceCache(tmp_path, "v" * 64, "float32-cpu")
+    tight.logps(tokens, lambda some: [torch.tensor([-300.0])])
+    with pytest.raises(InputError, match="delete the file"):
+        ReferenceCache(tmp_path, "v" * 64, "float32-cpu").logps(tokens, lambda some: [torch.tensor([-300.0 - off])])
 
 
 def test_reference_cache_computes_once_and_equals_on_the_fly(tmp_path: Path) -> None:
