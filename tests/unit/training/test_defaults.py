@@ -98,7 +98,8 @@ def test_bfloat16_weights_go_as_far_as_float32_ones_only_where_losses_are_kept(t
     which way; weights that are saved in 16 bits cannot end just there."""
     pytest.importorskip("optimi")
     data = write_data(tmp_path / "data.jsonl")
-    start = dict(models.load_policy("tiny", dtype="float32").named_parameters())
+    model = models.load_policy("tiny", dtype="float32")
+    start = {name: weight.detach() for name, weight in model.named_parameters()}
 
     def moved(name: str, **more: Any) -> torch.Tensor:
         told = {"loss": "rrhf", "save_strategy": "no", "keep_float32": True, "use_cpu": True, "learning_rate": 1e-5}
