@@ -106,7 +106,7 @@ class RankTrainer(Trainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         """As transformers does, and with all digits of what rows return where weights are sharded."""
-        super().create_accelerator_and_postprocess()  # type: ignore[no-untyped-call]
+        super().create_accelerator_and_postprocess()
         keep_digits(getattr(self.accelerator.state, "fsdp_plugin", None))
 
     def values(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
