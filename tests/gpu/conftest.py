@@ -24,6 +24,20 @@ if not REAL and not TOO_LATE:
     pretend_cuda.enable()
 
 
+@pytest.fixture(autouse=True)
+def _no_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan of each of these small runs, which would tell nothing, takes longer than the run."""
+    if REAL:
+        return
+    from rankalign.errors import InputError
+    from rankalign.training.plan import verdict
+
+    def plan(*_: Any, **__: Any) -> None:
+        raise InputError("not of a pretended device")
+
+    monkeypatch.setattr(verdict, "plan", plan)
+
+
 @pytest.fixture
 def any_type(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ragged flash attention in float64, to the last digits: the pretended device alone can."""

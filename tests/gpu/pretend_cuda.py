@@ -21,6 +21,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 SOURCE = Path(__file__).with_suffix(".cpp")
@@ -153,6 +154,9 @@ def _python_side() -> None:
     cuda.is_bf16_supported = lambda including_emulation=True: True
     cuda.get_device_capability = lambda device=None: (8, 0)
     cuda.mem_get_info = lambda device=None: (80 << 30, 80 << 30)
+    cuda.get_device_properties = lambda device=None: SimpleNamespace(
+        name="pretended", total_memory=80 << 30, major=8, minor=0, multi_processor_count=108
+    )
     cuda.synchronize = lambda device=None: None
     cuda.set_device = lambda device: None
     cuda.Stream, cuda.Event, cuda.stream = _InOrder, _InOrder, lambda stream: nullcontext()

@@ -29,6 +29,7 @@ KINDS: dict[str, dict[str, Any]] = {
 QUIET = {"bf16": True, "save_strategy": "no", "gradient_accumulation_steps": 1, "per_device_train_batch_size": 3}
 # Which answers a gradient reaches, and whether all that had to hold before an update did.
 ALLOWED = {"rows/tree.py", "rows/two_pass.py", "rows/checks.py"}
+REFERENCES = "training/inputs.py"  # handed to the cache once an update, in the first epoch alone
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +62,7 @@ def test_a_micro_batch_waits_twice_at_most(
     """What three more updates of a micro-batch each add, where no line is logged between."""
     more = {**KINDS[kind], "logging_steps": 100}
     added = waits(tmp_path, 6, monkeypatch, watch, **more) - waits(tmp_path, 3, monkeypatch, watch, **more)
+    added.pop(REFERENCES, None)
     assert set(added) <= ALLOWED
     parts = 3 if "parts" in kind else 1  # lists that run one by one wait once each, and once for all of them
     assert sum(added.values()) <= 3 * (parts + 1)
@@ -70,7 +72,7 @@ def test_a_logged_line_adds_three_waits(tmp_path: Path, monkeypatch: pytest.Monk
     """Our sums in one, and transformers' own two: the loss and the gradient's norm."""
     counts = []
     for every in (1, 100):
-        log = {"loss": "dpo", "logging_steps": every}
+        log = {"loss": "rrhf", "logging_steps": every}
         long, short = (waits(tmp_path / str(every), n, monkeypatch, watch, **log) for n in (6, 3))
         counts.append(sum((long - short).values()))
     assert counts[0] - counts[1] == 3 * 3
