@@ -150,7 +150,7 @@ def test_shipped_deepspeed_files_are_valid(path: Path) -> None:
 def test_even_rows_of_two_processes_are_one_update(data: Path, alone: Any, tmp_path: Path) -> None:
     """``--batch_by tokens`` deals the rows of an update out anew, so that each process has as many."""
     one, two = alone("rrhf"), tmp_path / "two"
-    even = {"batch_by": "tokens", "token_budget": 64}
+    even = {"batch_by": "tokens", "token_budget": 64, "per_device_train_batch_size": 1}
     done = launch("ddp", tmp_path / "facts.json", settings(data, two, **METHODS["rrhf"], **even))
     assert done.returncode == 0, done.stderr[-3000:]
     for folder in ("", "checkpoint-5", "checkpoint-10"):
