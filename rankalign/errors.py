@@ -25,7 +25,7 @@ class Line(int):
     row: int = 0
 
     @classmethod
-    def of(cls, line: int, element: int, file: str = "", row: int = 0) -> Line:
+    def of(cls, line: int, element: int = 0, file: str = "", row: int = 0) -> Line:
         """Element number ``element``, which starts on ``line``, or that line of a shard."""
         made = cls(line)
         made.element, made.file, made.row = element, file, row

@@ -10,6 +10,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from rankalign.errors import InputError
 from rankalign.evaluation.tables import Table
 
 if TYPE_CHECKING:
@@ -24,8 +25,11 @@ def add_scale_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard", metavar="I/N", help="do only part I of N, from 0; join with `rankalign merge OUTPUT`"
     )
-    parser.add_argument("--runner", help="who computes: local (this process) or ray (Ray Data, here or on a cluster)")
-    parser.add_argument("--workers", type=int, help="how many workers the runner ray starts")
+    parser.add_argument(
+        "--runner", help="who computes: local (this process), processes, or ray (Ray Data, here or on a cluster)"
+    )
+    parser.add_argument("--workers", type=int, help="how many workers the runner starts")
+    parser.add_argument("--num_proc", type=int, help="so many processes: short for --runner processes --workers N")
     parser.add_argument("--overwrite", action="store_true", default=None, help="replace what is there")
     add_failure_arguments(parser)
 
@@ -44,7 +48,12 @@ def add_failure_arguments(parser: argparse.ArgumentParser) -> None:
 
 def scale_flags(args: argparse.Namespace) -> dict[str, Any]:
     """What :func:`add_scale_arguments` read, as settings."""
-    return {name: getattr(args, name) for name in SCALE}
+    flags = {name: getattr(args, name) for name in SCALE}
+    if args.num_proc is None:
+        return flags
+    if args.runner or args.workers or args.num_proc < 1:
+        raise InputError("--num_proc takes a number from 1 on, and the place of --runner and --workers")
+    return flags | ({"runner": "processes", "workers": args.num_proc} if args.num_proc > 1 else {})
 
 
 def add_reading_arguments(parser: argparse.ArgumentParser) -> None:

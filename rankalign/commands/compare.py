@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,9 @@ from rankalign.commands import READING, add_failure_arguments, add_reading_argum
 from rankalign.config import ScorerConfig
 from rankalign.data.load import load
 from rankalign.data.records import CandidateSet, choose_judge, judges
+from rankalign.data.spool import Spool
 from rankalign.errors import InputError
-from rankalign.evaluation import by_policy, cut_warning
+from rankalign.evaluation import cut_warning, only_policy, policies
 from rankalign.evaluation.tables import Table, from_dict, render
 from rankalign.registry import did_you_mean
 from rankalign.storage.sources import is_there
@@ -80,8 +82,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     a, b, missing = settle(*align(_load(args.a, args), _load(args.b, args)), args.on_missing)
     if args.max_prompts:
         a = a[: args.max_prompts]
-        wanted = {record.id for record in a}
-        b = [record for record in b if record.id in wanted]
+        b = b[: args.max_prompts]  # `settle` has put them side by side
         missing = Missing()  # the first so many of those that both answered
     names = (args.names[0] or _name(args.a), args.names[1] or _name(args.b))
     if args.judge.endswith((".yaml", ".yml")):
@@ -119,7 +120,7 @@ def _settled(found: Comparison, args: argparse.Namespace, missing: Missing) -> C
     return forfeit(found, missing, args.seed) if args.on_missing == "loss" else found
 
 
-def _cut(a: list[CandidateSet], b: list[CandidateSet], names: tuple[str, str]) -> list[Suspicion]:
+def _cut(a: Sequence[CandidateSet], b: Sequence[CandidateSet], names: tuple[str, str]) -> list[Suspicion]:
     from rankalign.evaluation.pairwise.suspicions import Suspicion
 
     sides = zip((a, b), names, strict=True)
@@ -143,18 +144,17 @@ def _shown(found: Comparison | Leaderboard, flags: Sequence[Flag | Suspicion] = 
     }
 
 
-def _load(spec: str, args: argparse.Namespace) -> list[CandidateSet]:
+def _load(spec: str, args: argparse.Namespace) -> Sequence[CandidateSet]:
     """Records of a file, or with ``FILE:POLICY`` one policy's answers in it."""
     path, colon, policy = spec.rpartition(":")
     whole, intake = not colon or is_there(spec), intake_of(args)
-    sets = list(load(spec if whole else path, args.format, intake))
+    sets = Spool(load(spec if whole else path, args.format, intake))
     say_left_out(intake)
     if whole:
         return sets
-    found = by_policy(sets)
-    if policy not in found:
-        raise InputError(f"{path}: no answer by policy {policy!r}{did_you_mean(policy, found)}")
-    return found[policy]
+    if not (own := only_policy(sets, policy)):
+        raise InputError(f"{path}: no answer by policy {policy!r}{did_you_mean(policy, policies(sets))}")
+    return own
 
 
 def _name(spec: str) -> str:
@@ -163,7 +163,11 @@ def _name(spec: str) -> str:
 
 
 def _live(
-    args: argparse.Namespace, a: list[CandidateSet], b: list[CandidateSet], names: tuple[str, str], missing: Missing
+    args: argparse.Namespace,
+    a: Sequence[CandidateSet],
+    b: Sequence[CandidateSet],
+    names: tuple[str, str],
+    missing: Missing,
 ) -> dict[str, Any]:
     from rankalign.evaluation.pairwise.live import judge_pairs, read_judge
     from rankalign.evaluation.pairwise.scores import length_leads
@@ -191,23 +195,23 @@ def _ladder(found: Comparison | Leaderboard, seed: int) -> dict[str, Any]:
 
 
 def _judged(
-    args: argparse.Namespace, a: list[CandidateSet], b: list[CandidateSet]
-) -> tuple[list[CandidateSet], list[CandidateSet], str]:
+    args: argparse.Namespace, a: Sequence[CandidateSet], b: Sequence[CandidateSet]
+) -> tuple[Sequence[CandidateSet], Sequence[CandidateSet], str]:
     """Both files with scores, and whose they are."""
     if args.function and args.reward_model:
         raise InputError("--function and --reward_model are two judges; name one")
-    if not (args.function or args.reward_model or args.judge or judges([*a, *b])):
+    if not (args.function or args.reward_model or args.judge or judges(chain(a, b))):
         print(f"no answer has a score: judging by {FALLBACK}; name a judge of your own", file=sys.stderr)
         args.function = FALLBACK
     if args.function or args.reward_model:
         kind, option = ("function", "function") if args.function else ("reward_model", "model")
         name = args.judge or kind
-        from rankalign.evaluation.raters.reward import grade
+        from rankalign.evaluation.raters.reward import graded_each
         from rankalign.stages.generation import build_scorer
 
         scorer = build_scorer(ScorerConfig(name, kind, {option: args.function or args.reward_model}))
-        return grade(a, scorer), grade(b, scorer), name
-    return a, b, choose_judge([*a, *b], args.judge)
+        return Spool(graded_each(a, scorer)), Spool(graded_each(b, scorer)), name
+    return a, b, choose_judge(chain(a, b), args.judge)
 
 
 def tables(result: dict[str, Any]) -> list[Table]:

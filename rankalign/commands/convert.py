@@ -34,6 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ignore_columns", "--ignore-columns", default="", metavar="A,B", help="columns that may stay unread, or `all`"
     )
+    parser.add_argument(
+        "--dedup", type=float, default=0.0, metavar="SHARE",
+        help="leave out prompts that share so much of their words with an earlier one, such as 0.8",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output_shards", type=int, default=0, metavar="N", help="write N files into a folder of the target's name"
+    )
     mix = parser.add_argument_group("mixing")
     mix.add_argument("--weights", type=float, nargs="+", default=[], help="share of each source in the mixture")
     mix.add_argument("--limits", type=int, nargs="+", default=[], help="records of each source at the most")
@@ -47,7 +54,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     formats = (args.from_format, args.to_format)
     told = {"ignore_columns": args.ignore_columns, "columns": args.columns}
     return convert(
-        args.source, args.target, *formats, args.skip_invalid, args.judge, args.pairs, args.extra, mixture, **told
+        args.source,
+        args.target,
+        *formats,
+        args.skip_invalid,
+        args.judge,
+        args.pairs,
+        args.extra,
+        mixture,
+        dedup=args.dedup,
+        output_shards=args.output_shards,
+        **told,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from rankalign.commands import add_reading_arguments, intake_of, say_left_out
 from rankalign.data.convert import Intake
 from rankalign.data.load import load
 from rankalign.data.records import CandidateSet, choose_judge, judges
+from rankalign.data.spool import Spool, View
 from rankalign.errors import InputError
-from rankalign.evaluation import EvalResult, by_policy, cut_warning
+from rankalign.evaluation import EvalResult, cut_warning, only_policy, policies
 from rankalign.evaluation.tables import Table, from_dict, from_result, render
 from rankalign.registry import did_you_mean
 
@@ -79,28 +81,30 @@ def _ledger(args: argparse.Namespace) -> dict[str, Any]:
     return {"kind": "ledger", **found.as_dict(), "tables": [dataclasses.asdict(table) for table in found.tables()]}
 
 
-def _read(args: argparse.Namespace, intake: Intake) -> list[CandidateSet]:
+def _read(args: argparse.Namespace, intake: Intake) -> Sequence[CandidateSet]:
     if args.kind == "subsets":
         from rankalign.evaluation.raters.reward_bench import read_subsets
 
         return read_subsets(args.file, args.format, intake)
-    return list(load(args.file, args.format, intake))
+    return Spool(load(args.file, args.format, intake))
 
 
-def _only(args: argparse.Namespace, sets: list[CandidateSet]) -> list[CandidateSet]:
+def _only(args: argparse.Namespace, sets: Sequence[CandidateSet]) -> Sequence[CandidateSet]:
     """The answers of ``--policy``, and beside them those that they are set against."""
-    known = by_policy(sets)
-    if args.policy not in known:
-        raise InputError(f"{args.file}: no answer by policy {args.policy!r}{did_you_mean(args.policy, known)}")
+    own = only_policy(sets, args.policy)
+    if not own:
+        raise InputError(f"{args.file}: no answer by policy {args.policy!r}{did_you_mean(args.policy, policies(sets))}")
     if args.kind != "lexical" or not args.reference:
-        return known[args.policy]
+        return own
     wanted = (args.policy, args.reference)
-    own = {record.id for record in known[args.policy]}
-    kept = [dataclasses.replace(r, responses=[x for x in r.responses if x.policy in wanted]) for r in sets]
-    return [record for record in kept if record.id in own]
+
+    def kept(record: CandidateSet) -> CandidateSet:
+        return dataclasses.replace(record, responses=[each for each in record.responses if each.policy in wanted])
+
+    return View(sets, own.at, kept)
 
 
-def _perplexity(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
+def _perplexity(args: argparse.Namespace, sets: Sequence[CandidateSet]) -> EvalResult:
     from rankalign.evaluation.texts.perplexity import evaluate_perplexity
     from rankalign.models import load as models
 
@@ -109,13 +113,13 @@ def _perplexity(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResul
     return evaluate_perplexity(model, tokenizer, sets, *asked)
 
 
-def _reward(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
-    from rankalign.evaluation.raters.reward import evaluate_best_of_n, evaluate_reward, grade
+def _reward(args: argparse.Namespace, sets: Sequence[CandidateSet]) -> EvalResult:
+    from rankalign.evaluation.raters.reward import evaluate_best_of_n, evaluate_reward, graded_each
 
     scorer = _scorer(args)
     if args.best_of is None:
         return evaluate_reward(sets, scorer or _only_judge(args, sets), args.stop, args.seed)
-    graded = grade(sets, scorer, args.stop) if scorer else sets
+    graded = Spool(graded_each(sets, scorer, args.stop)) if scorer else sets
     return evaluate_best_of_n(graded, scorer.name if scorer else _only_judge(args, sets), args.best_of, args.seed)
 
 
@@ -130,23 +134,23 @@ def _scorer(args: argparse.Namespace) -> Any:
     return None
 
 
-def _only_judge(args: argparse.Namespace, sets: list[CandidateSet]) -> str:
+def _only_judge(args: argparse.Namespace, sets: Sequence[CandidateSet]) -> str:
     return choose_judge(sets, args.judge)
 
 
-def _lexical(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
+def _lexical(args: argparse.Namespace, sets: Sequence[CandidateSet]) -> EvalResult:
     from rankalign.evaluation.texts.lexical import evaluate_lexical
 
     return evaluate_lexical(sets, reference=args.reference, seed=args.seed)
 
 
-def _variety(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
+def _variety(args: argparse.Namespace, sets: Sequence[CandidateSet]) -> EvalResult:
     from rankalign.evaluation.texts.variety import evaluate_variety
 
     return evaluate_variety(sets, args.seed)
 
 
-def _agreement(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
+def _agreement(args: argparse.Namespace, sets: Sequence[CandidateSet]) -> EvalResult:
     from rankalign.evaluation.raters.accuracy import evaluate_agreement
     from rankalign.evaluation.raters.concordance import evaluate_raters
 
@@ -158,7 +162,7 @@ def _agreement(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult
     return evaluate_agreement(sets, args.judge, args.truth, args.seed)
 
 
-def _kl(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
+def _kl(args: argparse.Namespace, sets: Sequence[CandidateSet]) -> EvalResult:
     from rankalign.evaluation.texts.divergence import evaluate_divergence
     from rankalign.models import load as models
 
@@ -166,7 +170,7 @@ def _kl(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
     return evaluate_divergence(policy, start, models.load_tokenizer(args.model), sets, args.template, args.seed)
 
 
-def _subsets(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
+def _subsets(args: argparse.Namespace, sets: Sequence[CandidateSet]) -> EvalResult:
     from rankalign.evaluation.raters.reward import grade
     from rankalign.evaluation.raters.reward_bench import TRUTH, evaluate_subsets
 
@@ -177,7 +181,7 @@ def _subsets(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
     return evaluate_subsets(graded, scorer.name if scorer else args.judge, args.truth or TRUTH, args.seed)
 
 
-def _numerics(args: argparse.Namespace, sets: list[CandidateSet]) -> EvalResult:
+def _numerics(args: argparse.Namespace, sets: Sequence[CandidateSet]) -> EvalResult:
     from rankalign.evaluation.texts.numerics import DEFAULT_MODES, evaluate_numerics
     from rankalign.models import load as models
 

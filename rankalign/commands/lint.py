@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections import Counter
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 from rankalign.data.convert import Intake
 from rankalign.data.formats.unread import ALL
-from rankalign.data.lint import RULES, LintReport, fix, lint
+from rankalign.data.lint import RULES, LintReport, lint, mend
+from rankalign.data.lint.whole import Leaked, NearlySame, Watch
 from rankalign.data.load import load
-from rankalign.data.records import write
+from rankalign.data.records import CandidateSet, write
+from rankalign.data.spool import Spool
 from rankalign.evaluation.tables import Table, render
 from rankalign.scorers.hardening import report as canary_report
 from rankalign.scorers.judge_prompts import find_prompt
@@ -24,6 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="+", help="candidates in any known format; several files are one set")
     parser.add_argument("--format", default="auto", help="format of the file: auto or a name of `rankalign ls formats`")
     parser.add_argument("--held-out", help="a file whose prompts must not be among the candidates'")
+    parser.add_argument("--against", nargs="+", help="evaluation sets: no prompt should share 13 words with one")
+    parser.add_argument(
+        "--near_duplicates", type=float, metavar="SHARE", help="prompts that share so much of their words, such as 0.8"
+    )
     parser.add_argument("--model", default="", help="a model whose tokenizer's control tokens texts should not spell")
     parser.add_argument("--fix", metavar="OUT", help="write the records to OUT with all that can be mended safely")
     parser.add_argument("--canaries", action="store_true", help="also look for answers that talk to a judge")
@@ -35,22 +44,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """``{"records", "skipped", "findings": {code: count}}``, with examples and baselines beside."""
     intake = Intake(args.skip_invalid, ALL)  # an unread column is a finding here (L404), not an error
-    sets = list(load(args.file[0], args.format, intake, *args.file[1:]))
+    records = load(args.file[0], args.format, intake, *args.file[1:])
+    # Records are kept only for whom they have to pass again.
+    sets: Iterable[CandidateSet] = Spool(records) if args.fix or args.canaries else records
     report = lint(
         sets,
-        list(load(args.held_out, "auto", Intake(args.skip_invalid, ALL))) if args.held_out else (),
+        load(args.held_out, "auto", Intake(args.skip_invalid, ALL)) if args.held_out else (),
         _control(args.model),
+        SHOWN,
+        _asked(args),
     )
     result = {"records": report.records, "skipped": len(intake.errors), "findings": report.counts()}
     result["left_out"] = intake.losses.counts
     result |= {"unread": intake.unread.counts, "renamed_ids": intake.renamed}
     if args.fix:
-        mended, counts = fix(sets)
-        result |= {"fixed": counts, "written": write(args.fix, mended)}
+        done = Counter[str]()
+        result["written"] = write(args.fix, mend(sets, done))
+        result["fixed"] = dict(done)
     if args.canaries:
         result["canaries"] = canary_report(sets, find_prompt("", "pointwise").axes)
     longest = {judge: dataclasses.asdict(found) for judge, found in report.longest.items()}
     return {**result, "examples": _examples(report), "longest_answer": longest}
+
+
+def _asked(args: argparse.Namespace) -> dict[str, Watch]:
+    found: dict[str, Watch] = {}
+    if args.near_duplicates is not None:
+        found["L405"] = NearlySame(args.near_duplicates)
+    if args.against:
+        intake = Intake(args.skip_invalid, ALL)
+        found["L406"] = Leaked(chain.from_iterable(load(path, "auto", intake) for path in args.against))
+    return found
 
 
 def _control(model: str) -> tuple[str, ...]:

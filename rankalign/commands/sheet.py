@@ -12,6 +12,7 @@ from typing import Any
 
 from rankalign.commands import add_reading_arguments, intake_of, say_left_out
 from rankalign.data.load import load
+from rankalign.data.spool import Spool
 from rankalign.errors import InputError
 from rankalign.evaluation.tables import Table, from_dict, render
 
@@ -49,7 +50,7 @@ def _make(args: argparse.Namespace) -> dict[str, Any]:
     from rankalign.evaluation.pairwise.sheets import write_sheet
 
     intake = intake_of(args)
-    first, second = (list(load(path, args.format, intake)) for path in args.file)
+    first, second = (Spool(load(path, args.format, intake)) for path in args.file)
     say_left_out(intake)
     a, b = align(first, second)
     stems = [Path(path).stem for path in args.file]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,13 @@ from rankalign.data.formats.named import DATASETS
 from rankalign.data.formats.table import FORMAT, Table, checked_names
 from rankalign.data.formats.unread import NOTHING, Ignored
 from rankalign.data.mixing import Mixture, with_own_ids
+from rankalign.data.overlap import NearDuplicates
 from rankalign.data.records import CandidateSet
 from rankalign.errors import InputError, RecordError
 from rankalign.registry import did_you_mean
-from rankalign.storage.files import atomic_writer
-from rankalign.storage.jsonl import OnError, Row, dumps, write_rows
+from rankalign.storage.files import atomic_writer, is_remote
+from rankalign.storage.folders import new_folder
+from rankalign.storage.jsonl import OnError, Row, dumps, loads, write_rows
 from rankalign.storage.sources import Source, parts, rows_of
 from rankalign.storage.spreadsheet import is_spreadsheet, read_cells, write_sheet
 from rankalign.storage.tables import write_folder, write_parquet
@@ -185,6 +189,8 @@ def convert(
     mixture: Mixture = EVERYTHING,
     ignore_columns: str = "",
     columns: str = "",
+    dedup: float = 0.0,
+    output_shards: int = 0,
 ) -> dict[str, Any]:
     """Rewrite one source or several as ``target``; nothing is written where it fails.
 
@@ -206,6 +212,10 @@ def convert(
         ignore_columns: columns that may stay unread, or ``all``; without it a row without any score that has a column
             nobody reads is a bad row.
         columns: what each column is, see :func:`rankalign.data.formats.layout.parse_columns`.
+        dedup: leave out records whose prompt shares so much of its runs of words with an earlier one that is kept, see
+            :class:`rankalign.data.overlap.NearDuplicates`; they are counted as ``lost``. 0 keeps all.
+        output_shards: make of the target a folder of that name with so many files of that kind, in which the rows stand
+            in their order; 0 writes one file.
 
     Returns:
         ``read`` and ``written`` (rows; with a test part its rows are counted as ``written_test``), ``skipped`` (bad
@@ -222,9 +232,15 @@ def convert(
     intake, writer = Intake(skip_invalid, ignore_columns, columns), find_format(to_format, judge, pairs)
     sources = [source] if isinstance(source, str | os.PathLike) else source
     records = mixture.take(load_each(sources, from_format, intake, extra), intake.losses)
+    if dedup:
+        records = _distinct(records, NearDuplicates(dedup), intake.losses)
     sides = [records] if not mixture.test_size else list(mixture.split(records))
     rows = [writer.write(side, intake.losses) for side in sides]
-    counts = write_any(target, rows, lines=to_format == "rrhf")  # RRHF's own loader reads lines from .json files
+    if output_shards < 0 or (output_shards and _is_folder(target) and not Path(target).suffix):
+        raise InputError(f"{target}: shards are files: name an ending, such as .jsonl, and a number of them from 1 on")
+    counts = write_any(
+        target, rows, lines=to_format == "rrhf", shards=output_shards
+    )  # RRHF's own loader reads lines from .json files
     return {
         "read": intake.read,
         **dict(zip(("written", "written_test"), counts, strict=False)),
@@ -236,24 +252,58 @@ def convert(
     }
 
 
-def write_any(target: Source, sides: Sequence[Iterable[dict[str, Any]]], lines: bool = False) -> list[int]:
+def _distinct(records: Iterable[CandidateSet], near: NearDuplicates, losses: Losses) -> Iterator[CandidateSet]:
+    for record in near.without(records):
+        if record is None:
+            losses.add("near-duplicates of an earlier prompt")
+        else:
+            yield record
+
+
+def write_any(
+    target: Source, sides: Sequence[Iterable[dict[str, Any]]], lines: bool = False, shards: int = 0
+) -> list[int]:
     """Write rows, or the rows of a training and a test part, in the way that the target's name asks for.
 
     Args:
         target: see :func:`convert`.
         sides: the rows, by part.
         lines: whether ``.json`` means lines, too.
+        shards: how many files, in a folder of the target's name; 0 for the one file.
 
     Returns:
         How many rows, by part.
     """
-    if _is_folder(target):
+    if is_remote(target):
+        if len(sides) > 1 or shards or not Path(target).suffix:
+            raise InputError(f"{target}: one file can be written to an address, and a folder or a test part only here")
+        return [_write(target, sides[0], lines)]
+    if _is_folder(target) and not shards:
         names = [""] if len(sides) == 1 else ["train", "test"]
         return list(write_folder(target, dict(zip(names, sides, strict=True))).values())
     path = Path(target)
     head, dot, ending = path.name.partition(".")
     paths = [path, path.with_name(f"{head}.test{dot}{ending}")]
+    if shards:
+        return [_write_shards(path, rows, lines, shards) for path, rows in zip(paths, sides, strict=False)]
     return [_write(path, rows, lines) for path, rows in zip(paths, sides, strict=False)]
+
+
+def _write_shards(target: Path, rows: Iterable[dict[str, Any]], lines: bool, shards: int) -> int:
+    """Write a folder of files whose rows, in the order of their names, are the rows; return how many."""
+    ending = "".join(target.suffixes[-2:] if target.suffix == ".gz" else target.suffixes[-1:])
+    with new_folder(target) as fresh, tempfile.TemporaryFile() as kept:
+        # How many rows a file gets is known when all are there.
+        count = 0
+        for row in rows:
+            kept.write(dumps(row).encode("utf-8") + b"\n")
+            count += 1
+        kept.seek(0)
+        for shard in range(shards):
+            own = count * (shard + 1) // shards - count * shard // shards
+            part = (dict(loads(line.decode("utf-8"))) for line in islice(kept, own))
+            _write(fresh / f"part-{shard:05d}-of-{shards:05d}{ending}", part, lines)
+    return count
 
 
 def _is_folder(target: Source) -> bool:
@@ -262,19 +312,20 @@ def _is_folder(target: Source) -> bool:
     return str(target).endswith(os.sep) or path.is_dir() or (not path.suffix and not path.exists())
 
 
-def _write(path: Path, rows: Iterable[dict[str, Any]], lines: bool) -> int:
+def _write(target: Source, rows: Iterable[dict[str, Any]], lines: bool) -> int:
+    path = Path(target)
     if path.suffix == ".parquet":
-        return write_parquet(path, rows)
+        return write_parquet(target, rows)
     if is_spreadsheet(path):
         return write_sheet(path, rows)
     return (
-        _write_list(path, rows)
+        _write_list(target, rows)
         if path.name.removesuffix(".gz").endswith(".json") and not lines
-        else write_rows(path, rows)
+        else write_rows(target, rows)
     )
 
 
-def _write_list(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+def _write_list(path: Source, rows: Iterable[dict[str, Any]]) -> int:
     """Write one JSON list, an element a line; return how many."""
     count = 0
     with atomic_writer(path) as out:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rankalign.data.formats import Losses
 from rankalign.data.ids import FreshIds
-from rankalign.data.lint.rules import prompt_key
+from rankalign.data.lint.whole import prompt_key
 from rankalign.data.records import CandidateSet
 from rankalign.errors import InputError
 

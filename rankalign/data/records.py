@@ -9,6 +9,7 @@ from typing import Any
 
 from rankalign.data.check import UNUSED as UNUSED
 from rankalign.data.check import Checker as Checker
+from rankalign.data.ids import SeenIds
 from rankalign.data.messages import (
     MESSAGE_FIELDS,
     SHOWN_COLUMNS,
@@ -26,7 +27,7 @@ from rankalign.data.messages import (
 from rankalign.data.messages import ROLES as ROLES
 from rankalign.data.messages import Message as Message
 from rankalign.data.messages import Prompt as Prompt
-from rankalign.errors import InputError, RecordError, on_line
+from rankalign.errors import InputError, RecordError
 from rankalign.storage.jsonl import OnError, give_up, kind, write_rows
 from rankalign.storage.sources import rows_of
 from rankalign.storage.spreadsheet import check_lines
@@ -313,19 +314,19 @@ def read(path: str | os.PathLike[str], on_error: OnError | None = None) -> Itera
     Raises:
         RecordError: a record is wrong, an id stands twice, or something would go unused (see :func:`unused`).
     """
-    report, seen = on_error or give_up, dict[str, int]()
+    report, seen = on_error or give_up, SeenIds()
     for number, row in rows_of(path, on_error):
         try:
             record = parse(row, path, number)
-            if record.id in seen:
-                raise RecordError(str(path), number, "id", f"{record.id!r} stands already {on_line(seen[record.id])}")
+            if earlier := seen.earlier(record.id):
+                raise RecordError(str(path), number, "id", f"{record.id!r} stands already {earlier}")
             Checker(path, number).columns(record.meta)
             if fields := unused(record):
                 raise refusal(record, fields[0], UNUSED)
         except RecordError as error:
             report(error)
         else:
-            seen[record.id] = number
+            seen.add(record.id, number)
             yield record
 
 

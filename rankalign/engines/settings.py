@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 from rankalign.engines import ABOUT_THE_CALL, Policy
-from rankalign.models import load as models
 from rankalign.storage.sources import sha256_of
 
 
@@ -14,6 +13,8 @@ def policy_settings(policy: Policy) -> dict[str, Any]:
     """Everything a policy's answers depend on, weights and replayed files by content."""
     settings = {key: value for key, value in dataclasses.asdict(policy).items() if key not in ABOUT_THE_CALL}
     if policy.engine in ("hf", "vllm"):
+        from rankalign.models import load as models  # imports torch, which a scorer that is a function does without
+
         for key in ("model", "adapter"):
             settings[f"{key}_sha256"] = models.weights_of(settings[key]) if settings[key] else ""
     if policy.file:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rankalign.data.records import CandidateSet, Response, score_of
+from rankalign.data.spool import View
 
 Row = dict[str, Any]
 
@@ -25,7 +27,7 @@ class EvalResult:
     metrics: dict[str, float]
     n: int
     ci95: dict[str, tuple[float, float]] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
+    rows: Sequence[Row] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """What ``--json`` prints: ``metrics``, ``n``, ``ci95``."""
@@ -48,12 +50,15 @@ def cut_warning(sets: Iterable[CandidateSet], whose: str = "the") -> str:
         sets: records with answers.
         whose: whose answers, for the message.
     """
-    finished = [response.finished for record in sets for response in drawn(record)]
-    cut = finished.count(False)
-    if not finished or cut < CUT * len(finished):
+    answers = cut = 0
+    for record in sets:
+        for response in record.responses:
+            answers += response.count
+            cut += 0 if response.finished else response.count
+    if not answers or cut < CUT * answers:
         return ""
     return (
-        f"{cut / len(finished):.0%} of {whose} answers ({cut} of {len(finished)}) were cut at the token limit: what is "
+        f"{cut / answers:.0%} of {whose} answers ({cut} of {answers}) were cut at the token limit: what is "
         "measured is how answers begin; sample with a higher max_new_tokens."
     )
 
@@ -63,11 +68,28 @@ def scored(record: CandidateSet, judge: str) -> list[float]:
     return [score for response in drawn(record) if (score := score_of(record, response, judge)) is not None]
 
 
+def answers_of(record: CandidateSet, policy: str) -> CandidateSet:
+    """The record with the answers of one policy alone."""
+    own = [response for response in record.responses if response.policy == policy]
+    return CandidateSet(record.id, record.prompt, own, record.meta)
+
+
+def policies(sets: Iterable[CandidateSet]) -> list[str]:
+    """Who answered, in order of first sight."""
+    return list(dict.fromkeys(response.policy for record in sets for response in record.responses))
+
+
+def only_policy(sets: Sequence[CandidateSet], policy: str) -> View[CandidateSet]:
+    """The records that a policy answered, with its answers alone; none where it answered none."""
+    there = (any(response.policy == policy for response in record.responses) for record in sets)
+    at = array("Q", (number for number, own in enumerate(there) if own))
+    return View(sets, at, lambda record: answers_of(record, policy))
+
+
 def by_policy(sets: Iterable[CandidateSet]) -> dict[str, list[CandidateSet]]:
     """The records split by who answered: each policy's hold its own responses only."""
     split: dict[str, list[CandidateSet]] = {}
     for record in sets:
         for policy in dict.fromkeys(response.policy for response in record.responses):
-            own = [response for response in record.responses if response.policy == policy]
-            split.setdefault(policy, []).append(CandidateSet(record.id, record.prompt, own, record.meta))
+            split.setdefault(policy, []).append(answers_of(record, policy))
     return split

@@ -16,6 +16,7 @@ Statistic = Callable[[Array], Array]
 
 DRAWS = 10_000  # 250 of them lie beyond either end of a 95 % interval
 LEVEL = 0.95
+GROUPS = 20_000  # at most so many units are resampled
 _CELLS = 200_000  # drawn prompts held at once; they fit the processor's cache
 
 
@@ -42,6 +43,12 @@ def bootstrap(columns: ArrayLike, statistic: Statistic, draws: int = DRAWS, seed
     Each draw takes P prompts with replacement. All statistics of interest are functions of sums over prompts (mean =
     sum / P, token-weighted mean = sum of sums / sum of tokens), so sums are all that is kept of a draw.
 
+    Of more than :data:`GROUPS` prompts, so many groups of equal size are resampled: a million prompts take no longer.
+    Prompts are dealt to groups at random, and a group is worth the sum of its prompts, so the variance of a sum is
+    that of resampled prompts up to a relative error of sqrt(2 / groups), 1 % of it, or half a percent of an interval's
+    width; the quantiles of ``draws`` values are three times less sure. The few prompts that fill no group are in every
+    draw.
+
     Args:
         columns: (P, K), K numbers a prompt.
         statistic: takes (B, K) sums over the prompts of B resamples, returns (B,).
@@ -52,16 +59,27 @@ def bootstrap(columns: ArrayLike, statistic: Statistic, draws: int = DRAWS, seed
         (draws,) values.
     """
     table = np.asarray(columns, dtype=np.float64)
-    prompts = len(table)
-    if not prompts:
+    if not len(table):
         raise ValueError("nothing to resample")
     rng = np.random.default_rng(seed)
-    step = max(1, _CELLS // prompts)
+    table, always = _grouped(table, rng) if len(table) > GROUPS else (table, None)
+    units = len(table)
+    step = max(1, _CELLS // units)
     parts = []
     for start in range(0, draws, step):
-        chosen = rng.integers(prompts, size=(min(step, draws - start), prompts))
-        parts.append(statistic(np.column_stack([column[chosen].sum(axis=1) for column in table.T])))
+        chosen = rng.integers(units, size=(min(step, draws - start), units))
+        sums = np.column_stack([column[chosen].sum(axis=1) for column in table.T])
+        parts.append(statistic(sums if always is None else sums + always))
     return np.concatenate(parts)
+
+
+def _grouped(table: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+    """(G, K) sums of groups of equal size, and (K,) that of the prompts left over, fewer than one group's."""
+    size = -(-len(table) // GROUPS)
+    order = rng.permutation(len(table))
+    groups = len(table) // size
+    sums = table[order[: groups * size]].reshape(groups, size, -1).sum(axis=1)
+    return sums, table[order[groups * size :]].sum(axis=0)
 
 
 def percentile_interval(values: ArrayLike, level: float = LEVEL) -> Interval:

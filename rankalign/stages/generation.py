@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 import typing
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,13 @@ from rankalign.config import SampleConfig, ScoreConfig, ScorerConfig, convert
 from rankalign.data.convert import Intake
 from rankalign.data.load import load
 from rankalign.data.records import CandidateSet, Checker, Response, parse_response, response_to_dict
+from rankalign.data.spool import Spool, View
 from rankalign.engines import ENGINES, Engine, Policy
 from rankalign.engines.settings import policy_settings
 from rankalign.errors import InputError, RecordError
 from rankalign.scorers import JUDGE, SCORERS, Scorer, attach, grade
 from rankalign.stages.shards import Collected, collect
-from rankalign.stages.stage import Batch, Items, Ledger, Scale, Stage, partial, run_plans
+from rankalign.stages.stage import Batch, Find, Ledger, Plan, Scale, Stage, partial, run_plans
 from rankalign.storage import manifest
 from rankalign.storage.journal import Calls, Remembering
 from rankalign.storage.jsonl import dumps
@@ -65,10 +69,13 @@ def sample(
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"policies: the name {', '.join(sorted(twice))} stands twice; responses are told apart by it")
     intake, make = Intake(config.skip_invalid, config.ignore_columns), answerer or Answerer
-    prompts = _prompts(config.prompts, config.max_prompts, intake)
     policies = [_seeded(policy, config.seed) for policy in config.policies]
-    if config.skip_invalid:
-        prompts = _readable(prompts, [make(policy) for policy in policies], intake)
+
+    @functools.cache
+    def prompts() -> Sequence[CandidateSet]:  # read where there is work to do, and once
+        found = _prompts(config.prompts, config.max_prompts, intake)
+        return _readable(found, [make(policy) for policy in policies], intake) if config.skip_invalid else found
+
     settings = {
         "prompts": sha256_of(config.prompts),
         "max_prompts": config.max_prompts,
@@ -88,30 +95,31 @@ def sample(
     )
     scale = Scale(config.shard, config.runner, config.workers)
     return stage.run(
-        lambda ledger: _sample(prompts, [make(policy) for policy in policies], scale, ledger),
-        lambda items: _answered(prompts, names, items),
-        **_left_out(intake),
+        lambda ledger: _sample(prompts(), [make(policy) for policy in policies], scale, ledger),
+        lambda find: _answered(prompts(), names, find),
+        lambda: _left_out(intake),
+        prompts,
     )
 
 
-def _prompts(path: str | Path, most: int, intake: Intake) -> list[CandidateSet]:
-    prompts = list(load(path, "auto", intake))
+def _prompts(path: str | Path, most: int, intake: Intake) -> Sequence[CandidateSet]:
+    prompts = Spool(load(path, "auto", intake))
     return prompts[:most] if most else prompts
 
 
-def _readable(prompts: list[CandidateSet], workers: list[Answerer], intake: Intake) -> list[CandidateSet]:
+def _readable(prompts: Sequence[CandidateSet], workers: list[Answerer], intake: Intake) -> Sequence[CandidateSet]:
     """The prompts that every policy's template takes; ``intake`` gets the errors of the others."""
     checks = [check for worker in workers if (check := getattr(worker.engine, "check", None))]
-    kept = []
-    for prompt in prompts:
+    kept = array("Q")
+    for number, prompt in enumerate(prompts):
         try:
             for check in checks:
                 check(prompt)
         except RecordError as error:
             intake(error)
         else:
-            kept.append(prompt)
-    return kept
+            kept.append(number)
+    return View(prompts, kept)
 
 
 def _reading(config: SampleConfig | ScoreConfig) -> dict[str, Any]:
@@ -158,21 +166,25 @@ class Answerer:
         ]
 
 
-def _sample(prompts: list[CandidateSet], workers: list[Answerer], scale: Scale, ledger: Ledger) -> None:
-    plans = [scale.plan(w, [[prompts[i] for i in batch] for batch in w.engine.batches(prompts)]) for w in workers]
+def _sample(prompts: Sequence[CandidateSet], workers: list[Answerer], scale: Scale, ledger: Ledger) -> None:
+    def plan(worker: Answerer) -> Plan:
+        numbers = worker.engine.batches(prompts)
+        return scale.plan(worker, View(numbers, range(len(numbers)), lambda batch: [prompts[i] for i in batch]))
+
+    plans = [plan(worker) for worker in workers]
     workers.clear()  # each goes, with its model, when its plan is done
     run_plans("sampling", plans, ledger)
 
 
-def _answered(prompts: list[CandidateSet], names: list[str], items: Items) -> list[CandidateSet]:
+def _answered(prompts: Sequence[CandidateSet], names: list[str], find: Find) -> Iterator[CandidateSet]:
     """The prompts with their responses in the order of the policies."""
-    return [_assemble(prompt, names, items) for prompt in prompts]
+    return (_assemble(prompt, names, find) for prompt in prompts)
 
 
-def _assemble(prompt: CandidateSet, names: list[str], items: Items) -> CandidateSet:
+def _assemble(prompt: CandidateSet, names: list[str], find: Find) -> CandidateSet:
     responses: list[Response] = []
     for name in names:
-        rows = items[name, prompt.id]
+        rows = find(name, prompt)
         check = Checker(f"answers of {name} to {prompt.id}", 0)
         responses += merge([parse_response(check, row, f"[{i}]") for i, row in enumerate(rows)])
     return CandidateSet(prompt.id, prompt.prompt, responses, prompt.meta)
@@ -237,7 +249,7 @@ def score(config: ScoreConfig, grader: Callable[[ScorerConfig], Grader] | None =
     if Path(config.input).resolve() == Path(config.output).resolve():
         raise InputError(f"input and output are the same file, {config.input}; name another output")
     intake = Intake(config.skip_invalid, config.ignore_columns)
-    sets = list(load(config.input, "auto", intake))
+    sets = functools.cache(lambda: Spool(load(config.input, "auto", intake)))
     graders = [(grader or Grader)(scorer) for scorer in config.scorers]
     settings = {
         "input": sha256_of(config.input),
@@ -257,31 +269,41 @@ def score(config: ScoreConfig, grader: Callable[[ScorerConfig], Grader] | None =
     )
     scale, names = Scale(config.shard, config.runner, config.workers), [each.name for each in graders]
     narrow = {each.name: kind for each in graders if (kind := getattr(each.scorer, "rounding", None)) is not None}
+    ties, pairs = Counter[str](), Counter[str]()
     done = stage.run(
-        lambda ledger: _score(sets, graders, scale, ledger),
-        lambda items: _graded(sets, names, items),
-        **_left_out(intake),
+        lambda ledger: _score(sets(), graders, scale, ledger),
+        lambda find: _watched(_graded(sets(), names, find), narrow, ties, pairs),
+        lambda: _left_out(intake),
+        sets,
     )
-    return done if done["already_finished"] else {**done, **_near_ties(sets, narrow)}
+    return done if done["already_finished"] or not narrow else {**done, **_near_ties(narrow, ties, pairs)}
 
 
-def _near_ties(sets: list[CandidateSet], narrow: Mapping[str, Any]) -> dict[str, Any]:
+def _watched(
+    sets: Iterator[CandidateSet], narrow: Mapping[str, Any], ties: Counter[str], pairs: Counter[str]
+) -> Iterator[CandidateSet]:
+    """The records as they pass, their pairs of answers counted, and those whose order 16 bits cannot tell."""
+    if narrow:
+        from rankalign.scorers.reward_model import within_rounding
+    for record in sets:
+        for name, kind in narrow.items():
+            row = [response.scores.get(name) for response in record.responses]
+            ties[name] += within_rounding(row, kind)
+            pairs[name] += len(row) * (len(row) - 1) // 2
+        yield record
+
+
+def _near_ties(narrow: Mapping[str, Any], ties: Counter[str], pairs: Counter[str]) -> dict[str, Any]:
     """By scorer, the pairs of answers whose order is in digits that 16 bits do not have; said on stderr."""
-    from rankalign.scorers.reward_model import within_rounding
-
-    found: dict[str, int] = {}
     for name, kind in narrow.items():
-        rows = [[response.scores.get(name) for response in record.responses] for record in sets]
-        found[name] = sum(within_rounding(row, kind) for row in rows)
-        if found[name]:
-            pairs = sum(len(row) * (len(row) - 1) // 2 for row in rows)
+        if ties[name]:
             told = str(kind).removeprefix("torch.")
             print(
-                f"scorer {name!r}: {found[name]} of {pairs} pairs differ by less than {told} tells apart, in which its "
-                "layers compute; dtype float32 would tell",
+                f"scorer {name!r}: {ties[name]} of {pairs[name]} pairs differ by less than {told} tells apart, in "
+                "which its layers compute; dtype float32 would tell",
                 file=sys.stderr,
             )
-    return {"within_rounding": found} if found else {}
+    return {"within_rounding": {name: ties[name] for name in narrow}}
 
 
 class Grader:
@@ -310,23 +332,20 @@ def _failures(grades: Any) -> list[dict[str, Any]]:
     return [{"index": number, **call["failed"]} for number, call in enumerate(calls) if "failed" in call]
 
 
-def _score(sets: list[CandidateSet], graders: list[Grader], scale: Scale, ledger: Ledger) -> None:
-    batches = list(_chunks(sets, SCORE_BATCH))
+def _score(sets: Sequence[CandidateSet], graders: list[Grader], scale: Scale, ledger: Ledger) -> None:
+    starts = range(0, len(sets), SCORE_BATCH)
+    batches = View[Batch](starts, range(len(starts)), lambda start: list(sets[start : start + SCORE_BATCH]))
     plans = [scale.plan(grader, batches) for grader in graders]
     graders.clear()  # as in _sample
     run_plans("scoring", plans, ledger)
 
 
-def _graded(sets: list[CandidateSet], names: list[str], items: Items) -> list[CandidateSet]:
+def _graded(sets: Sequence[CandidateSet], names: list[str], find: Find) -> Iterator[CandidateSet]:
     """The records with their scores added."""
     for record in sets:
-        for name in names:
-            attach(record, name, items[name, record.id])
-    return sets
-
-
-def _chunks(sets: list[CandidateSet], size: int) -> Iterator[list[CandidateSet]]:
-    yield from (sets[start : start + size] for start in range(0, len(sets), size))
+        for name, grades in [(name, find(name, record)) for name in names]:  # all found before the record changes
+            attach(record, name, grades)
+        yield record
 
 
 def check_judges(output: str | Path) -> None:
@@ -362,21 +381,26 @@ def merge_shards(output: str, overwrite: bool = False) -> dict[str, Any]:
     failed = {"failed": found.failed} if found.failed else {}
     skipped = {"skipped_invalid": found.skipped_invalid} if found.skipped_invalid else {}
     facts = {"shards": found.count, "seconds": found.seconds, **failed, **skipped}
-    return stage.run(lambda ledger: None, lambda _: _joined(found), **facts)
+    return stage.run(lambda ledger: None, lambda _: _joined(found), lambda: facts)
 
 
-def _joined(found: Collected) -> list[CandidateSet]:
+def _joined(found: Collected) -> Iterator[CandidateSet]:
     settings, sampled = found.settings, found.stage == "sample"
     names = [entry["name"] for entry in settings["policies" if sampled else "scorers"]]
     intake = Intake(settings.get("skip_invalid", False), settings.get("ignore_columns", ""))
     sets = _prompts(found.source, settings["max_prompts"] if sampled else 0, intake)
     if intake.skip_invalid:  # a template may have refused more of them than the reader
-        done = {ident for _, ident in found.items}
-        sets = [record for record in sets if record.id in done]
-    wanted = {(name, record.id) for name in names for record in sets}
-    if wrong := sorted(wanted ^ found.items.keys()):
+        done = (any((name, record.id) in found.items for name in names) for record in sets)
+        sets = View(sets, array("Q", (number for number, there in enumerate(done) if there)))
+    there = sum((name, record.id) in found.items for record in sets for name in names)
+    if not there == len(found.items) == len(names) * len(sets):
+        wrong = sorted({(name, record.id) for name in names for record in sets} ^ found.items.keys())
         raise InputError(
             f"the shards do not add up to the whole: {len(wrong)} items too many or too few ({' '.join(wrong[0])}); "
             "make them again, all with the same version of rankalign, with --overwrite"
         )
-    return _answered(sets, names, found.items) if sampled else _graded(sets, names, found.items)
+
+    def find(name: str, record: CandidateSet) -> Any:
+        return found.items[name, record.id]
+
+    return _answered(sets, names, find) if sampled else _graded(sets, names, find)

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
-from rankalign.data.records import Checker
+from rankalign.data.records import CandidateSet, Checker
 from rankalign.errors import InputError
 from rankalign.storage import manifest
-from rankalign.storage.files import atomic_writer
-from rankalign.storage.journal import Key, differences
-from rankalign.storage.jsonl import dumps, read_rows
+from rankalign.storage.files import BLOCK, atomic_writer, decode
+from rankalign.storage.journal import differences
+from rankalign.storage.journal_items import Key
+from rankalign.storage.jsonl import dumps, loads, object_at
+from rankalign.storage.places import ABSENT, Places
 
 T = TypeVar("T")
+Batch = Sequence[CandidateSet]
+_OFFSET = 40  # bits of a place in a file, behind the number of the shard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +61,63 @@ class Shard:
         return output.with_name(f"{output.name}.shard-{self.index}-of-{self.of}")
 
 
-def write_items(path: Path, items: Mapping[Key, Any]) -> None:
-    """Write finished work items, sorted by key."""
+def write_items(path: Path, taken: Mapping[str, Sequence[Batch]], find: Callable[[str, CandidateSet], Any]) -> None:
+    """Write the finished work items of some batches by name, sorted by name and record id."""
     with atomic_writer(path) as out:
-        for key in sorted(items):
-            out.write(dumps({"key": list(key), "value": items[key]}).encode("utf-8") + b"\n")
+        for name in sorted(taken):
+            batches = taken[name]
+            order = sorted((record.id, n, k) for n, batch in enumerate(batches) for k, record in enumerate(batch))
+            held: int = -1
+            batch: Batch = ()
+            for ident, number, place in order:
+                if number != held:  # ids mostly rise along the file, so the next one is mostly of the same batch
+                    held, batch = number, batches[number]
+                row = {"key": [name, ident], "value": find(name, batch[place])}
+                out.write(dumps(row).encode("utf-8") + b"\n")
+
+
+class ShardItems(Mapping[Key, Any]):
+    """Values by (name, record id) of all shards, each read from its file when it is asked for."""
+
+    def __init__(self) -> None:
+        self._files: list[IO[bytes]] = []
+        self._places = Places()
+
+    def add(self, path: Path, output: Path) -> None:
+        """Take a shard's items.
+
+        Raises:
+            RecordError: a line is damaged, or an item stands in an earlier shard, too.
+        """
+        source = open(path, "rb", BLOCK)  # noqa: SIM115  (read as long as this object lives)
+        self._files.append(source)
+        offset = 0
+        for line, raw in enumerate(source, start=1):
+            check, row = Checker(path, line), object_at(path, line, decode(path, line, raw.rstrip(b"\n")))
+            key = tuple(check.array(check.need(row, "key"), "key"))
+            check.need(row, "value")
+            if key in self._places:
+                raise check.fail("key", f"{' '.join(map(str, key))} stands in another shard of {output} as well")
+            self._places.put(key, len(self._files) - 1 << _OFFSET | offset)
+            offset += len(raw)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._places
+
+    def __getitem__(self, key: Key) -> Any:
+        if (place := self._places.find(key)) == ABSENT:
+            raise KeyError(key)
+        source = self._files[place >> _OFFSET]
+        source.seek(place & (1 << _OFFSET) - 1)
+        return loads(source.readline().decode("utf-8"))["value"]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[Key]:
+        for source in self._files:
+            source.seek(0)
+            yield from [tuple(loads(raw.decode("utf-8"))["key"]) for raw in source]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +138,7 @@ class Collected:
     stage: str
     settings: dict[str, Any]
     source: Path
-    items: dict[Key, Any]
+    items: ShardItems
     seconds: float
     count: int
     failed: list[dict[str, Any]]
@@ -108,9 +164,9 @@ def collect(output: Path) -> Collected:
     told = manifest.path_for(shards[0].path(output))
     for entry in manifest.changed_files(told, first, ("input",)):
         raise InputError(f"{entry['path']} {entry['reason']} since the shards of {output} were made from it")
-    items: dict[Key, Any] = {}
+    items = ShardItems()
     for shard in shards:
-        _add(items, shard, output)
+        items.add(shard.path(output), output)
     failed = [each for content in contents for each in content.get("failed", ())]
     seconds = round(sum(content["seconds"] for content in contents), 1)
     source = next(entry.path for entry in manifest.entries(told, first) if entry.role == "input")
@@ -153,15 +209,3 @@ def _finished(shard: Shard, output: Path) -> dict[str, Any]:
     if list(digests) != list(content["outputs"].values()):
         raise InputError(f"{path} has changed since it was made: run the stage with --shard {shard} and --overwrite")
     return content
-
-
-def _add(items: dict[Key, Any], shard: Shard, output: Path) -> None:
-    path = shard.path(output)
-    if not path.stat().st_size:  # more shards than batches
-        return
-    for line, row in read_rows(path):
-        check = Checker(path, line)
-        key = tuple(check.array(check.need(row, "key"), "key"))
-        if key in items:
-            raise check.fail("key", f"{' '.join(map(str, key))} stands in another shard of {output} as well")
-        items[key] = check.need(row, "value")

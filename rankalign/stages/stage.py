@@ -11,26 +11,29 @@ import dataclasses
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from rankalign.data.records import CandidateSet, to_dict, write
+from rankalign.data.spool import View
 from rankalign.errors import InputError
 from rankalign.progress import Progress
 from rankalign.registry import Entry, Registry
-from rankalign.scorers import summary
-from rankalign.scorers.audit import judge_flags
+from rankalign.stages.counts import Counts
+from rankalign.stages.shards import Batch as Batch
 from rankalign.stages.shards import Shard, write_items
 from rankalign.storage import manifest
 from rankalign.storage.files import sync_directory
-from rankalign.storage.journal import FORMAT, Calls, Journal, Key, Remembering, content_digest, differences
+from rankalign.storage.journal import FORMAT, Calls, Journal, Remembering, content_digest, differences
+from rankalign.storage.journal_items import Key
 from rankalign.storage.jsonl import dumps, loads
 from rankalign.storage.spreadsheet import check_lines
 
-Items = Mapping[Key, Any]
-Batch = Sequence[CandidateSet]
-Assemble = Callable[[Items], list[CandidateSet]]
+# What was computed for a record by the policy or scorer of that name.
+Find = Callable[[str, CandidateSet], Any]
+Assemble = Callable[[Find], Iterator[CandidateSet]]
 
 
 class Worker(Protocol):
@@ -53,6 +56,7 @@ RUNNERS = Registry(
     "runner",
     {
         "local": Entry("rankalign.stages.stage:run_here", "this process, batch after batch"),
+        "processes": Entry("rankalign.stages.processes:run_in_processes", "several processes on this machine"),
         "ray": Entry("rankalign.stages.ray_runner:run_on_ray", "Ray Data: actors on one or many machines", "ray"),
     },
 )
@@ -65,7 +69,7 @@ def run_here(worker: Worker, batches: Sequence[Batch], workers: int = 0) -> Iter
         InputError: more than one worker is asked for.
     """
     if workers > 1:
-        raise InputError("runner 'local' is one process: use --runner ray for several workers, or --shard")
+        raise InputError("runner 'local' is one process: use --num_proc, --runner ray or --shard for several")
     for batch in batches:
         yield batch, worker(batch)
 
@@ -107,7 +111,7 @@ class Plan:
         """Do every batch of which anything is missing. It is computed whole even so: batch mates change the last bits
         of a matrix product, and a resumed run must repeat the first one's bytes."""
         name = self.worker.name
-        todo = [batch for batch in self.batches if ledger.missing(name, batch)]
+        todo = View[Batch](self.batches, ledger.unfinished(name, self.batches))
         if ledger.skip and self.scale.runner != "local":
             raise InputError(
                 f"on_error: runner {self.scale.runner!r} keeps no calls; skip failed ones with runner local"
@@ -141,16 +145,17 @@ class Ledger:
         retry: ask again what failed in an earlier run.
 
     Attributes:
-        items: by (name, record id), every item that was taken.
+        taken: by name, the batches whose items are all there.
         failed: each failed call, ``{"name", "id", "reason", "tries", ...}``.
     """
 
     def __init__(self, journal: Journal, skip: bool = False, retry: bool = False) -> None:
         self.journal, self.skip, self.retry = journal, skip, retry
-        self.items: dict[Key, Any] = {}
+        self.taken: dict[str, Sequence[Batch]] = {}
         self.failed: list[dict[str, Any]] = []
         self._partial: dict[Key, Any] = {}
-        self._digests: dict[int, str] = {}  # by id(): whoever makes a ledger holds its records longer
+        self._batch: Batch = ()  # the last one, whose digests are kept: it is asked about several times in a row
+        self._digests: dict[int, str] = {}
 
     def calls(self, name: str) -> Calls:
         """The calls of a policy or judge."""
@@ -158,7 +163,15 @@ class Ledger:
 
     def missing(self, name: str, batch: Batch) -> int:
         """How many records of a batch have no item yet."""
+        if batch is not self._batch:
+            self._batch, self._digests = batch, {}
         return sum(self._key(name, record) not in self.journal.done for record in batch)
+
+    def unfinished(self, name: str, batches: Sequence[Batch]) -> Sequence[int]:
+        """Which batches lack items; without an item in the journal none needs to be read to know that."""
+        if not self.journal.done:
+            return range(len(batches))
+        return array("Q", (number for number, batch in enumerate(batches) if self.missing(name, batch)))
 
     def add(self, name: str, batch: Batch, values: Sequence[Any]) -> None:
         """Put the items of a batch into the journal; those that lack something stay in memory."""
@@ -168,30 +181,40 @@ class Ledger:
         self._partial |= lacking
 
     def take(self, name: str, batches: Sequence[Batch]) -> None:
-        """Note the items of all batches, and what failed."""
-        for record in itertools.chain.from_iterable(batches):
+        """Note that all items of these batches are there, and what failed."""
+        self.taken[name] = batches
+        for record in itertools.chain.from_iterable(batches) if self._partial else ():
             key = self._key(name, record)
-            if key in self.journal.done:
-                self.items[name, record.id] = self.journal.done[key]
-            else:
-                self.items[name, record.id] = self._partial[key]["value"]
+            if key not in self.journal.done:
                 self.failed += [{"name": name, "id": record.id, **each} for each in self._partial[key][FAILED]]
+
+    def find(self, name: str, record: CandidateSet) -> Any:
+        """The item of a record."""
+        key = self._key(name, record)
+        return self.journal.done[key] if key in self.journal.done else self._partial[key]["value"]
 
     def _key(self, name: str, record: CandidateSet) -> Key:
         if self.journal.old:  # version 0.1 had no digests
             return (name, record.id)
-        if id(record) not in self._digests:
+        kept = self._digests.get(id(record))
+        if kept is None:
             told = to_dict(record)
             for response in told["responses"]:
                 response.pop("scores", None)  # no engine and no scorer sees them
-            self._digests[id(record)] = content_digest(told)
-        return (name, record.id, self._digests[id(record)])
+            kept = content_digest(told)
+            if any(record is mate for mate in self._batch):  # which holds it, so that no other gets its id()
+                self._digests[id(record)] = kept
+        return (name, record.id, kept)
 
 
 def run_plans(what: str, plans: list[Plan], ledger: Ledger) -> None:
     """Run plans one after the other; each is dropped when it is done, so that only one model is in memory."""
     total = sum(plan.total for plan in plans)
-    done = total - sum(ledger.missing(plan.worker.name, batch) for plan in plans for batch in plan.batches)
+    done = sum(
+        len(batch) - ledger.missing(plan.worker.name, batch)
+        for plan in plans
+        for batch in (plan.batches if ledger.journal.done else ())
+    )
     with Progress(what, total, "prompt", done=done) as progress:
         while plans:
             plans.pop(0).run(ledger, progress)
@@ -233,13 +256,20 @@ class Stage:
         """The file that this process writes."""
         return Shard.parse(self.shard).path(self.output) if self.shard else self.output
 
-    def run(self, work: Callable[[Ledger], None], assemble: Assemble, **facts: Any) -> dict[str, Any]:
+    def run(
+        self,
+        work: Callable[[Ledger], None],
+        assemble: Assemble,
+        facts: Callable[[], dict[str, Any]] = dict,
+        read: Callable[[], object] = lambda: None,
+    ) -> dict[str, Any]:
         """Do the work unless it is finished.
 
         Args:
             work: takes every item into the ledger.
-            assemble: makes the output's records of all items.
-            **facts: more for the manifest.
+            assemble: makes the output's records of the items, in order.
+            facts: more for the manifest, asked for when the work is done.
+            read: reads the input, so that what is wrong with it is said before that it is another one.
 
         Returns:
             Counts for the caller to show.
@@ -248,7 +278,7 @@ class Stage:
             InputError: another process is at it, the settings differ, or it cannot be written.
         """
         path = self.target.with_name(self.target.name + ".journal")
-        if not self.overwrite and not self._goes_on(path) and manifest.is_finished(self.target, self.settings):
+        if not self.overwrite and not self._goes_on(path) and self._is_finished(read):
             return self._nothing_to_do(path)
         started = time.time()
         with Journal(path, self._header(), fresh=self.overwrite, older=self.settings) as journal:
@@ -256,13 +286,20 @@ class Stage:
                 _remove(self.target)
             ledger = Ledger(journal, self.on_error == "skip" or self.retry_failed, self.retry_failed)
             work(ledger)
-            facts = {"seconds": round(time.time() - started, 1), **facts, **self._failures(ledger)}
-            counts = self._part(ledger.items, facts) if self.shard else self._whole(assemble(ledger.items), facts)
-            if FAILED not in facts:  # else it holds what need not be asked again
+            found = {"seconds": round(time.time() - started, 1), **facts(), **self._failures(ledger)}
+            counts = self._part(ledger, found) if self.shard else self._whole(assemble(ledger.find), found)
+            if FAILED not in found:  # else it holds what need not be asked again
                 path.unlink(missing_ok=True)
             sync_directory(self.output.parent)  # the removal, too, or a power cut would bring the journal back
-        told = {**facts, FAILED: len(facts[FAILED])} if FAILED in facts else facts
+        told = {**found, FAILED: len(found[FAILED])} if FAILED in found else found
         return {"output": str(self.target), "already_finished": False, **counts, **told}
+
+    def _is_finished(self, read: Callable[[], object]) -> bool:
+        try:
+            return manifest.is_finished(self.target, self.settings)
+        except InputError:
+            read()
+            raise
 
     def _header(self) -> dict[str, Any]:
         return {FORMAT: 2, **{key: value for key, value in self.settings.items() if key not in self.inputs}}
@@ -300,7 +337,7 @@ class Stage:
         failed = ledger.failed
         if not failed:
             return {}
-        kept = [name for name, *_ in ledger.items if len(ledger.calls(name))]
+        kept = any(len(ledger.calls(name)) for name in ledger.taken)
         first = f"{failed[0]['name']}, {failed[0]['id']}: {failed[0]['reason']}"
         if not kept and len({each["id"] for each in failed}) > FEW:
             raise InputError(f"{self.target}: all {len(failed)} calls failed, the first one: {first}")
@@ -308,16 +345,21 @@ class Stage:
         print("they are listed in the manifest; --retry_failed asks them again", file=sys.stderr)
         return {FAILED: failed}
 
-    def _whole(self, sets: Sequence[CandidateSet], facts: dict[str, Any]) -> dict[str, Any]:
-        return self._finish(lambda: write(self.output, sets), _counts(sets), facts)
+    def _whole(self, sets: Iterator[CandidateSet], facts: dict[str, Any]) -> dict[str, Any]:
+        counts = Counts()
+        return self._finish(lambda: write(self.output, map(counts.add, sets)), counts.as_dict, facts)
 
-    def _part(self, items: Items, facts: dict[str, Any]) -> dict[str, Any]:
+    def _part(self, ledger: Ledger, facts: dict[str, Any]) -> dict[str, Any]:
         told = {**facts, "shard": self.shard}
-        return self._finish(lambda: write_items(self.target, items), {"items": len(items)}, told)
+        count = sum(len(batch) for batches in ledger.taken.values() for batch in batches)
+        return self._finish(lambda: write_items(self.target, ledger.taken, ledger.find), lambda: {"items": count}, told)
 
-    def _finish(self, put: Callable[[], object], counts: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    def _finish(
+        self, put: Callable[[], object], count: Callable[[], dict[str, Any]], facts: dict[str, Any]
+    ) -> dict[str, Any]:
         try:
             put()
+            counts = count()
             # Last, and before the journal goes: only a manifest says that the output is whole.
             manifest.write(self.target, self.name, self.settings, [self.source], [self.target], counts=counts, **facts)
         except InputError as error:
@@ -328,19 +370,3 @@ class Stage:
 def _remove(target: Path) -> None:
     for path in (manifest.path_for(target), target):  # in this order a kill leaves no manifest of a file that is gone
         path.unlink(missing_ok=True)
-
-
-def _counts(sets: Sequence[CandidateSet]) -> dict[str, Any]:
-    responses = [response for record in sets for response in record.responses]
-    scores = [value for response in responses for value in response.scores.values()]
-    return {
-        "prompts": len(sets),
-        "responses": sum(response.count for response in responses),
-        "distinct": len(responses),
-        "unfinished": sum(not response.finished for response in responses),
-        "empty": sum(response.count for response in responses if not response.shown(thoughts=True).strip()),
-        "scores": sum(value is not None for value in scores),
-        "missing_scores": sum(value is None for value in scores),
-        **summary(sets),
-        **({"flags": flags} if (flags := judge_flags(sets)) else {}),
-    }

@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import io
 import os
+import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 from rankalign.errors import InputError, RecordError
 
 GZIP_MAGIC = b"\x1f\x8b"
+MARK = b"\xef\xbb\xbf"  # UTF-8's byte-order mark
+BLOCK = 1 << 18  # bytes read at once; larger ones are no faster
 
 
 @contextlib.contextmanager
@@ -26,6 +30,10 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     Raises:
         InputError: the file cannot be written: no permission, no such place, a full disk.
     """
+    if is_remote(path):
+        with _uploaded(path) as out:
+            yield out
+        return
     target = Path(path)
     try:
         if target.exists() and not target.is_file() and not target.is_dir():
@@ -38,6 +46,20 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         if error.filename and Path(error.filename) not in (target, _part_of(target), *target.parents):
             raise  # it is about another file, which the block reads
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _uploaded(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Written here first: stores show an object when it is closed, be it whole or not."""
+    system, inner = remote(path)
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / Path(inner).name
+        with _renamed_into_place(whole) as out:
+            yield out
+        try:
+            system.put_file(str(whole), inner)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written: {error}") from None
 
 
 def _part_of(target: Path) -> Path:
@@ -101,19 +123,60 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """The whole content of a file, gunzipped when it starts with gzip's magic, whatever its name.
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is an address, ``s3://bucket/file``, that fsspec opens."""
+    return "://" in str(path)
+
+
+def remote(path: str | os.PathLike[str]) -> tuple[Any, str]:
+    """The file system of an address, and the path in it.
 
     Raises:
-        InputError: the file is missing, a folder, unreadable or a damaged gzip.
+        InputError: the package for such addresses is missing, or it cannot be reached.
+    """
+    import fsspec
+
+    try:
+        system, inner = fsspec.core.url_to_fs(str(path))
+    except (ImportError, ValueError, OSError) as error:  # an unknown scheme is a ValueError
+        raise InputError(f"{path}: cannot be opened: {error}") from None
+    return system, inner
+
+
+if TYPE_CHECKING:
+    Stream: TypeAlias = io.BufferedReader[Any]  # not of one kind of raw stream only
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[Stream]:
+    """A file's content as a stream, gunzipped when it starts with gzip's magic, whatever its name.
+
+    Raises:
+        InputError: the file is missing, a folder, unreadable or a damaged gzip, be it found while the block reads.
     """
     try:
-        raw = Path(path).read_bytes()
-        return gzip.decompress(raw) if raw.startswith(GZIP_MAGIC) else raw
-    except FileNotFoundError:
+        with io.BufferedReader(open_raw(path), BLOCK) as raw:
+            if raw.peek(len(GZIP_MAGIC)).startswith(GZIP_MAGIC):
+                with io.BufferedReader(gzip.GzipFile(fileobj=raw), BLOCK) as unpacked:
+                    yield unpacked
+            else:
+                yield raw
+    except FileNotFoundError as error:
+        if error.filename is not None and str(error.filename) != str(path):
+            raise  # it is about another file, which the block reads
         raise InputError(f"{path}: no such file") from None
     except (OSError, EOFError, zlib.error) as error:
+        if isinstance(error, OSError) and error.filename is not None and str(error.filename) != str(path):
+            raise
         raise InputError(f"{path}: cannot be read: {error}") from None
+
+
+def open_raw(path: str | os.PathLike[str]) -> Any:
+    """A file or an address, open for reading bytes as they are."""
+    if not is_remote(path):
+        return io.FileIO(path)
+    system, inner = remote(path)
+    return system.open(inner, "rb")
 
 
 def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
@@ -122,13 +185,19 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
     U+2028, U+0085 and friends may stand inside JSON strings, so ``str.splitlines`` would cut records in two.
     Bytes, because one line that is not UTF-8 must not hide the others: see :func:`decode`.
     """
-    yield from split_lines(read_bytes(path))
+    with reading(path) as source:
+        yield from split_lines(source)
 
 
-def split_lines(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file's content; see :func:`read_lines`."""
-    for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        yield number, raw.removesuffix(b"\r")
+def split_lines(source: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """The lines of an open file; see :func:`read_lines`. What follows the last line feed is a line, even if empty."""
+    number, whole = 0, True
+    for number, raw in enumerate(source, start=1):
+        whole = raw.endswith(b"\n")
+        bare = raw[:-1] if whole else raw
+        yield number, (bare.removeprefix(MARK) if number == 1 else bare).removesuffix(b"\r")
+    if whole:
+        yield number + 1, b""
 
 
 def decode(path: str | os.PathLike[str], line: int, raw: bytes) -> str:

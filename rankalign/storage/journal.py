@@ -14,17 +14,16 @@ import errno
 import fcntl
 import hashlib
 import os
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 from rankalign.errors import InputError
 from rankalign.storage.files import sync_directory, write_all
+from rankalign.storage.journal_items import Items, Key, key_of, pack, unpack, whole_lines
 from rankalign.storage.jsonl import dumps, loads
 
-Key = tuple[str, ...]
 HEADER: Key = ("header",)
 FORMAT = "journal"
 """Stands in the header of a stage's journal since items are keyed by their content; 0.1 had none."""
@@ -42,7 +41,7 @@ class Journal:
         older: the header that version 0.1 would have written, whose journals go on under it.
 
     Attributes:
-        done: value by key of all items on disk.
+        done: value by key of all items on disk, where they are read when they are asked for.
         old: it is a journal of version 0.1, whose items are keyed by name and id alone.
 
     Raises:
@@ -54,7 +53,6 @@ class Journal:
         self, path: Path, header: dict[str, Any], fresh: bool = False, older: dict[str, Any] | None = None
     ) -> None:
         self.path = path
-        self.done: dict[Key, Any] = {}
         self.old = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,6 +60,7 @@ class Journal:
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+        self.done = Items(self._handle, path)
         try:
             self._lock()
             if fresh:
@@ -84,25 +83,28 @@ class Journal:
             raise InputError(f"{self.path}: another process has just finished it; run the same command again")
 
     def _load(self, header: dict[str, Any], older: dict[str, Any] | None) -> None:
-        self._end = 0
-        for (key, value), size in _whole_lines(self.path):
-            self.done[key] = value
-            self._end += size
+        self._end, begun = 0, None
+        for offset, line in whole_lines(self.path):
+            key = key_of(line)
+            if key == HEADER:
+                _, begun = unpack(line) or (HEADER, None)
+            else:
+                self.done.note(key, offset)
+            self._end = offset + len(line) + 1
         # What is appended next must begin a line of its own, so a torn one is cut off first.
         os.ftruncate(self._handle, self._end)
         os.lseek(self._handle, self._end, os.SEEK_SET)
-        self.old = older is not None and HEADER in self.done and FORMAT not in self.done[HEADER]
+        self.old = older is not None and begun is not None and FORMAT not in begun
         header = loads(dumps(older if self.old else header))  # as it reads back: tuples become lists
-        if HEADER not in self.done:
-            self.append([(HEADER, header)])
+        if begun is None:
+            self._write(pack(HEADER, header))
             # A new file's name lies in its folder: without this a power cut could lose the journal as a whole.
             sync_directory(self.path.parent)
-        elif changed := differences(self.done[HEADER], header):
+        elif changed := differences(begun, header):
             raise InputError(
                 f"{self.path}: begun with other settings ({'; '.join(changed[:4])}); "
                 "go on with those, or start over with --overwrite"
             )
-        del self.done[HEADER]
 
     def append(self, items: Iterable[tuple[Key, Any]], replace: bool = False) -> None:
         """Add items and sync them to disk. Keys already there are left as they are, or with ``replace`` get this value.
@@ -110,8 +112,14 @@ class Journal:
         Raises:
             InputError: the disk is full or the write failed; everything appended before is safe.
         """
-        fresh = [(key, value) for key, value in items if replace or key not in self.done]
-        block = b"".join(_pack(key, value) for key, value in fresh)
+        fresh = [(key, pack(key, value)) for key, value in items if replace or key not in self.done]
+        offset = self._end
+        self._write(b"".join(line for _, line in fresh))
+        for key, line in fresh:  # not before: what counts as done is on disk
+            self.done.note(key, offset)
+            offset += len(line)
+
+    def _write(self, block: bytes) -> None:
         try:
             write_all(self._handle, block)
             os.fsync(self._handle)
@@ -122,7 +130,6 @@ class Journal:
             what = "no space left on the disk" if error.errno == errno.ENOSPC else error.strerror or str(error)
             raise InputError(f"{self.path}: {what}; what was finished is safe, run the same command again") from None
         self._end += len(block)
-        self.done.update(fresh)  # not before: what counts as done is on disk
 
     def close(self) -> None:
         """Release the lock."""
@@ -157,8 +164,7 @@ class Calls:
 
     def __len__(self) -> int:
         """How many replies are kept, those that no prompt asked for left aside."""
-        keys = self.journal.done if self.journal else ()
-        return sum(len(key) == 4 and key[:2] == ("call", self.name) and key[2] != "" for key in keys)
+        return self.journal.done.calls[self.name, True] if self.journal else 0
 
     def __bool__(self) -> bool:
         return self.journal is not None
@@ -166,8 +172,7 @@ class Calls:
     @property
     def probed(self) -> bool:
         """Whether calls that no prompt asked for are kept: what they show of a server was said when they were made."""
-        keys = self.journal.done if self.journal else ()
-        return any(len(key) == 4 and key[:3] == ("call", self.name, "") for key in keys)
+        return bool(self.journal and self.journal.done.calls[self.name, False])
 
     def find(self, prompt: str, digest: str) -> Any:
         """The kept reply, or None."""
@@ -214,33 +219,7 @@ def peek(path: Path) -> dict[Key, Any]:
     Raises:
         InputError: a line before the last is damaged.
     """
-    return dict(item for item, _ in _whole_lines(path))
-
-
-def _whole_lines(path: Path) -> Iterator[tuple[tuple[Key, Any], int]]:
-    """Each item with the bytes of its line; what is torn at the end is left out."""
-    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line feed is torn, or nothing
-    for number, line in enumerate(lines, start=1):
-        item = _unpack(line)
-        if item is None and number == len(lines):
-            return
-        if item is None:
-            raise InputError(f"{path}:{number}: damaged line; delete the journal to start over")
-        yield item, len(line) + 1
-
-
-def _pack(key: Key, value: Any) -> bytes:
-    body = dumps([list(key), value]).encode("utf-8")
-    return b"%08x %s\n" % (zlib.crc32(body), body)
-
-
-def _unpack(line: bytes) -> tuple[Key, Any] | None:
-    """The item of a line, or None where the line is damaged."""
-    check, _, body = line.partition(b" ")
-    if check != b"%08x" % zlib.crc32(body):
-        return None
-    key, value = loads(body.decode("utf-8"))
-    return tuple(key), value
+    return dict(item for _, line in whole_lines(path) if (item := unpack(line)))
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -25,14 +25,16 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"SQLite format 3", "is an SQLite database: write it as JSON Lines or Parquet"),
     (b"%PDF", "is a PDF"),
 )
-# Protocols 2 to 5 begin with these two bytes, and every pickle ends with a full stop.
-_PICKLE = re.compile(rb"\A\x80[\x02-\x05].*\.\Z", re.DOTALL)
+_PICKLE = re.compile(rb"\A\x80[\x02-\x05]")  # protocols 2 to 5; no text in UTF-8 begins so
 _MARKUP = re.compile(rb"\A\s*<(?:!doctype|html|\?xml)", re.IGNORECASE)
 _LOOKED_AT = 4096
 
 
 def trouble(raw: bytes) -> str:
-    """What ``raw`` is instead of UTF-8 text, as the rest of a sentence that begins with the file's name, or nothing.
+    """What a file is instead of UTF-8 text, as the rest of a sentence that begins with its name, or nothing.
+
+    Args:
+        raw: how it begins; some kilobytes are enough.
 
     >>> trouble('{"id": 1}'.encode("utf-16"))
     'is UTF-16, not UTF-8: `iconv -f UTF-16 -t UTF-8` makes it readable'

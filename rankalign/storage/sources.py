@@ -12,11 +12,11 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rankalign.errors import InputError, Line
-from rankalign.storage.files import sha256_file
+from rankalign.storage.files import is_remote, remote, sha256_file
 from rankalign.storage.jsonl import OnError, Row, give_up, read_rows
 from rankalign.storage.spreadsheet import is_spreadsheet, read_sheet
 from rankalign.storage.tables import read_table
@@ -40,7 +40,7 @@ def parts(path: Source) -> list[str]:
     Raises:
         InputError: the folder's list of splits is damaged.
     """
-    if (Path(path) / LISTING).is_file():
+    if not is_remote(path) and (Path(path) / LISTING).is_file():
         return [str(Path(path) / name) for name in _listed(Path(path) / LISTING)]
     if not os.path.isdir(path) or _is_saved(path):
         return [str(path)]
@@ -106,6 +106,9 @@ def rows_of(path: Source, on_error: OnError | None = None) -> Iterator[Row]:
         RecordError: a row is none, and there is no ``on_error``.
         InputError: nothing is there, or it is no data.
     """
+    if is_remote(path):
+        yield from _remote_rows(str(path), on_error)
+        return
     files = [] if _is_saved(path) else shards(path)
     if os.path.isdir(path) and not files and not _is_saved(path):
         raise InputError(f"{path}: a folder without data: no file in it ends in {', '.join(ENDINGS)}")
@@ -114,11 +117,31 @@ def rows_of(path: Source, on_error: OnError | None = None) -> Iterator[Row]:
     if not files:
         yield from _rows_of_one(path, on_error)
         return
+    yield from _counted_through(map(str, files), on_error)
+
+
+def _counted_through(files: Iterable[str], on_error: OnError | None) -> Iterator[Row]:
     count = 0
     for file in files:
         for line, row in _rows_of_one(file, on_error):
             count += 1
-            yield Line.of(line, getattr(line, "element", 0), file=str(file), row=count), row
+            yield Line.of(line, getattr(line, "element", 0), file=file, row=count), row
+
+
+def _remote_rows(path: str, on_error: OnError | None) -> Iterator[Row]:
+    """Rows of a file, a folder or a pattern behind an address."""
+    system, inner = remote(path)
+    found = system.glob(inner) if glob.has_magic(inner) else []
+    if system.isdir(inner):
+        found = [name for name in system.find(inner) if _is_shard(Path(name)) and "/." not in name]
+    if glob.has_magic(inner) and not found:
+        raise InputError(f"{path}: no file has such a name")
+    if system.isdir(inner) and not found:
+        raise InputError(f"{path}: a folder without data: no file in it ends in {', '.join(ENDINGS)}")
+    if not found:
+        yield from _rows_of_one(path, on_error)
+    else:
+        yield from _counted_through(map(system.unstrip_protocol, sorted(found)), on_error)
 
 
 def _rows_of_one(path: Source, on_error: OnError | None) -> Iterator[Row]:
@@ -132,6 +155,9 @@ def _rows_of_one(path: Source, on_error: OnError | None) -> Iterator[Row]:
 
 def is_there(path: Source) -> bool:
     """Whether a path or a pattern names anything."""
+    if is_remote(path):
+        system, inner = remote(path)
+        return bool(system.exists(inner) or system.glob(inner))
     return os.path.exists(path) or bool(shards(path))
 
 
@@ -141,6 +167,8 @@ def sha256_of(path: Source) -> str:
     Raises:
         InputError: nothing is there.
     """
+    if is_remote(path):
+        raise InputError(f"{path}: what is to be resumed is read from this machine: `convert` it to a file first")
     files = shards(path)
     if not os.path.exists(path) and not files:
         raise InputError(f"{path}: no such file")

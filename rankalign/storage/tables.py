@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from rankalign.errors import InputError, RecordError
-from rankalign.storage.files import atomic_writer
+from rankalign.storage.files import atomic_writer, open_raw
 from rankalign.storage.folders import new_folder
 from rankalign.storage.jsonl import OnError, Row, dumps, give_up, loads
 
@@ -69,7 +69,7 @@ def _batches(path: str | os.PathLike[str]) -> Iterator[Any]:
         if os.path.isdir(path):
             yield from _open_folder(path).with_format("arrow").iter(BATCH)
         else:
-            with pq.ParquetFile(path) as table:
+            with open_raw(path) as raw, pq.ParquetFile(raw) as table:
                 yield from table.iter_batches(BATCH)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file, or no folder written by `datasets`") from None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from typing import Any
 
 from rankalign.errors import InputError
-from rankalign.storage.files import decode, read_bytes, split_lines
-from rankalign.storage.jsonl import OnError, Row, give_up, list_rows, loads
+from rankalign.storage.files import decode, read_text, reading, split_lines
+from rankalign.storage.json_list import list_rows
+from rankalign.storage.jsonl import OnError, Row, give_up, loads
 
 # Where exports keep their rows. Only alone: what stands beside them may say how they are to be read.
 WRAPPERS = ("data", "rows", "records", "examples", "instances", "items", "entries", "dataset")
@@ -23,18 +25,30 @@ def unwrapped(path: str | os.PathLike[str], on_error: OnError | None = None) -> 
     """
     if not str(path).removesuffix(".gz").endswith(".json"):
         return None
-    content = read_bytes(path)
-    if not content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
-        return None
+    with reading(path) as source:
+        lines = ((number, raw) for number, raw in split_lines(source) if raw.strip())
+        first, second = next(lines, (0, b"")), next(lines, None)
+        if not first[1].lstrip().startswith(b"{") or (second and _is_row(path, *first)):
+            return None  # only what may be one object is read whole
     try:
-        value = loads("\n".join(decode(path, number, raw) for number, raw in split_lines(content)))
+        value = loads(read_text(path))
     except (ValueError, InputError):
         return None  # lines, each an object, or broken: whoever reads lines says where
     if list(value) in [[key] for key in WRAPPERS] and _rows(next(iter(value.values()))):
-        return list_rows(path, content.rstrip().removesuffix(b"}"), on_error or give_up)
+        inside = read_text(path).rstrip().removesuffix("}").encode("utf-8")
+        return list_rows(path, split_lines(io.BytesIO(inside)), on_error or give_up)
     if _columns(value):
         raise InputError(f"{path}: holds columns ({', '.join(value)}), not rows: write rows, as {_LINES} does")
     return iter([(1, value)])
+
+
+def _is_row(path: str | os.PathLike[str], number: int, raw: bytes) -> bool:
+    """Whether a line is a value by itself, so that the file is one of lines."""
+    try:
+        loads(decode(path, number, raw))
+    except (ValueError, InputError):
+        return False
+    return True
 
 
 def advice(row: dict[str, Any]) -> str:

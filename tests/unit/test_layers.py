@@ -46,6 +46,7 @@ OPTIONAL = {
     "liger_kernel": {"rankalign/rows/head_liger.py"},
     "openai": {"rankalign/engines/openai_client.py"},
     "rouge_score": {"rankalign/evaluation/texts/lexical.py"},
+    "datasketch": {"rankalign/data/overlap.py"},
     "vllm": {"rankalign/engines/vllm.py"},
     "gradio": {"rankalign/interactive/pages/chat.py"},
     "openpyxl": {"rankalign/storage/workbook.py"},

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rankalign.data.formats import Losses
+from rankalign.data.ids import SeenIds
 from rankalign.data.records import CandidateSet, parse, to_dict
-from rankalign.errors import RecordError, on_line
+from rankalign.errors import RecordError
 from rankalign.storage.jsonl import OnError, Row
 
 
@@ -16,16 +17,16 @@ class Native:
 
     def read(self, rows: Iterable[Row], file: str, on_error: OnError) -> Iterator[CandidateSet]:
         """Records as they are; a second record of one id is an error."""
-        seen: dict[str, int] = {}
+        seen = SeenIds()
         for line, row in rows:
             try:
                 record = parse(row, file, line)
-                if record.id in seen:
-                    raise RecordError(file, line, "id", f"{record.id!r} stands already {on_line(seen[record.id])}")
+                if earlier := seen.earlier(record.id):
+                    raise RecordError(file, line, "id", f"{record.id!r} stands already {earlier}")
             except RecordError as error:
                 on_error(error)
             else:
-                seen[record.id] = line
+                seen.add(record.id, line)
                 yield record
 
     def write(self, records: Iterable[CandidateSet], losses: Losses) -> Iterator[dict[str, Any]]:

@@ -8,19 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rankalign.data.lint.rules import (
-    RULES,
-    Baseline,
-    control_rules,
-    longest_answer,
-    prompt_key,
-    without_bos,
-    without_eos,
-)
-from rankalign.data.records import CandidateSet, Response, judges
+from rankalign.data.lint.rules import RULES, control_rules, without_bos, without_eos
+from rankalign.data.lint.whole import Baseline, Longest, Watch, prompt_keys
+from rankalign.data.records import CandidateSet, Response
 
 __all__ = ["RULES", "Finding", "LintReport", "fix", "lint"]
 
@@ -50,56 +43,81 @@ class LintReport:
         records: how many were looked at.
         findings: by code, in order of the records; a code without findings is not there.
         longest: the longest-answer baseline by judge.
+        totals: how many findings there are by code, where only the first ones were kept.
     """
 
     records: int
     findings: dict[str, list[Finding]]
     longest: dict[str, Baseline] = field(default_factory=dict)
+    totals: dict[str, int] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
         """Findings by code."""
-        return {code: len(found) for code, found in self.findings.items()}
+        return dict(self.totals)
 
 
 def lint(
-    sets: Iterable[CandidateSet], held_out: Iterable[CandidateSet] = (), control: Sequence[str] = ()
+    sets: Iterable[CandidateSet],
+    held_out: Iterable[CandidateSet] = (),
+    control: Sequence[str] = (),
+    most: int | None = None,
+    asked: Mapping[str, Watch] | None = None,
 ) -> LintReport:
-    """Look at every record with every rule.
+    """Look at every record with every rule, once through.
 
     Args:
         sets: the records.
         held_out: records of a test split; a prompt that stands in both is a finding.
         control: a tokenizer's control tokens, to look for beside the published ones.
+        asked: what looks for L405 (:class:`rankalign.data.lint.whole.NearlySame`) and L406 (``Leaked``), if wished.
+        most: findings of each code to keep, the first ones; all of them are counted. None keeps all.
     """
-    records, test = list(sets), frozenset(map(prompt_key, held_out))
-    findings: dict[str, list[Finding]] = {}
-    for code, rule in (RULES | {rule.code: rule for rule in control_rules(control)}).items():
-        found: list[Finding] = []
-        if rule.record is not None:
-            for record in records:
-                found += [Finding(code, record.id, index, message) for index, message in rule.record(record)]
-        if rule.whole is not None:
-            found += [Finding(code, record, None, message) for record, message in rule.whole(records, test)]
-        if found:
-            findings[code] = found
-    return LintReport(len(records), findings, {judge: longest_answer(records, judge) for judge in judges(records)})
+    rules, test = RULES | {rule.code: rule for rule in control_rules(control)}, prompt_keys(held_out)
+    watches = {code: rule.whole(test) for code, rule in rules.items() if rule.whole is not None}
+    watches |= asked or {}
+    checks = {code: rule.record for code, rule in rules.items() if rule.record is not None}
+    found: dict[str, list[Finding]] = {code: [] for code in rules}
+    totals, records, longest = Counter[str](), 0, Longest()
+
+    def note(code: str, record: str, response: int | None, message: str) -> None:
+        totals[code] += 1
+        if most is None or len(found[code]) < most:
+            found[code].append(Finding(code, record, response, message))
+
+    for record in sets:
+        records += 1
+        longest.see(record)
+        for code, check in checks.items():
+            for index, message in check(record):
+                note(code, record.id, index, message)
+        for code, watch in watches.items():
+            for ident, message in watch.see(record):
+                note(code, ident, None, message)
+    for code, watch in watches.items():
+        for ident, message in watch.end():
+            note(code, ident, None, message)
+    kept = {code: findings for code, findings in found.items() if findings}
+    return LintReport(records, kept, longest.baselines(), {code: totals[code] for code in kept})
 
 
 def fix(sets: Iterable[CandidateSet]) -> tuple[list[CandidateSet], dict[str, int]]:
-    """Mended copies of the records, and how often each fixable rule was applied.
+    """Mended copies of the records, and how often each fixable rule was applied; see :func:`mend`."""
+    done = Counter[str]()
+    return list(mend(sets, done)), dict(done)
+
+
+def mend(sets: Iterable[CandidateSet], done: Counter[str]) -> Iterator[CandidateSet]:
+    """Mended copies of the records as they pass, each repair counted in ``done`` by its rule.
 
     Marks of a text's begin and end are cut off (training adds the tokens), and equal answers of one policy with equal
     scores become one with their counts added. Nothing is dropped.
     """
-    done: Counter[str] = Counter()
-    mended = []
     for record in sets:
         responses = [_stripped(response, done) for response in record.responses]
         prompt = record.prompt
         if isinstance(prompt, str) and (bare := without_bos(prompt)) != prompt and bare.strip():
             prompt, done["L106"] = bare, done["L106"] + 1
-        mended.append(CandidateSet(record.id, prompt, _merged(responses, done), record.meta))
-    return mended, dict(done)
+        yield CandidateSet(record.id, prompt, _merged(responses, done), record.meta)
 
 
 def _stripped(response: Response, done: Counter[str]) -> Response:

@@ -8,19 +8,19 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import regex
 
-from rankalign.data.formats.unread import left_unread
 from rankalign.data.lint.control import found_in
+from rankalign.data.lint.whole import HeldOut, LengthDecides, SamePrompt, Unread, Watch
 from rankalign.data.messages import message_text, text_of
 from rankalign.data.records import CandidateSet, judges
-from rankalign.data.shares import wilson
 from rankalign.data.templates import is_rendered
 from rankalign.data.words import pieces
+from rankalign.storage.places import Places
 
 EOS = ("</s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<eos>", "<end_of_turn>")
 BOS = ("<s>", "<|begin_of_text|>", "<|startoftext|>", "<bos>")
@@ -35,48 +35,29 @@ _JUDGE = re.compile(
 # An answer that was cut ends inside a sentence: in a letter or digit, behind a comma or an opening bracket.
 _INSIDE = regex.compile(r"[\p{L}\p{M}\p{N},;\-–(،、，；（]$")
 TRUNCATED_WORDS, REPEATED_WORDS, LEAK_LENGTH = 20, 50, 20
-# The longest-answer rule is a finding when the lower end of its 95 % interval is above this.
-LENGTH_ACCURACY = 0.6
 
 
 Seen = Iterator[tuple[int | None, str]]
 RecordCheck = Callable[[CandidateSet], Seen]
-SetCheck = Callable[[list[CandidateSet], frozenset[str]], Iterator[tuple[str, str]]]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule: one of the two checks is set.
+    """A rule: one of the two checks is set, or none where it is only looked for on demand.
 
     Attributes:
         code: its name in reports.
         summary: one line for people.
         record: looks at one record, yields a response's index (or None) and what was seen.
-        whole: looks at all records and the prompts held out, yields a record's id (or nothing) and what was seen.
+        whole: makes what looks at all records, from the prompts held out.
         fixable: whether :func:`fix` mends it.
     """
 
     code: str
     summary: str
     record: RecordCheck | None = None
-    whole: SetCheck | None = None
+    whole: Callable[[Places], Watch] | None = None
     fixable: bool = False
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """How often the longer answer is the better one.
-
-    Attributes:
-        pairs: strict pairs of this judge.
-        accuracy: share in which the longer text (characters) has the higher score; equal lengths count half. None
-            without a pair.
-        low: lower end of the 95 % Wilson interval of ``accuracy``, None without a pair.
-    """
-
-    pairs: int
-    accuracy: float | None
-    low: float | None
 
 
 def without_bos(text: str) -> str:
@@ -287,58 +268,6 @@ def _overall_against_aspects(record: CandidateSet) -> Seen:
             yield index, f"overall {overall:g} beside aspects of {mean:.1f} on average: a 1 stored as 10?"
 
 
-# --- L4xx: the whole set -----------------------------------------------------------------------------------------
-
-
-def prompt_key(record: CandidateSet) -> str:
-    """A prompt without the differences that do not make it another prompt: white space and capitals."""
-    parts = (
-        [record.prompt] if isinstance(record.prompt, str) else [message_text(m, thoughts=True) for m in record.prompt]
-    )
-    return _squeezed("\n".join(parts)).casefold()
-
-
-def _same_prompt(records: list[CandidateSet], held_out: frozenset[str]) -> Iterator[tuple[str, str]]:
-    first: dict[str, str] = {}
-    for record in records:
-        if (earlier := first.setdefault(prompt_key(record), record.id)) != record.id:
-            yield record.id, f"asks the same as {earlier!r}"
-
-
-def _contaminated(records: list[CandidateSet], held_out: frozenset[str]) -> Iterator[tuple[str, str]]:
-    for record in records:
-        if prompt_key(record) in held_out:
-            yield record.id, "its prompt stands in the held-out set"
-
-
-def longest_answer(records: Iterable[CandidateSet], judge: str) -> Baseline:
-    """The baseline that calls the longer answer the better one, over all strict pairs of ``judge``."""
-    pairs, right = 0, 0.0
-    for record in records:
-        known = [(len(r.shown()), s) for r in record.responses if (s := r.scores.get(judge)) is not None]
-        for (length, score), (other_length, other) in combinations(known, 2):
-            if score != other:
-                pairs += 1
-                right += 0.5 + 0.5 * _sign(length - other_length) * _sign(score - other)
-    if not pairs:
-        return Baseline(0, None, None)
-    return Baseline(pairs, right / pairs, wilson(right / pairs, pairs)[0])
-
-
-def _length_decides(records: list[CandidateSet], held_out: frozenset[str]) -> Iterator[tuple[str, str]]:
-    for judge in judges(records):
-        baseline = longest_answer(records, judge)
-        if baseline.low is not None and baseline.low > LENGTH_ACCURACY:
-            seen = f"{baseline.accuracy:.1%} of {baseline.pairs} pairs"
-            yield "", f"calling the longer answer the better one agrees with judge {judge!r} on {seen}"
-
-
-def _unread(records: list[CandidateSet], held_out: frozenset[str]) -> Iterator[tuple[str, str]]:
-    counts = Counter(column for record in records for column in left_unread(record))
-    for column, count in counts.items():
-        yield "", f"{column!r} of {count} records is read by nothing: does it hold an answer, a score or a verdict?"
-
-
 RULES: dict[str, Rule] = {
     rule.code: rule
     for rule in (
@@ -361,9 +290,11 @@ RULES: dict[str, Rule] = {
         Rule("L302", "all answers tied", _all_tied),
         Rule("L303", "answers without a score beside scored ones", _partly_scored),
         Rule("L304", "overall score that contradicts the rated aspects", _overall_against_aspects),
-        Rule("L401", "prompt that stands in the set twice", whole=_same_prompt),
-        Rule("L402", "prompt that stands in the held-out set", whole=_contaminated),
-        Rule("L403", "the longer answer is mostly the better one", whole=_length_decides),
-        Rule("L404", "column that nothing reads and that could hold an answer or a verdict", whole=_unread),
+        Rule("L401", "prompt that stands in the set twice", whole=SamePrompt),
+        Rule("L402", "prompt that stands in the held-out set", whole=HeldOut),
+        Rule("L403", "the longer answer is mostly the better one", whole=LengthDecides),
+        Rule("L404", "column that nothing reads and that could hold an answer or a verdict", whole=Unread),
+        Rule("L405", "prompt that nearly repeats another one; looked for with --near_duplicates"),
+        Rule("L406", "prompt that shares a long run of words with an evaluation set; looked for with --against"),
     )
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,8 @@ def read_judge(path: str) -> Judge:
 
 def judge_pairs(
     judge: Judge,
-    a: list[CandidateSet],
-    b: list[CandidateSet],
+    a: Sequence[CandidateSet],
+    b: Sequence[CandidateSet],
     names: tuple[str, str],
     categories: dict[str, str],
     folder: Path,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from rankalign.data.records import CandidateSet
+from rankalign.data.spool import View
 from rankalign.errors import InputError
 from rankalign.evaluation.pairwise.scores import Comparison, System, match
 from rankalign.evaluation.statistics import Interval, clopper_pearson, mean_interval, sign_test
@@ -29,7 +31,7 @@ class Missing:
         return [f"{name} has no answer to {len(ids)} prompts ({some(ids)}), {done}" for name, ids in sides if ids]
 
 
-def settle(a: Records, b: Records, how: str = "error") -> tuple[list[CandidateSet], list[CandidateSet], Missing]:
+def settle(a: Records, b: Records, how: str = "error") -> tuple[Records, Records, Missing]:
     """The records of the prompts that both answered, and which prompts one of them did not.
 
     Args:
@@ -43,16 +45,20 @@ def settle(a: Records, b: Records, how: str = "error") -> tuple[list[CandidateSe
     """
     if how == "error":
         pairs = match(a, b)
-        return [pair[0] for pair in pairs], [pair[1] for pair in pairs], Missing()
+        return pairs.first, pairs.second, Missing()
     answered = [{record.id for record in side if record.responses} for side in (a, b)]
     both = answered[0] & answered[1]
-    pairs = match(*([record for record in side if record.id in both] for side in (a, b)))
-    if not pairs:
+    pairs = match(*(_only(side, both) for side in (a, b)))
+    if not len(pairs):
         raise InputError("no prompt was answered in both files")
     lacking = [
         [record.id for record in here if record.id in own - both] for here, own in ((b, answered[1]), (a, answered[0]))
     ]
-    return [pair[0] for pair in pairs], [pair[1] for pair in pairs], Missing(*lacking)
+    return pairs.first, pairs.second, Missing(*lacking)
+
+
+def _only(sets: Records, ids: set[str]) -> Records:
+    return View(sets, array("Q", (number for number, record in enumerate(sets) if record.id in ids)))
 
 
 def forfeit(found: Comparison, missing: Missing, seed: int = 0) -> Comparison:

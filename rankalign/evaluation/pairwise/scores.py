@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, overload
+
+import numpy as np
 
 from rankalign.data.records import CandidateSet, score_of
+from rankalign.data.spool import View
 from rankalign.errors import InputError
 from rankalign.evaluation import Row, drawn
+from rankalign.evaluation.columns import Columns
 from rankalign.evaluation.statistics import (
+    Array,
     Interval,
     clopper_pearson,
     detectable_difference,
@@ -21,6 +26,9 @@ from rankalign.evaluation.statistics import (
 )
 from rankalign.evaluation.tables import Table, interval, some
 from rankalign.storage.jsonl import dumps
+from rankalign.storage.places import ABSENT, Places
+
+Records = Sequence[CandidateSet]
 
 
 @dataclass
@@ -88,7 +96,7 @@ class Comparison:
     systems: list[System]
     parser: str
     order_consistency: float | None = None
-    rows: list[Row] = field(default_factory=list)
+    rows: Sequence[Row] = ()
     extra: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -115,7 +123,12 @@ class Comparison:
 
 
 def summarise(
-    a: str, b: str, pairs: Sequence[tuple[float, float]], unparsed: int = 0, tie_delta: float = 0.0, seed: int = 0
+    a: str,
+    b: str,
+    pairs: Sequence[tuple[float, float]] | Array,
+    unparsed: int = 0,
+    tie_delta: float = 0.0,
+    seed: int = 0,
 ) -> System:
     """Compare paired scores, one pair a prompt.
 
@@ -130,20 +143,21 @@ def summarise(
     Raises:
         InputError: there is no pair.
     """
-    if not pairs:
+    if not len(pairs):
         raise InputError(f"no prompt has a score for both {a!r} and {b!r} ({unparsed} without)")
-    first, second = (list(side) for side in zip(*pairs, strict=True))
-    signs = [0.0 if abs(x - y) <= tie_delta else math.copysign(1, x - y) for x, y in pairs]
-    win, loss, n = signs.count(1), signs.count(-1), len(pairs)
+    first, second = np.asarray(pairs, dtype=np.float64).T
+    gains = first - second
+    signs = np.where(np.abs(gains) <= tie_delta, 0.0, np.sign(gains))
+    win, loss, n = int((signs > 0).sum()), int((signs < 0).sum()), len(signs)
     gain = paired_difference(first, second, seed=seed)
-    rate = mean_interval([(1 + sign) / 2 for sign in signs], seed=seed)
+    rate = mean_interval((1 + signs) / 2, seed=seed)
     points, asked = win + (n - win - loss) / 2, n + unparsed
     return System(
         a=a, b=b, sum_a=math.fsum(first), sum_b=math.fsum(second), n=n, unparsed=unparsed,
         win=win, tie=n - win - loss, loss=loss,
         difference=gain.value, ci95=gain.interval, win_rate=rate.value, win_rate_ci95=rate.interval,
         exact_ci95=clopper_pearson(win, win + loss) if win + loss else None,
-        p_sign=sign_test(win, loss), detectable=detectable_difference([x - y for x, y in pairs]),
+        p_sign=sign_test(win, loss), detectable=detectable_difference(gains),
         bounds=Interval(points / asked, (points + unparsed) / asked),
     )  # fmt: skip
 
@@ -172,58 +186,123 @@ def compare_by_score(
     Raises:
         InputError: the prompts do not match (the message names ids), or no prompt has both scores.
     """
-    matched = match(a, b)
-    rows: list[Row] = []
-    for left, right in matched:
-        rows.append({"id": left.id, "a": _mean_score(left, judge), "b": _mean_score(right, judge)})
-    pairs = [(row["a"], row["b"]) for row in rows if row["a"] is not None and row["b"] is not None]
+    rows = Columns(absent=True)
+    for left, right in match(a, b):
+        rows.add(left.id, {"a": _mean_score(left, judge), "b": _mean_score(right, judge)})
+    pairs = np.column_stack([rows.numbers("a"), rows.numbers("b")])
+    pairs = pairs[~np.isnan(pairs).any(axis=1)]
     title_a, title_b = names[0] or _policy(a, "a"), names[1] or _policy(b, "b")
     system = summarise(title_a, title_b, pairs, len(rows) - len(pairs), tie_delta, seed)
     return Comparison([system], "score", None, rows, {"judge": judge, "tie_delta": tie_delta})
 
 
-def align(a: list[CandidateSet], b: list[CandidateSet]) -> tuple[list[CandidateSet], list[CandidateSet]]:
+def align(
+    a: Sequence[CandidateSet], b: Sequence[CandidateSet]
+) -> tuple[Sequence[CandidateSet], Sequence[CandidateSet]]:
     """Files whose format has no ids got them from their own names, so no id is in both; their prompts match them."""
-    if {record.id for record in a} & {record.id for record in b}:
+    known = Places()
+    for record in a:
+        known.add(record.id)
+    if any(record.id in known for record in b):
         return a, b
-    return [replace(record, id=dumps(record.prompt)) for record in a], [
-        replace(record, id=dumps(record.prompt)) for record in b
-    ]
+    first, second = (View(side, range(len(side)), _by_prompt) for side in (a, b))
+    return first, second
 
 
-def match(a: Sequence[CandidateSet], b: Sequence[CandidateSet]) -> list[tuple[CandidateSet, CandidateSet]]:
+def _by_prompt(record: CandidateSet) -> CandidateSet:
+    return replace(record, id=dumps(record.prompt))
+
+
+class Pairs(Sequence[tuple[CandidateSet, CandidateSet]]):
+    """Records of one file, each with that of another on the same prompt.
+
+    Args:
+        a: the first file.
+        b: the second.
+        at: of each record of ``a``, where its mate stands in ``b``.
+    """
+
+    def __init__(self, a: Sequence[CandidateSet], b: Sequence[CandidateSet], at: Sequence[int]) -> None:
+        self.first, self.second = a, View[CandidateSet](b, at)
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[CandidateSet, CandidateSet]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[tuple[CandidateSet, CandidateSet]]: ...
+    def __getitem__(
+        self, index: int | slice
+    ) -> tuple[CandidateSet, CandidateSet] | Sequence[tuple[CandidateSet, CandidateSet]]:
+        if isinstance(index, slice):
+            return View(self, range(len(self))[index])
+        return self.first[index], self.second[index]
+
+    def __iter__(self) -> Iterator[tuple[CandidateSet, CandidateSet]]:
+        return zip(self.first, self.second, strict=True)
+
+
+class _Side:
+    """Where the ids of one file stand, and which stand there twice."""
+
+    def __init__(self, sets: Sequence[CandidateSet]) -> None:
+        self.places, self.twice = Places(), dict[str, None]()
+        for number, record in enumerate(sets):
+            if record.id in self.places:
+                self.twice[record.id] = None
+            self.places.put(record.id, number)
+
+
+def match(a: Sequence[CandidateSet], b: Sequence[CandidateSet]) -> Pairs:
     """Records of both files with the same id, in the order of ``a``.
 
     Raises:
         InputError: ids stand in one file only, in one twice, or for different prompts; all of them are named.
     """
-    left, right = {record.id: record for record in a}, {record.id: record for record in b}
+    left, right = _Side(a), _Side(b)
     wrong = []
-    for side, own, which in ((a, left, "first"), (b, right, "second")):
-        counts = Counter(record.id for record in side)
-        if twice := [ident for ident in own if counts[ident] > 1]:
-            wrong.append(f"{len(twice)} prompts stand in the {which} file twice: {some(twice)}")
-    for here, there, which in ((left, right, "first"), (right, left, "second")):
-        if alone := [ident for ident in here if ident not in there]:
+    for own, which in ((left, "first"), (right, "second")):
+        if own.twice:
+            wrong.append(f"{len(own.twice)} prompts stand in the {which} file twice: {some(list(own.twice))}")
+    for here, there, which in ((a, right, "first"), (b, left, "second")):
+        if alone := list(dict.fromkeys(record.id for record in here if record.id not in there.places)):
             wrong.append(f"{len(alone)} prompts stand in the {which} file only: {some(alone)}")
-    changed = [ident for ident, record in left.items() if ident in right and record.prompt != right[ident].prompt]
+    at, changed = array("q"), list[str]()
+    for record in a:
+        if (mate := right.places.find(record.id)) != ABSENT:
+            at.append(mate)
+            if record.prompt != b[mate].prompt:
+                changed.append(record.id)
     if changed:
         wrong.append(f"{len(changed)} ids stand for different prompts in the two files: {some(changed)}")
     if wrong:
         way = " (--on-missing intersect leaves them out, loss counts them)" if " only: " in "".join(wrong) else ""
         raise InputError("; ".join(wrong) + way)
-    return [(record, right[ident]) for ident, record in left.items()]
+    return Pairs(a, b, at)
 
 
 def length_leads(found: Comparison, a: Sequence[CandidateSet], b: Sequence[CandidateSet]) -> list[tuple[float, float]]:
     """By prompt of a comparison of two systems: how many characters a's answer is longer, and by how much a leads."""
-    lengths = [{record.id: _mean_length(record) for record in side if record.responses} for side in (a, b)]
+    lengths = [_lengths(side) for side in (a, b)]
     leads = []
     for row in found.rows:
         one, other = (row["points_a"], row["points_b"]) if "points_a" in row else (row["a"], row["b"])
-        if one is not None and other is not None and all(row["id"] in side for side in lengths):
-            leads.append((lengths[0][row["id"]] - lengths[1][row["id"]], one - other))
+        if one is not None and other is not None:
+            longer, shorter = (own(row["id"]) for own in lengths)
+            if longer is not None and shorter is not None:
+                leads.append((longer - shorter, one - other))
     return leads
+
+
+def _lengths(sets: Sequence[CandidateSet]) -> Callable[[str], float | None]:
+    """The mean length of the answers by id, where there are any."""
+    places, numbers = Places(), array("d")
+    for record in sets:
+        if record.responses:
+            places.put(record.id, len(numbers))
+            numbers.append(_mean_length(record))
+    return lambda ident: None if (at := places.find(ident)) == ABSENT else numbers[at]
 
 
 def _mean_length(record: CandidateSet) -> float:

@@ -21,7 +21,7 @@ from rankalign.evaluation.tables import Table, interval
 from rankalign.evaluation.texts.lexical import prompt_text
 from rankalign.scorers.aggregate import cohen_kappa, krippendorff_alpha
 from rankalign.storage.delimited import FORMULA
-from rankalign.storage.files import read_text, write_text
+from rankalign.storage.files import atomic_writer, read_text, write_text
 from rankalign.storage.jsonl import dumps, loads
 
 COLUMNS = ("item", "prompt", "answer_1", "answer_2", "verdict")
@@ -57,24 +57,26 @@ def write_sheet(
         InputError: the prompts do not match, or no prompt has two answers.
     """
     matched = match(a, b)
-    pairs = [pair for pair in matched if all(record.responses for record in pair)]
-    if not pairs:
+    order = [number for number, pair in enumerate(matched) if all(record.responses for record in pair)]
+    if not order:
         raise InputError("no prompt has an answer in both files")
-    rng = random.Random(seed)
-    rng.shuffle(pairs)
-    out, items = io.StringIO(), {}
-    writer = csv.writer(out)
-    writer.writerow(COLUMNS)
-    for number, (left, right) in enumerate(pairs, start=1):
-        a_first = rng.random() < 0.5
-        items[str(number)] = {"id": left.id, "first": names[0] if a_first else names[1]}
-        texts = [record.responses[0].shown() for record in ((left, right) if a_first else (right, left))]
-        writer.writerow([number, *map(_inert, (prompt_text(left.prompt), *texts)), ""])
-    sheet = Path(path)
-    write_text(sheet, "\ufeff" + out.getvalue())  # the mark by which spreadsheets know UTF-8
+    rng, sheet, items = random.Random(seed), Path(path), {}
+    rng.shuffle(order)
+    with atomic_writer(sheet) as raw:
+        out = io.TextIOWrapper(raw, encoding="utf-8", newline="")
+        out.write("\ufeff")  # the mark by which spreadsheets know UTF-8
+        writer = csv.writer(out)
+        writer.writerow(COLUMNS)
+        for number, place in enumerate(order, start=1):
+            left, right = matched[place]
+            a_first = rng.random() < 0.5
+            items[str(number)] = {"id": left.id, "first": names[0] if a_first else names[1]}
+            texts = [record.responses[0].shown() for record in ((left, right) if a_first else (right, left))]
+            writer.writerow([number, *map(_inert, (prompt_text(left.prompt), *texts)), ""])
+        out.detach()  # flushed, and left open for its being synced
     write_text(key_of(sheet), dumps({"a": names[0], "b": names[1], "seed": seed, "items": items}) + "\n")
-    found = {"sheet": str(sheet), "key": str(key_of(sheet)), "items": len(pairs)}
-    return found | {"without_answer": len(matched) - len(pairs)}
+    found = {"sheet": str(sheet), "key": str(key_of(sheet)), "items": len(order)}
+    return found | {"without_answer": len(matched) - len(order)}
 
 
 def key_of(sheet: str | os.PathLike[str]) -> Path:

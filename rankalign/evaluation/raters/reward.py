@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 
 from rankalign.data.records import CandidateSet, by_id
 from rankalign.data.templates import cut_at_stop
 from rankalign.errors import InputError
-from rankalign.evaluation import EvalResult, Row, drawn, scored
+from rankalign.evaluation import EvalResult, drawn, scored
+from rankalign.evaluation.columns import Columns
 from rankalign.evaluation.statistics import mean_interval
 from rankalign.scorers import Scorer
 
@@ -39,38 +41,52 @@ def evaluate_reward(
         InputError: no response has a score, or a scored text holds a stop string.
     """
     name = judge if isinstance(judge, str) else judge.name
-    graded = check_uncut(sets, stop) if isinstance(judge, str) else grade(sets, judge, stop)
-    rows = [_row(record.id, scored(record, name), len(drawn(record))) for record in graded]
-    full = [row for row in rows if row["n"]]
-    if not full:
+    graded = check_uncut(sets, stop) if isinstance(judge, str) else graded_each(sets, judge, stop)
+    rows, draws, unscored = Columns(), 0, 0
+    for record in graded:
+        scores, drawn_here = scored(record, name), len(drawn(record))
+        draws, unscored = draws + len(scores), unscored + drawn_here - len(scores)
+        rows.add(record.id, {"n": len(scores), "unscored": drawn_here - len(scores), **_spread(scores)})
+    known = {key: rows.known(key) for key in ("mean", "std", "max")}
+    if not (full := len(known["mean"])):
         raise InputError(f"no response has a score by judge {name!r}")
-    means = {key: mean_interval([row[key] for row in full], seed=seed) for key in ("mean", "std", "max")}
+    means = {key: mean_interval(numbers, seed=seed) for key, numbers in known.items()}
     counts = {
-        "candidates": sum(row["n"] for row in rows) / len(full),
-        "unscored": float(sum(row["unscored"] for row in rows)),
-        "unscored_prompts": float(len(rows) - len(full)),
+        "candidates": draws / full,
+        "unscored": float(unscored),
+        "unscored_prompts": float(len(rows) - full),
     }
     metrics = {key: mean.value for key, mean in means.items()} | counts
-    return EvalResult(metrics, len(full), {key: mean.interval for key, mean in means.items()}, rows)
+    return EvalResult(metrics, full, {key: mean.interval for key, mean in means.items()}, rows)
 
 
-def _row(ident: str, scores: list[float], responses: int) -> Row:
-    row: Row = {"id": ident, "n": len(scores), "unscored": responses - len(scores)}
-    if scores:
-        row |= {"mean": math.fsum(scores) / len(scores), "std": float(np.std(scores)), "max": max(scores)}
-    return row
+def _spread(scores: list[float]) -> dict[str, float]:
+    if not scores:
+        return {}
+    return {"mean": math.fsum(scores) / len(scores), "std": float(np.std(scores)), "max": max(scores)}
+
+
+GRADED_AT_ONCE = 1024
+"""Records that a scorer gets together: as many as most test sets have."""
 
 
 def grade(sets: Sequence[CandidateSet], scorer: Scorer, stop: Sequence[str] = ()) -> list[CandidateSet]:
     """Copies of the records, texts cut at ``stop``, with the scorer's scores added under its name."""
-    cut = [
-        replace(record, responses=[replace(r, text=cut_at_stop(r.text, tuple(stop))[0]) for r in record.responses])
-        for record in sets
-    ]
-    for record, scores in zip(cut, scorer.score(cut), strict=True):
-        for response, score in zip(record.responses, scores, strict=True):
-            response.scores = response.scores | {scorer.name: score}
-    return cut
+    return list(graded_each(sets, scorer, stop))
+
+
+def graded_each(sets: Iterable[CandidateSet], scorer: Scorer, stop: Sequence[str] = ()) -> Iterator[CandidateSet]:
+    """:func:`grade`, a part of the records after the other."""
+    stream = iter(sets)
+    while part := list(islice(stream, GRADED_AT_ONCE)):
+        cut = [
+            replace(record, responses=[replace(r, text=cut_at_stop(r.text, tuple(stop))[0]) for r in record.responses])
+            for record in part
+        ]
+        for record, scores in zip(cut, scorer.score(cut), strict=True):
+            for response, score in zip(record.responses, scores, strict=True):
+                response.scores = response.scores | {scorer.name: None if score is None else float(score)}
+        yield from cut
 
 
 def check_uncut(sets: Sequence[CandidateSet], stop: Sequence[str]) -> Sequence[CandidateSet]:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from rankalign.data.records import CandidateSet, score_of
+from rankalign.data.spool import View
 from rankalign.evaluation import drawn, scored
+from rankalign.evaluation.columns import Columns
 from rankalign.evaluation.pairwise.scores import match
 from rankalign.evaluation.statistics import Array, Estimate, bootstrap, mean_interval, percentile_interval
 from rankalign.evaluation.tables import cell, interval
 from rankalign.evaluation.texts.collapse import new_phrase, variety_drop
 from rankalign.evaluation.texts.lexical import PROBES, probe
+
+Pair = tuple[CandidateSet, CandidateSet]
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,9 @@ WATCHED = (
 LENGTH_CORRELATION = 0.5
 COLLAPSE = 0.1  # fall of distinct-2
 STOCK, STOCK_RISE = 0.5, 0.4  # share of prompts answered with one phrase, and its rise
+# Prompts among which lost variety and new phrases are looked for, at equal distances in the file where there are more:
+# the share of a set's different pairs of words depends on its size, and a phrase in half of all answers is seen anyway.
+DRAWN = 20_000
 FEWEST = 5  # prompts; with fewer a phrase or a pair of words is soon in most of them
 
 
@@ -96,7 +104,8 @@ def find_hacks(
     Raises:
         InputError: the prompts do not match.
     """
-    pairs = [(x, y) for x, y in match(before, after) if x.responses and y.responses]
+    matched = match(before, after)
+    pairs = View[Pair](matched, array("Q", (n for n, (x, y) in enumerate(matched) if x.responses and y.responses)))
     if not pairs:
         return []
     flags = [*_rises(pairs, seed, names), *_collapse(pairs, seed, names)]
@@ -112,11 +121,14 @@ def compare_hacks(
     return [*there, *back]
 
 
-def _rises(pairs: Sequence[tuple[CandidateSet, CandidateSet]], seed: int, names: tuple[str, str]) -> list[Flag]:
-    first, second = ([_means(pair[side]) for pair in pairs] for side in (0, 1))
+def _rises(pairs: Sequence[Pair], seed: int, names: tuple[str, str]) -> list[Flag]:
+    sides = (Columns(), Columns())
+    for pair in pairs:
+        for side, record in zip(sides, pair, strict=True):
+            side.add("", _means(record))
     flags = []
     for watch in WATCHED:
-        old, new = (np.array([row[watch.name] for row in rows]) for rows in (first, second))
+        old, new = (side.numbers(watch.name) for side in sides)
         rise = mean_interval(new - old, seed=seed)
         least = watch.least * (old.mean() if watch.relative else 1)
         if rise.interval.low > 0 and rise.value >= least:
@@ -125,10 +137,12 @@ def _rises(pairs: Sequence[tuple[CandidateSet, CandidateSet]], seed: int, names:
     return flags
 
 
-def _collapse(pairs: Sequence[tuple[CandidateSet, CandidateSet]], seed: int, names: tuple[str, str]) -> list[Flag]:
+def _collapse(pairs: Sequence[Pair], seed: int, names: tuple[str, str]) -> list[Flag]:
     """Variety lost over prompts, and a phrase that stands in most answers."""
     if len(pairs) < FEWEST:
         return []
+    if len(pairs) > DRAWN:
+        pairs = pairs[:: -(-len(pairs) // DRAWN)]
     flags = []
     found, phrase = variety_drop(pairs, seed), new_phrase(pairs, seed)
     if found and found[2].interval.low > 0 and found[2].value >= COLLAPSE:
@@ -156,7 +170,7 @@ def _message(
     return f"The {words} {verb} from {a} to {b} (95 % interval of the {noun}: {low} to {high})."
 
 
-def _length_flag(pairs: Sequence[tuple[CandidateSet, CandidateSet]], judge: str, seed: int) -> list[Flag]:
+def _length_flag(pairs: Sequence[Pair], judge: str, seed: int) -> list[Flag]:
     """Whether prompts that gained in reward are those that gained in length."""
     gains = []
     for old, new in pairs:

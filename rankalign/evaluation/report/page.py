@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,19 +16,21 @@ from typing import Any
 from rankalign.data.records import CandidateSet, score_of
 from rankalign.data.words import words
 from rankalign.errors import missing_extra
-from rankalign.evaluation import by_policy, drawn, scored
+from rankalign.evaluation import drawn, scored
 from rankalign.evaluation.pairwise.scores import compare_by_score
 from rankalign.evaluation.raters.reward import evaluate_reward
 from rankalign.evaluation.report import plots
 from rankalign.evaluation.report.checks import check_tables, training_warnings
 from rankalign.evaluation.report.hack import REPETITION, Flag, find_hacks, length_correlation
 from rankalign.evaluation.report.runs import Run, read_run
+from rankalign.evaluation.report.samples import sample_of, samples, sides
 from rankalign.evaluation.tables import Table, cell, from_dict, interval, printable
-from rankalign.evaluation.texts.lexical import evaluate_lexical, prompt_text
+from rankalign.evaluation.texts.lexical import evaluate_lexical
 from rankalign.storage.files import write_text
+from rankalign.storage.jsonl import write_rows
 
 TEMPLATES = Path(__file__).parent / "templates"
-MOST_SAMPLES = 400
+SAMPLES = "report.samples.jsonl"
 MOST_EXAMPLES = 10  # of each kind
 # Rows of the table before and after: metric, its label, and whether it is a share; a row without values is left out.
 MEASURES = (
@@ -76,6 +80,8 @@ class Headline:
 def write_report(folder: str | os.PathLike[str]) -> Path:
     """Write ``report.html`` into a run folder from what is there, and return its path.
 
+    Where there are more prompts than the page shows, ``report.samples.jsonl`` beside it has all of them, a line each.
+
     Read are, each if present: ``result.json`` (keys of the demo's result; ``judge`` and ``tables`` are optional),
     ``log.jsonl`` (or that in ``train`` or ``model``), ``candidates.jsonl``, ``before.jsonl``, ``after.jsonl`` (scored
     records of the same held-out prompts), ``ledger.jsonl``, ``kl.json``, ``numerics.json``, ``lint.json``,
@@ -85,8 +91,15 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     Raises:
         InputError: the folder holds none of these, a file is broken, or Jinja2 or matplotlib is missing.
     """
-    target = Path(folder) / "report.html"
-    write_text(target, render(read_run(folder)))
+    run, target = read_run(folder), Path(folder) / "report.html"
+    page = render(run)
+    table = target.with_name(SAMPLES)
+    shown, total = samples(run)
+    if len(shown) < total:
+        write_rows(table, (dataclasses.asdict(sample_of(*pair, run.judge)) for pair in sides(run)))
+    else:
+        table.unlink(missing_ok=True)  # of an earlier page
+    write_text(target, page)
     return target
 
 
@@ -188,10 +201,12 @@ def reward_figures(run: Run) -> list[Figure]:
         figures.append(Figure(title, svg, "", sides))
         title = "Reward against length"
         svg = plots.scatter("scatter", title, old, new, ("length in words", label))
-        figures.append(Figure(title, svg, _correlation(run), sides))
-    by: dict[str, list[float]] = {}
-    for policy, sets in by_policy(run.candidates).items():
-        by[policy] = [score for record in sets for score in scored(record, run.judge)]
+        figures.append(Figure(title, svg, f"{_correlation(run)} {_drawn(max(len(old), len(new)))}".strip(), sides))
+    by: dict[str, array[float]] = {}
+    for record in run.candidates:
+        for response in drawn(record):
+            if (score := score_of(record, response, run.judge)) is not None:
+                by.setdefault(response.policy, array("d")).append(score)
     if by := {policy: scores for policy, scores in by.items() if scores}:
         title = "Training candidates by policy"
         caption = "From 5 % to 95 % (thin), quartiles (thick), median (tick) and mean (dot)."
@@ -199,8 +214,13 @@ def reward_figures(run: Run) -> list[Figure]:
     return figures
 
 
-def _lengths_and_scores(sets: list[CandidateSet], judge: str) -> list[tuple[float, float]]:
-    draws = [(record, response) for record in sets for response in drawn(record)]
+def _drawn(count: int) -> str:
+    """What a caption says of points that were left out."""
+    return f"{plots.MOST_POINTS} of {count} points, drawn at random." if count > plots.MOST_POINTS else ""
+
+
+def _lengths_and_scores(sets: Sequence[CandidateSet], judge: str) -> list[tuple[float, float]]:
+    draws = ((record, response) for record in sets for response in drawn(record))
     return [(float(len(words(r.words()))), s) for record, r in draws if (s := score_of(record, r, judge)) is not None]
 
 
@@ -266,51 +286,9 @@ def ledger_parts(run: Run) -> tuple[list[Figure], list[Table]]:
         labels = ("mean margin over epochs", "loss in the last epoch")
         svg = plots.scatter("ledger", title, [p for p in points if p in suspects], rest, labels)
         caption = "One point an example: rings are ranked against their scores over the epochs."
+        caption = f"{caption} {_drawn(max(len(suspects), len(rest)))}".strip()
         figures.append(Figure(title, svg, caption))
     return figures, [table for table in found.tables(MOST_EXAMPLES) if table.rows]
-
-
-# --- samples -----------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Sample:
-    """One held-out prompt with the first answer of either side."""
-
-    id: str
-    prompt: str
-    before: str | None
-    after: str | None
-    score_before: float | None
-    score_after: float | None
-
-    @property
-    def gain(self) -> float | None:
-        """Score after minus before."""
-        if self.score_before is None or self.score_after is None:
-            return None
-        return self.score_after - self.score_before
-
-
-def samples(run: Run) -> tuple[list[Sample], int]:
-    """Held-out samples in file order, at most :data:`MOST_SAMPLES` (those that moved most), and how many there are."""
-    old = {record.id: record for record in run.before}
-    new = {record.id: record for record in run.after}
-    rows = [_sample(ident, old.get(ident), new.get(ident), run.judge) for ident in dict.fromkeys([*new, *old])]
-    order = sorted(range(len(rows)), key=lambda i: -abs(rows[i].gain or 0.0))
-    return [rows[i] for i in sorted(order[:MOST_SAMPLES])], len(rows)
-
-
-def _sample(ident: str, old: CandidateSet | None, new: CandidateSet | None, judge: str) -> Sample:
-    known = new or old
-    prompt = printable(prompt_text(known.prompt)) if known else ""
-    texts = [
-        printable(record.responses[0].shown(thoughts=True)) if record and record.responses else None
-        for record in (old, new)
-    ]
-    firsts = [(record, record.responses[0]) if record and record.responses else None for record in (old, new)]
-    scores = [score_of(*first, judge) if first else None for first in firsts]
-    return Sample(printable(ident), prompt, texts[0], texts[1], scores[0], scores[1])
 
 
 # --- the page ----------------------------------------------------------------------------------------------------
@@ -335,7 +313,7 @@ def render(run: Run) -> str:
     tables = [from_dict(row) for row in run.result.get("tables", [])]
     return pages.get_template("report.html").render(
         run=run, headline=top, flags=flags, table=before_after(run), tables=tables,
-        figures=reward_figures(run), curves=training_figures(run.log), samples=shown, total=total,
+        figures=reward_figures(run), curves=training_figures(run.log), samples=shown, total=total, samples_file=SAMPLES,
         warnings=training_warnings(run.log), ledger=ledger_parts(run), checks=check_tables(run.checks),
         # The page's content policy lets in what has these hashes and nothing else.
         css=css, script=script, css_hash=_hash(css), script_hash=_hash(script), data=embed(run.result),

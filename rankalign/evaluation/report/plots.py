@@ -46,6 +46,24 @@ _STYLE: dict[str, Any] = {
 LABEL = 22  # characters of a name beside a plot
 
 Points = Sequence[tuple[float, float]]
+MOST_POINTS = 1500
+"""Marks of one colour in a figure, or places along a curve: more cannot be told apart, and each takes 100 bytes."""
+
+
+def drawn(points: Points) -> np.ndarray:
+    """(P, 2) points, :data:`MOST_POINTS` of them drawn where there are more, the same ones whenever it is asked."""
+    table = np.array(points, dtype=np.float64).reshape(-1, 2)
+    if len(table) <= MOST_POINTS:
+        return table
+    return table[np.sort(np.random.default_rng(0).choice(len(table), MOST_POINTS, replace=False))]
+
+
+def binned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A curve of at most :data:`MOST_POINTS` places, each the mean of neighbours."""
+    size = -(-len(steps) // MOST_POINTS)
+    starts = np.arange(0, len(steps), size)
+    counts = np.diff([*starts, len(steps)])
+    return np.add.reduceat(steps, starts) / counts, np.add.reduceat(values, starts) / counts
 
 
 class Canvas:
@@ -131,6 +149,8 @@ def curves(name: str, title: str, series: Mapping[str, Points], smooth: bool = T
     with canvas as axes:
         for colour, points in zip(SERIES, series.values(), strict=False):
             steps, values = np.array(points, dtype=np.float64).T
+            if len(steps) > MOST_POINTS:
+                steps, values = binned(steps, values)
             main = running_mean(values) if smooth else values
             if main is not values:
                 axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)
@@ -155,7 +175,7 @@ def scatter(name: str, title: str, before: Points, after: Points, labels: tuple[
     canvas = Canvas(name, title)
     with canvas as axes:
         for points, colour, fill in ((before, BEFORE, "none"), (after, AFTER, AFTER)):
-            x, y = np.array(points, dtype=np.float64).reshape(-1, 2).T
+            x, y = drawn(points).T
             axes.scatter(x, y, s=20, facecolors=fill, edgecolors=colour, linewidths=1.0, alpha=0.75)
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from rankalign.data import records
 from rankalign.data.records import CandidateSet
+from rankalign.data.spool import Spool
 from rankalign.errors import InputError, RecordError
 from rankalign.evaluation import cut_warning
 from rankalign.evaluation.report.checks import CHECKS
@@ -39,9 +42,9 @@ class Run:
     name: str
     result: dict[str, Any] = field(default_factory=dict)
     log: list[dict[str, Any]] = field(default_factory=list)
-    candidates: list[CandidateSet] = field(default_factory=list)
-    before: list[CandidateSet] = field(default_factory=list)
-    after: list[CandidateSet] = field(default_factory=list)
+    candidates: Sequence[CandidateSet] = ()
+    before: Sequence[CandidateSet] = ()
+    after: Sequence[CandidateSet] = ()
     manifests: dict[str, dict[str, Any]] = field(default_factory=dict)
     ledger: Findings | None = None
     kl: float | None = None
@@ -73,7 +76,7 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
         raise InputError(f"{folder}: holds no result.json, log.jsonl, records or manifest to report on")
     sides = {"the start model's": run.before, "the trained model's": run.after, "the candidate": run.candidates}
     run.notes += [said for whose, sets in sides.items() if (said := cut_warning(sets, whose))]
-    names = records.judges([*run.after, *run.before, *run.candidates])
+    names = records.judges(chain(run.after, run.before, run.candidates))
     run.judge = str(run.result.get("judge") or (names[0] if names else ""))
     return run
 
@@ -113,11 +116,11 @@ def _log(root: Path, run: Run) -> list[dict[str, Any]]:
     return rows
 
 
-def _records(path: Path, run: Run) -> list[CandidateSet]:
+def _records(path: Path, run: Run) -> Sequence[CandidateSet]:
     if not path.exists():
-        return []
+        return ()
     wrong: list[RecordError] = []
-    found = list(records.read(path, wrong.append))
+    found = Spool(records.read(path, wrong.append))
     _note(run, wrong, path)
     return found
 

@@ -75,11 +75,12 @@ def new_phrase(pairs: Sequence[Pair], seed: int = 0) -> Phrase | None:
     size = _size([text for texts in sides[1] for text in texts])
     held = [[{gram for text in texts for gram in ngrams(text, size)} for texts in side] for side in sides]
     counts = [Counter(gram for own in side for gram in own) for side in held]
-    own = {gram for gram in counts[1] if not any(prompt.issuperset(gram) for prompt in asked)}
-    if not own:
+    # By its words where several rose alike: a set has no order. Prompts are asked about from the top on, and not
+    # about every phrase, which would take as many steps as there are phrases times prompts.
+    ranked = sorted(counts[1], key=lambda gram: (counts[1][gram] - counts[0][gram], gram), reverse=True)
+    best = next((gram for gram in ranked if not any(prompt.issuperset(gram) for prompt in asked)), None)
+    if best is None:
         return None
-    # By its words where several rose alike: a set has no order.
-    best = max(own, key=lambda gram: (counts[1][gram] - counts[0][gram], gram))
     before, after = (np.array([best in grams for grams in side], dtype=np.float64) for side in held)
     rise = mean_interval(after - before, seed=seed)
     text = _longest([text for texts in sides[1] for text in texts], best)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from rankalign.data.messages import text_of
 from rankalign.data.records import CandidateSet, Prompt, Response
 from rankalign.data.words import words
 from rankalign.errors import InputError, missing_extra
-from rankalign.evaluation import EvalResult, by_policy, drawn
+from rankalign.evaluation import EvalResult, drawn, policies
+from rankalign.evaluation.columns import Columns
 from rankalign.evaluation.statistics import mean_interval
+from rankalign.evaluation.texts.different import Different
 from rankalign.registry import did_you_mean
 
 # Bullets, numbers and headings; East Asian marks need no blank behind them.
@@ -28,6 +31,10 @@ _REFUSAL = re.compile(
 REFUSAL_WINDOW = 200
 COPY_N = 4
 NGrams = list[tuple[str, ...]]
+
+
+# Probes of one text, and those of the answers to one prompt, ask for the same words one after the other.
+_words = lru_cache(maxsize=8)(words)
 
 
 def ngrams(items: Sequence[str], n: int) -> NGrams:
@@ -49,15 +56,20 @@ def repetition(text: str, n: int = 3) -> float:
 
     0 for a text with fewer than ``n`` words.
     """
-    grams = ngrams(words(text), n)
+    grams = ngrams(_words(text), n)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def copying(text: str, prompt: str, n: int = COPY_N) -> float:
     """Share of a text's n-grams of words that stand in the prompt; 0 for a text with fewer than ``n`` words."""
-    grams = ngrams(words(text), n)
-    source = set(ngrams(words(prompt), n))
+    grams = ngrams(_words(text), n)
+    source = _gram_set(prompt, n)
     return sum(gram in source for gram in grams) / len(grams) if grams else 0.0
+
+
+@lru_cache(maxsize=2)
+def _gram_set(text: str, n: int) -> frozenset[tuple[str, ...]]:
+    return frozenset(ngrams(words(text), n))
 
 
 def list_density(text: str) -> float:
@@ -78,7 +90,7 @@ def prompt_text(prompt: Prompt) -> str:
 
 # One number a response, each with what it measures; the hack report reads the same ones.
 PROBES: dict[str, Callable[[str, str], float]] = {
-    "words": lambda text, prompt: float(len(words(text))),
+    "words": lambda text, prompt: float(len(_words(text))),
     "characters": lambda text, prompt: float(len(text)),
     "repetition": lambda text, prompt: repetition(text),
     "copying": copying,
@@ -119,27 +131,34 @@ def evaluate_lexical(
         reference, whose answers are in no ROUGE.
     """
     _check_reference(sets, reference)
-    groups = [[r for r in drawn(record) if not reference or r.policy != reference] for record in sets]
-    pairs = [(record, group) for record, group in zip(sets, groups, strict=True) if group]
-    thinking = any(response.thought() for _, group in pairs for response in group)
-    rows = [{"id": record.id} | _means(record, group, tokenizer, reference, thinking) for record, group in pairs]
-    names = list(dict.fromkeys(name for row in rows for name in row if name != "id"))
-    means = {name: mean_interval([row[name] for row in rows if name in row], seed=seed) for name in names}
-    texts = [response.words() for group in groups for response in group]
-    variety = {f"distinct_{n}": value for n in (1, 2, 3) if (value := distinct(texts, n)) is not None}
+    thinking = any(
+        response.thought() for record in sets for response in record.responses if response.policy != (reference or None)
+    )
+    rows, empty, alone, different = Columns(), 0, 0, {n: Different() for n in (1, 2, 3)}
+    for record in sets:
+        group = [r for r in drawn(record) if not reference or r.policy != reference]
+        if not group:
+            empty += 1
+            continue
+        rows.add(record.id, _means(record, group, tokenizer, reference, thinking))
+        alone += bool(reference) and not any(r.policy == reference for r in record.responses)
+        for response in group:
+            for n, grams in different.items():
+                grams.add(map(hash, ngrams(_words(response.words()), n)))
+    means = {name: mean_interval(rows.known(name), seed=seed) for name in rows.names}
+    variety = {f"distinct_{n}": grams.count() / grams.total for n, grams in different.items() if grams.total}
     metrics = {name: mean.value for name, mean in means.items()} | variety
-    metrics["empty_prompts"] = float(len(sets) - len(rows))
+    metrics["empty_prompts"] = float(empty)
     if reference:
-        known = {record.id for record in sets if any(r.policy == reference for r in record.responses)}
-        metrics["without_reference"] = float(sum(record.id not in known for record, _ in pairs))
+        metrics["without_reference"] = float(alone)
     return EvalResult(metrics, len(rows), {name: mean.interval for name, mean in means.items()}, rows)
 
 
 def _check_reference(sets: Sequence[CandidateSet], reference: str) -> None:
-    policies = list(by_policy(sets))
-    if reference and reference not in policies:
-        raise InputError(f"no answer by reference {reference!r}{did_you_mean(reference, policies)}")
-    if reference and policies == [reference]:
+    found = policies(sets) if reference else []
+    if reference and reference not in found:
+        raise InputError(f"no answer by reference {reference!r}{did_you_mean(reference, found)}")
+    if reference and found == [reference]:
         raise InputError(f"all answers are by reference {reference!r}, so none is left to compare with them")
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rankalign.data.records import CandidateSet
 from rankalign.evaluation import EvalResult, drawn
+from rankalign.evaluation.columns import Columns
 from rankalign.evaluation.statistics import mean_interval
-from rankalign.evaluation.texts.lexical import distinct, rouge
+from rankalign.evaluation.texts.lexical import RougeWords, distinct
 
 ALIKE = 0.7
 
@@ -18,15 +18,39 @@ def distinct_answers(texts: Sequence[str], alike: float = ALIKE) -> int:
 
     The rule and its bound are those by which Self-Instruct kept new instructions (Wang et al. 2023, section 2.2):
     ROUGE-L below 0.7. Texts count in their order, in any script.
-
-    Raises:
-        InputError: ``rouge_score`` is missing.
     """
-    kept: list[str] = []
+    tokens = RougeWords().tokenize
+    kept: list[list[str]] = []
     for text in dict.fromkeys(texts):
-        if not kept or max(rouge(kept, [[text]] * len(kept))["rougeL"]) < alike:
-            kept.append(text)
+        own = tokens(text)
+        if all(_rouge_l(own, other) < alike for other in kept):
+            kept.append(own)
     return len(kept)
+
+
+def _rouge_l(one: Sequence[str], other: Sequence[str]) -> float:
+    """ROUGE-L's F-measure as ``rouge_score`` has it, from a longest common subsequence found a hundred times faster."""
+    if not one or not other:
+        return 0.0
+    common = common_subsequence(one, other)
+    precision, recall = common / len(other), common / len(one)
+    return 2 * precision * recall / (precision + recall) if common else 0.0
+
+
+def common_subsequence(one: Sequence[str], other: Sequence[str]) -> int:
+    """Length of the longest common subsequence, a column of the usual table in one number of ``len(one)`` bits.
+
+    Hyyrö 2004, "Bit-parallel LCS-length computation revisited", figure 2.
+    """
+    places: dict[str, int] = {}
+    for at, word in enumerate(one):
+        places[word] = places.get(word, 0) | 1 << at
+    every = (1 << len(one)) - 1
+    column = every
+    for word in other:
+        met = column & places.get(word, 0)
+        column = ((column + met) | (column - met)) & every
+    return len(one) - column.bit_count()
 
 
 def evaluate_variety(sets: Sequence[CandidateSet], seed: int = 0) -> EvalResult:
@@ -36,20 +60,16 @@ def evaluate_variety(sets: Sequence[CandidateSet], seed: int = 0) -> EvalResult:
         Means over prompts: ``answers`` drawn, different ``texts``, ``distinct`` ones among them
         (:func:`distinct_answers`), and ``distinct_2``, the share of different pairs of words in one prompt's answers.
         ``single_answers`` counts the prompts left out. ``n`` counts the others.
-
-    Raises:
-        InputError: ``rouge_score`` is missing.
     """
-    rows: list[dict[str, Any]] = []
+    rows, single = Columns(), 0
     for record in sets:
         texts = [response.shown() for response in drawn(record)]
         if len(texts) < 2:
+            single += 1
             continue
-        pairs = distinct(texts, 2)
-        row = {"answers": len(texts), "texts": len(set(texts)), "distinct": distinct_answers(texts)}
-        rows.append({"id": record.id, **row, **({} if pairs is None else {"distinct_2": pairs})})
-    names = ("answers", "texts", "distinct", "distinct_2")
-    values = {name: [float(row[name]) for row in rows if name in row] for name in names}
-    means = {name: mean_interval(numbers, seed=seed) for name, numbers in values.items() if numbers}
-    metrics = {name: mean.value for name, mean in means.items()} | {"single_answers": float(len(sets) - len(rows))}
+        counts = {"answers": len(texts), "texts": len(set(texts)), "distinct": distinct_answers(texts)}
+        rows.add(record.id, {**counts, "distinct_2": distinct(texts, 2)})
+    known = {name: rows.known(name) for name in ("answers", "texts", "distinct", "distinct_2")}
+    means = {name: mean_interval(numbers, seed=seed) for name, numbers in known.items() if len(numbers)}
+    metrics = {name: mean.value for name, mean in means.items()} | {"single_answers": float(single)}
     return EvalResult(metrics, len(rows), {name: mean.interval for name, mean in means.items()}, rows)

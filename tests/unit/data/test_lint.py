@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from rankalign.data.convert import Intake, load
 from rankalign.data.lint import RULES, Finding, fix, lint
-from rankalign.data.lint.rules import longest_answer, script
+from rankalign.data.lint.rules import script
+from rankalign.data.lint.whole import longest_answer
 from rankalign.data.records import CandidateSet, Response
 from rankalign.data.shares import wilson
 
@@ -107,7 +108,7 @@ def test_a_rule_is_silent_where_it_should_be(code: str) -> None:
 
 
 def test_every_rule_has_a_case_and_a_summary() -> None:
-    assert set(RULES) == {*CASES, "L402"}
+    assert set(RULES) == {*CASES, "L402", "L405", "L406"}
     assert all(rule.code == code and rule.summary for code, rule in RULES.items())
 
 

@@ -209,4 +209,4 @@ def test_a_worker_travels_as_its_settings(tmp_path: Path) -> None:
     grader = Grader(scoring(tmp_path).scorers[1])
     assert copy.copy(grader)([record]) == grader([record])
     assert grader([record])[0]["scores"] == [2.0]
-    assert list(stages.RUNNERS) == ["local", "ray"]
+    assert list(stages.RUNNERS) == ["local", "processes", "ray"]

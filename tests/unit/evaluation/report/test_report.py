@@ -19,7 +19,7 @@ from rankalign.data.records import CandidateSet, Response
 from rankalign.errors import InputError
 from rankalign.evaluation import EvalResult, tables
 from rankalign.evaluation.report import page as report
-from rankalign.evaluation.report import plots
+from rankalign.evaluation.report import plots, samples
 from rankalign.evaluation.report.runs import Run, read_run
 from rankalign.storage import jsonl
 
@@ -261,7 +261,7 @@ def test_table_before_and_after(tmp_path: Path) -> None:
 def test_samples_keep_their_order_and_the_rest_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     before = held_out(["a"] * 4, [0.0] * 4, "m")
     after = held_out(["b"] * 4, [0.1, -3.0, 0.2, 1.0], "m")
-    monkeypatch.setattr(report, "MOST_SAMPLES", 2)
+    monkeypatch.setattr(samples, "MOST_SAMPLES", 2)
     shown, total = report.samples(Run("r", before=before, after=after, judge="rm"))
     assert ([sample.id for sample in shown], total) == (["p1", "p3"], 4)
     assert [sample.gain for sample in shown] == [-3.0, 1.0]
@@ -366,3 +366,20 @@ def test_table_of_a_result() -> None:
     table = tables.from_result("Reward", EvalResult({"mean": 0.5, "std": 1.0}, 7, {"mean": (0.25, 0.75)}))
     assert table.rows == [["mean", 0.5, "[0.25, 0.75]"], ["std", 1.0, "–"]]
     assert table.note.startswith("n = 7")
+
+
+def test_a_page_of_many_prompts_stays_small(tmp_path: Path) -> None:
+    """Samples are drawn and figures thinned; what is left out lies beside the page, and the page says so."""
+    for name, gain in (("before", 0.0), ("after", 1.0)):
+        made = [
+            CandidateSet(f"{n}", f"asked {n}?", [Response("word " * (n % 40), scores={"rm": n % 7 + gain * (n % 5)})])
+            for n in range(6000)
+        ]
+        records.write(tmp_path / f"{name}.jsonl", made)
+    page = report.write_report(tmp_path).read_text()
+    assert len(page) < 1.5e6
+    assert "1500 of 6000 points, drawn at random" in page
+    assert "the 400 whose score moved most are on this page; report.samples.jsonl beside it has all" in page
+    rows = [json.loads(line) for line in (tmp_path / "report.samples.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [str(n) for n in range(6000)]
+    assert rows[8]["score_after"] - rows[8]["score_before"] == 3.0

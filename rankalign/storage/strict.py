@@ -1,0 +1,86 @@
+"""A JSON value read strictly: nothing that would be lost, rounded or refused later comes in unnoticed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from rankalign.errors import RecordError
+
+HALF_A_PAIR = "holds half of a surrogate pair, which UTF-8 cannot write"
+# Lines are decoded as strict UTF-8, so half of a pair can only come from an escape; the search spares other rows a
+# walk.
+_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _constant(word: str) -> Any:
+    raise ValueError(f"{word} is not a finite number")
+
+
+def _number(word: str) -> float:
+    value = float(word)
+    return value if math.isfinite(value) else _constant(word)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for index, name in enumerate(names) if name in names[:index])
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return found
+
+
+# NaN, infinities and numbers beyond a double are refused: a score that is not finite poisons every later comparison.
+# So are objects with a key twice: of two values one would be lost in silence.
+_DECODER = json.JSONDecoder(parse_constant=_constant, parse_float=_number, object_pairs_hook=_object)
+
+
+def loads(text: str) -> Any:
+    """Strict ``json.loads``.
+
+    Raises:
+        ValueError: with the reason in words: broken JSON, a number that is not finite, a key that stands twice.
+    """
+    try:
+        return _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise ValueError("not valid JSON: nested too deeply") from None
+
+
+def object_at(path: str | os.PathLike[str], line: int, text: str) -> dict[str, Any]:
+    """A JSON object all of whose strings can be written as UTF-8."""
+    try:
+        value = loads(text)
+    except ValueError as error:
+        raise RecordError(str(path), line, "", str(error)) from None
+    if not isinstance(value, dict):
+        raise RecordError(str(path), line, "", f"expected a JSON object, found {kind(value)}")
+    if _ESCAPED_SURROGATE.search(text) and (torn := next(_torn_strings(value, ""), None)) is not None:
+        raise RecordError(str(path), line, torn, HALF_A_PAIR)
+    return value
+
+
+def _torn_strings(value: Any, path: str) -> Iterator[str]:
+    """Paths of the strings, keys included, that hold half of a surrogate pair."""
+    if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
+        yield path
+    elif isinstance(value, list):
+        for index, element in enumerate(value):
+            yield from _torn_strings(element, f"{path}[{index}]")
+    elif isinstance(value, dict):
+        for key, element in value.items():
+            yield from _torn_strings(key, path)
+            yield from _torn_strings(element, f"{path}.{key}" if path else key)
+
+
+def kind(value: Any) -> str:
+    """The JSON name of a value's type, for messages."""
+    names = {type(None): "null", bool: "a boolean", str: "a string", list: "a list", dict: "an object"}
+    return names.get(type(value), "a number")
