@@ -11,8 +11,6 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from rankalign.data.messages import message_text
 from rankalign.data.records import CandidateSet
 from rankalign.data.words import words
@@ -68,6 +66,9 @@ class NearDuplicates:
             from datasketch import MinHash
         except ImportError:
             raise missing_extra("finding near-duplicates", "dedup") from None
+        import numpy  # not at the top: `--help` of the commands imports this file
+
+        self._np = numpy
         self.least, self._rows = least, band_rows(least)
         self._sign: Any = MinHash(PERMUTATIONS, seed=1)
         self._bands, self._ids = Places(), Names()
@@ -77,7 +78,7 @@ class NearDuplicates:
 
     def earlier(self, record: CandidateSet) -> tuple[str, float] | None:
         """The id of an earlier prompt that this one nearly repeats, and how alike they are; else it is remembered."""
-        runs = np.unique(np.fromiter(map(hash, shingles(record)), dtype=np.int64))
+        runs = self._np.unique(self._np.fromiter(map(hash, shingles(record)), dtype=self._np.int64))
         bands = self._bands_of(record)
         heads = [self._bands.find(band) for band in bands]
         seen = set[int]()
@@ -87,7 +88,7 @@ class NearDuplicates:
                 if at not in seen:
                     seen.add(at)
                     other = self._runs_at(at)
-                    common = len(np.intersect1d(runs, other, assume_unique=True))
+                    common = len(self._np.intersect1d(runs, other, assume_unique=True))
                     alike = common / (len(runs) + len(other) - common)
                     if alike >= self.least:
                         return self._ids[at], alike
@@ -104,14 +105,15 @@ class NearDuplicates:
         sign = self._sign.copy()
         sign.clear()
         sign.update_batch([" ".join(run).encode("utf-8") for run in shingles(record)])
-        values, rows = np.asarray(sign.hashvalues), self._rows
+        values, rows = self._np.asarray(sign.hashvalues), self._rows
         return [
             (number, values[number * rows : (number + 1) * rows].tobytes()) for number in range(len(values) // rows)
         ]
 
     def _runs_at(self, place: int) -> Any:
         self._file.seek(self._ends[place])
-        return np.frombuffer(self._file.read(self._ends[place + 1] - self._ends[place]), dtype=np.int64)
+        block = self._file.read(self._ends[place + 1] - self._ends[place])
+        return self._np.frombuffer(block, dtype=self._np.int64)
 
     def without(self, records: Iterable[CandidateSet]) -> Iterator[CandidateSet | None]:
         """The records whose prompt repeats no earlier one; None in the place of each of the others."""
