@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rankalign.data.shares import clustered_wilson
 from rankalign.losses.ranked import Ranked
+from rankalign.training.dashboards import Dashboards
 from rankalign.training.ledger import Ledger, measure
 
 
@@ -22,9 +23,16 @@ class Meter:
     Args:
         ledger: takes each prompt's own figures too.
         rounding: the 16-bit type that the model computes in; pairs that are told apart by less are counted then.
+        dashboards: gives sums of more figures, which trackers show.
     """
 
-    def __init__(self, ledger: Ledger | None = None, rounding: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        ledger: Ledger | None = None,
+        rounding: torch.dtype | None = None,
+        dashboards: Dashboards | None = None,
+    ) -> None:
+        self.dashboards = dashboards
         self.rounding = rounding
         self.ledger, self.by_prompt = ledger, list[Tensor]()
         self._prompts = 0
@@ -63,6 +71,8 @@ class Meter:
             narrow = values.to(self.rounding)
             same = (narrow.unsqueeze(2) == narrow.unsqueeze(1)) & (margin != 0)
             sums["within_rounding"] = (pairs & same).sum()
+        if self.dashboards is not None and compared is None:
+            sums |= self.dashboards(ranked)
         self._prompts += len(losses)
         names, found = tuple(sums), torch.stack([value.detach().double() for value in sums.values()])
         self._sums[names] = self._sums[names] + found if names in self._sums else found

@@ -29,6 +29,7 @@ from rankalign.rows.two_pass import backward_two_pass
 from rankalign.storage.folders import readable
 from rankalign.training.ahead import References
 from rankalign.training.arguments import TrainConfig
+from rankalign.training.dashboards import Dashboards
 from rankalign.training.examples import Example, ExampleSet, check_ids, collate, to_ranked, token_ids, unlearned
 from rankalign.training.identity import note
 from rankalign.training.ledger import NAME, Ledger, LedgerFile
@@ -92,7 +93,9 @@ class RankTrainer(Trainer):
         self.config, self.layout, self.held_out = config, layout, evaluation
         self.loss, self.keywords = config.loss_entry, config.loss_keywords()
         ledger = Ledger()
-        self.meter = Meter(ledger, config.rounding)
+        beta = {**config.loss_entry.defaults, **self.keywords}.get("beta")
+        self.dashboards = Dashboards(beta if isinstance(beta, float | int) else 1.0) if config.report_to else None
+        self.meter = Meter(ledger, config.rounding, self.dashboards)
         self.row_fill = RowFill()
         self.watch: Watch | None = None
         self.references: References | None = None
@@ -276,7 +279,11 @@ class RankTrainer(Trainer):
 
         Processes share the batches; one that is left without runs the first again, unmetered, for all must run alike.
         """
-        meter, size, world = Meter(), self.args.per_device_eval_batch_size, self.args.world_size
+        meter, size, world = (
+            Meter(dashboards=self.dashboards),
+            self.args.per_device_eval_batch_size,
+            self.args.world_size,
+        )
         model: Any = self.model_wrapped
         batches = [self.held_out[start : start + size] for start in range(0, len(self.held_out), size)]
         count = len(batches)

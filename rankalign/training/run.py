@@ -27,6 +27,7 @@ from rankalign.training import processes
 from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.card import write_card
+from rankalign.training.dashboards import without
 from rankalign.training.defaults import say
 from rankalign.training.diagnosis import Diagnosis
 from rankalign.training.examples import Examples
@@ -164,16 +165,16 @@ class JsonlLog(TrainerCallback):
         """
         if not state.is_world_process_zero:
             return
-        lines = [dumps(without_nan(line)) + "\n" for line in state.log_history[self.written :]]
+        lines = [dumps(without_nan(without(line))) + "\n" for line in state.log_history[self.written :]]
         if self.written and self.path.exists():
             with open(self.path, "ab", buffering=0) as out:
                 out.write("".join(lines).encode())
         else:
-            lines = [dumps(without_nan(line)) + "\n" for line in state.log_history]
+            lines = [dumps(without_nan(without(line))) + "\n" for line in state.log_history]
             write_text(self.path, "".join(lines))
         self.written = len(state.log_history)
         if args.disable_tqdm:
-            line = state.log_history[-1]
+            line = without(state.log_history[-1])
             shown = " ".join(f"{key}={value:.4g}" for key, value in line.items() if isinstance(value, int | float))
             print(f"step {state.global_step}/{state.max_steps}: {shown}", file=sys.stderr, flush=True)
 
