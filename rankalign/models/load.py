@@ -110,7 +110,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     where = resolve(model)
     if _is_adapter(where) and not (Path(where) / "tokenizer_config.json").exists():
         where = resolve(_base_of(where))
-    with _explained(where):
+    with explained(where):
         tokenizer = AutoTokenizer.from_pretrained(_source(where))
     if tokenizer.pad_token_id is None:
         known = tokenizer.get_vocab()
@@ -153,7 +153,7 @@ def load_policy(
     more = quantisation(bits, pick_dtype(dtype)) if bits else {}
     stored: torch.dtype | str = "auto" if quantize else pick_dtype(dtype)
     policy = load_whole_policy(where, stored, trust_remote_code=trust_remote_code, **more)
-    _train_every_row(policy)
+    train_every_row(policy)
     _one_kernel(policy)
     policy = with_adapter(policy, adapter, is_trainable=train_adapter) if adapter else policy
     if quantize:
@@ -184,7 +184,7 @@ def quantisation(bits: int, compute: torch.dtype) -> dict[str, Any]:
     return {"quantization_config": config, "device_map": {"": device()}}
 
 
-def _train_every_row(model: PreTrainedModel) -> None:
+def train_every_row(model: PreTrainedModel) -> None:
     """Let the embedding of the padding token learn: often it is the end of sequence, which stands in prompts too."""
     embedding: Any = model.get_input_embeddings()
     embedding.padding_idx = None
@@ -254,7 +254,7 @@ def load_as(auto: Any, where: str, dtype: torch.dtype | str, **more: Any) -> tup
     """The model of a transformers class at ``where``, and the names of weights that were not there and so start at
     random; ``dtype`` "auto" is that of the files."""
     more |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    with _explained(where):
+    with explained(where):
         model, info = auto.from_pretrained(_source(where), **more)
     for name, found, wanted in sorted(info["mismatched_keys"]):
         several = name.startswith("score.") and list(wanted)[:1] == [1]
@@ -269,7 +269,7 @@ def load_as(auto: Any, where: str, dtype: torch.dtype | str, **more: Any) -> tup
 
 
 @contextlib.contextmanager
-def _explained(model: str) -> Iterator[None]:
+def explained(model: str) -> Iterator[None]:
     """Turn what transformers raises about a model that is not there, or cannot be loaded, into one sentence."""
     try:
         yield
@@ -303,7 +303,7 @@ def local_folder(model: str) -> Path:
     where = resolve(model)
     if Path(where).is_dir():
         return Path(where)
-    with _explained(model):
+    with explained(model):
         wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no pickles
         return Path(snapshot_download(where, allow_patterns=wanted, local_files_only=_offline()))
 
@@ -349,7 +349,7 @@ def with_adapter(model: PreTrainedModel, adapter: str, is_trainable: bool = Fals
 
     if not (Path(adapter) / "adapter_config.json").is_file():
         raise InputError(f"adapter {adapter}: no folder with an adapter_config.json")
-    with _explained(adapter):
+    with explained(adapter):
         return PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
 
 

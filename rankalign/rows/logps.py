@@ -139,6 +139,10 @@ def choose_layout(model: nn.Module, prompts: Sequence[Tokens], responses: Lists)
     lm = causal_lm(model)
     with torch.no_grad(), _evaluating(lm):
         padded = _flat_logps(model, prompts, responses, "padded")
+        if not _can_be_tried(lm) and not any(isinstance(w, FakeTensor) or w.is_meta for w in lm.parameters()):
+            # Weights are spread: all processes come here together, after a run of the whole model. FSDP2 may hold its
+            # last norm and its head as one, which then must run as one.
+            _check_causal(lm, lambda some: lm(input_ids=some, use_cache=False).logits)
         _check_head(lm, prompts, responses)
         if not supports_tree(model):
             return "padded", f"tree rows are not known to be exact for {lm.config.model_type} models"
@@ -180,22 +184,32 @@ def _try_out(lm: Any) -> None:
     """
     if vars(lm).get(_TRIED) or not _can_be_tried(lm):
         return
-    vocabulary, kind = lm.config.get_text_config().vocab_size, lm.config.model_type
-    ids = torch.tensor([[1 + (vocabulary - 2) * i // 4 for i in range(5)]], device=lm.device)
-    tolerance = TOLERANCE[precision(lm)]
     with _evaluating(lm):
-        states, early = (trunk_of(lm)(input_ids=some, use_cache=False).last_hidden_state for some in (ids, ids[:, :3]))
+        ids, states = _check_causal(lm, lambda some: trunk_of(lm)(input_ids=some, use_cache=False).last_hidden_state)
         # Damaged weights say nothing of how a model is made; a loss that is not finite is named with its prompt.
         if not bool(states.isfinite().all()):
             return
-        if not float((states[:, :3] - early).abs().mean() / early.abs().mean()) <= tolerance:
-            raise InputError(
-                f"the tokens of this {kind} model see what follows them, so it has no log-probs of answers: load a "
-                "causal model (of an encoder: is_decoder in its config.json)"
-            )
         if not _is_head_known(lm, states[0, :-1], ids):
-            raise InputError(f"{kind} models change their logits in a way that rankalign does not know")
+            raise InputError(f"{lm.config.model_type} models change their logits in a way that rankalign does not know")
     setattr(lm, _TRIED, True)
+
+
+def _check_causal(lm: Any, run: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Run five tokens: their ids (1, T), and what ``run`` makes of them (1, T, ...).
+
+    Raises:
+        InputError: what is made of a token depends on later ones.
+    """
+    vocabulary, kind = lm.config.get_text_config().vocab_size, lm.config.model_type
+    ids = torch.tensor([[1 + (vocabulary - 2) * i // 4 for i in range(5)]], device=lm.device)
+    states, early = (run(some) for some in (ids, ids[:, :3]))
+    apart = float((states[:, :3] - early).abs().mean() / early.abs().mean())
+    if bool(states.isfinite().all()) and not apart <= TOLERANCE[precision(lm)]:
+        raise InputError(
+            f"the tokens of this {kind} model see what follows them, so it has no log-probs of answers: load a "
+            "causal model (of an encoder: is_decoder in its config.json)"
+        )
+    return ids, states
 
 
 def _is_head_known(lm: Any, states: Tensor, ids: Tensor) -> bool:

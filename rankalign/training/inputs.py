@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +17,7 @@ from rankalign.data.encode import TokenList
 from rankalign.errors import InputError
 from rankalign.models import adapters
 from rankalign.models import load as models
+from rankalign.models.sharded import is_spread
 from rankalign.rows import flash_varlen, head_liger, logps, rewards
 from rankalign.storage.jsonl import dumps
 from rankalign.storage.sources import is_there, sha256_of
@@ -169,6 +170,13 @@ def load_model(
         if reward
         else models.load_policy(name, dtype=dtype, **more)
     )
+    return as_trained(settings, model, dtype)
+
+
+def as_trained(settings: ModelSettings, model: Any, dtype: str = "float32") -> Any:
+    """A start model made ready: its dropout off, with an adapter or frozen layers where asked for."""
+    if dtype == "bfloat16" and not settings.use_lora:
+        print("--dtype bfloat16: updates below a 256th of a weight are rounded away, in part or whole", file=sys.stderr)
     if settings.disable_dropout:
         disable_dropout(model)
     if settings.use_lora:
@@ -284,6 +292,9 @@ def references_of(
     cache, state, rows = reference_cache(settings, loss, precision, model), PartialState(), list[Tensor]()
     for start in range(0, len(lists), BLOCK):
         block = lists[start : start + BLOCK]
+        if is_spread(model):
+            rows += _led(cache, block, lambda some: _together_logps(precision, model, layout, some, budget))
+            continue
         own = block[state.process_index :: state.num_processes]
         shares = gather_object([cache.logps(own, lambda some: start_logps(precision, model, layout, some, budget))])
         rows += [shares[i % state.num_processes][i // state.num_processes] for i in range(len(block))]
@@ -323,8 +334,45 @@ def _fits_again(model: nn.Module) -> bool:
     return 6 * size <= int(torch.cuda.get_device_properties(models.device()).total_memory)
 
 
+def _led(
+    cache: ReferenceCache, lists: Sequence[TokenList], compute: Callable[[Sequence[TokenList]], list[Tensor]]
+) -> list[Tensor]:
+    """What the cache gives these lists, where the weights are spread: the first process asks it, and tells the others
+    whenever the model is to run, which takes all of them."""
+    rows: list[Tensor] = []
+    if not PartialState().is_main_process:
+        while (some := broadcast_object_list([None])[0]) is not None:
+            compute(some)
+        return list(broadcast_object_list([rows])[0])
+
+    def told(some: Sequence[TokenList]) -> list[Tensor]:
+        broadcast_object_list([list(some)])
+        return compute(some)
+
+    try:
+        rows = cache.logps(lists, told)
+    finally:
+        broadcast_object_list([None])
+    return list(broadcast_object_list([rows])[0])
+
+
+def _together_logps(precision: str, model: Any, layout: str, lists: Sequence[TokenList], budget: int) -> list[Tensor]:
+    """Each process computes its share and has all of them in the end."""
+    state = PartialState()
+    own = lists[state.process_index :: state.num_processes]
+    shares = gather_object([start_logps(precision, model, layout, own, budget, lists[:1])])
+    return [shares[i % state.num_processes][i // state.num_processes] for i in range(len(lists))]
+
+
 @torch.no_grad()
-def start_logps(precision: str, model: Any, layout: str, lists: Sequence[TokenList], budget: int = 0) -> list[Tensor]:
+def start_logps(
+    precision: str,
+    model: Any,
+    layout: str,
+    lists: Sequence[TokenList],
+    budget: int = 0,
+    spare: Sequence[TokenList] = (),
+) -> list[Tensor]:
     """(N,) log-probabilities of each list under a model that is not trained yet, in the numerics of training.
 
     Args:
@@ -334,15 +382,19 @@ def start_logps(precision: str, model: Any, layout: str, lists: Sequence[TokenLi
         lists: whose responses.
         budget: tokens that run at once on a GPU. On a CPU a list runs by itself: nothing is gained by more, and its
             bits do not depend on what stands beside it.
+        spare: what to run once more, for nothing, until the process with the most to run is done: where the weights are
+            spread over processes, all must run alike.
     """
     model.eval()  # a fresh adapter adds exactly zero, so the adapted model is the reference still
     rows: list[Tensor] = []
     with mixed(precision):
-        for some in _together(lists, budget if models.device().type == "cuda" else 0):
+        groups = _together(lists, budget if models.device().type == "cuda" else 0)
+        idle = [spare] * (max(gather_object([len(groups)])) - len(groups)) if spare else []
+        for some in [*groups, *idle]:
             ids = [t.prompt for t in some], [t.responses for t in some]
             sums = logps.list_logps(model, *ids, layout=layout, unlearned=[t.unlearned for t in some]).cpu()
             rows += [row[: len(t.responses)] for row, t in zip(sums, some, strict=True)]
-    return rows
+    return rows[: len(lists)]
 
 
 def _together(lists: Sequence[TokenList], budget: int) -> list[list[TokenList]]:

@@ -94,6 +94,35 @@ def keep_digits(plugin: Any) -> None:
         plugin.mixed_precision_policy = replace(policy, reduce_dtype=torch.float32, output_dtype=None)
 
 
+def take_spread(accelerator: Any, model: nn.Module) -> None:
+    """Have accelerate take a model as it is that FSDP2 has spread before there was a trainer.
+
+    accelerate would find each weight's new shard by the address of the old one, and all empty shards have one address.
+
+    Args:
+        accelerator: the trainer's.
+        model: the trainer's.
+    """
+
+    def prepare(*things: Any, **more: Any) -> Any:
+        if not things or things[0] is not model:
+            return type(accelerator).prepare(accelerator, *things, **more)
+        accelerator._models.append(model)
+        return model, accelerator.prepare_optimizer(things[1])
+
+    accelerator.prepare = prepare
+
+
+def resume_by_shards(plugin: Any) -> None:
+    """Have accelerate keep what a run resumes from in shards, so that no process holds the whole model for a moment.
+
+    Args:
+        plugin: accelerate's FullyShardedDataParallelPlugin, of FSDP2.
+    """
+    plugin.state_dict_config = plugin.optim_state_dict_config = None  # made for whole ones, where those were asked for
+    plugin.set_state_dict_type("SHARDED_STATE_DICT")
+
+
 def check_type(kind: DistributedType, fsdp: Any, deepspeed: Any) -> None:
     """Refuse to go on with plain data parallelism where shards were asked for, which accelerate does on CPUs.
 

@@ -17,16 +17,19 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rankalign.errors import InputError
+from rankalign.models import sharded
 from rankalign.rows.checks import Checks
 from rankalign.rows.compiled import compile_layers
 from rankalign.rows.logps import list_logps
 from rankalign.rows.tree import tree_tokens
 from rankalign.rows.two_pass import backward_two_pass
 from rankalign.storage.folders import readable
+from rankalign.training import in_step, processes
 from rankalign.training.ahead import References
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.dashboards import Dashboards
@@ -108,9 +111,26 @@ class RankTrainer(Trainer):
         self.add_callback(BeforeUpdate(self.checks))
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As transformers does, and with all digits of what rows return where weights are sharded."""
+        """Also where FSDP2 has spread the model before there was a trainer."""
         super().create_accelerator_and_postprocess()
-        keep_digits(getattr(self.accelerator.state, "fsdp_plugin", None))
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        keep_digits(plugin)
+        self.by_files = isinstance(self.model, FSDPModule) or not sharded.renamed_on_disk(self.model)
+        if self.by_files and plugin is not None and plugin.fsdp_version == 2:
+            processes.resume_by_shards(plugin)
+        if isinstance(self.model, FSDPModule):
+            processes.take_spread(self.accelerator, self.model)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The weights, by tensors and files where processes share them, so that none holds the whole model."""
+        model: Any = self.model
+        if not (self.by_files and sharded.is_spread(model)):
+            super().save_model(output_dir, _internal_call)
+            return
+        folder, first = Path(output_dir or str(self.args.output_dir)), self.is_world_process_zero()
+        sharded.save(model, folder, first)
+        if first and self.processing_class is not None:
+            self.processing_class.save_pretrained(str(folder))
 
     def values(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
         """(P, N) values of the candidates that the loss compares: log-probabilities here, rewards in a subclass."""
@@ -144,6 +164,8 @@ class RankTrainer(Trainer):
             batches = self._in_even_rows(batches)
         batches = self._referred(batches)
         prompts = torch.tensor(sum(e.counts for batch in batches for e in batch["examples"]))
+        if self.sharded:
+            self._agree(batches)
         if self.args.world_size > 1:
             prompts = self.accelerator.gather(prompts.to(device)).sum()
         return batches, prompts
@@ -174,6 +196,13 @@ class RankTrainer(Trainer):
         last = {"examples": [e for row in own for e in row], "rows": [len(row) for row in own]}
         return [*({"examples": []} for _ in batches[1:]), last]
 
+    def _agree(self, batches: list[Any]) -> None:
+        """Tell every micro-batch how often the process that has the most of it to run calls the model."""
+        own = [in_step.work(self, self._parts_of(batch)).passes for batch in batches]
+        shares = gather_object([own])
+        for i, batch in enumerate(batches):
+            batch["passes"] = tuple(max(share[i][k] for share in shares) for k in range(2))
+
     def _without_repeats(self, batch: dict[str, list[Example]]) -> dict[str, list[Example]]:
         """This rank's last batch of an epoch, less what accelerate put behind the last prompts from the beginning so
         that all ranks have as many; a rank with nothing left runs one example that does not count."""
@@ -191,24 +220,36 @@ class RankTrainer(Trainer):
         """Forward and backward of a micro-batch, in parts that fit in the token budget.
 
         The loss is a sum over prompts, so parts of whole lists add up to it; a list that exceeds the budget on its own
-        runs in two passes. Ranks of data-parallel training meet in the last part.
+        runs in two passes. Ranks of data-parallel training meet in the last part, those that share their weights in
+        every one.
         """
         if not inputs["examples"]:
             return torch.zeros((), device=self.args.device)
-        parts = self._parts(inputs["examples"]) if "rows" not in inputs else _cut(inputs["examples"], inputs["rows"])
+        parts = self._parts_of(inputs)
+        if self.sharded:
+            together = in_step.Step(self, model, num_items_in_batch, parts[0][0])
+            loss = together.run(in_step.work(self, parts), inputs["passes"], super().training_step)
+            self.tally.add(loss)
+            return loss
         total: Tensor | float = 0.0
         for i, part in enumerate(parts):
             with self.accelerator.no_sync(model) if i < len(parts) - 1 else nullcontext():
-                step = self._two_pass_step if self._in_two_passes(part) else super().training_step
+                step = self._two_pass_step if self.in_two_passes(part) else super().training_step
                 total = total + step(model, {"examples": part}, num_items_in_batch)
         self.tally.add(torch.as_tensor(total))
         return torch.as_tensor(total)
 
+    def _parts_of(self, batch: Mapping[str, Any]) -> list[list[Example]]:
+        """The parts of a micro-batch, which may have none."""
+        if "rows" in batch:
+            return _cut(batch["examples"], batch["rows"])
+        return self._parts(batch["examples"]) if batch["examples"] else []
+
     def _parts(self, examples: list[Example]) -> list[list[Example]]:
-        """The examples, in order, in groups within the budget; all in one where shards of the weights must meet."""
+        """The examples, in order, in groups within the budget."""
         parts = [examples[:1]]
         for example in examples[1:]:
-            if self.sharded or self._size([*parts[-1], example]) <= self.config.token_budget:
+            if self._size([*parts[-1], example]) <= self.config.token_budget:
                 parts[-1].append(example)
             else:
                 parts.append([example])
@@ -226,10 +267,11 @@ class RankTrainer(Trainer):
             return sum(tree_tokens(len(t.prompt), [len(r) for r in t.responses]) for t in lists)
         return sum(len(t.responses) for t in lists) * max(len(t.prompt) + max(map(len, t.responses)) for t in lists)
 
-    def _in_two_passes(self, part: list[Example]) -> bool:
+    def in_two_passes(self, part: list[Example]) -> bool:
+        """Whether these examples run twice, first for their log-probabilities alone."""
         if self.config.two_pass != "auto":
             return self.config.two_pass == "always"
-        return self.config.can_two_pass and not self.sharded and self._size(part) > self.config.token_budget
+        return self.config.can_two_pass and self._size(part) > self.config.token_budget
 
     def _two_pass_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
@@ -238,7 +280,7 @@ class RankTrainer(Trainer):
         examples = inputs["examples"]
 
         def loss_of(logps: Tensor) -> Tensor:
-            return self._share(self.losses_of(logps, examples, self._meter(examples)), examples, num_items_in_batch)
+            return self.share(self.losses_of(logps, examples, self.meter_of(examples)), examples, num_items_in_batch)
 
         budget, backward = self.config.token_budget, self.accelerator.backward
         with self.compute_loss_context_manager():
@@ -259,14 +301,15 @@ class RankTrainer(Trainer):
             InputError: the loss is not finite; on a GPU just before the update, so that nothing waits for it here.
         """
         examples = inputs["examples"]
-        loss = self._share(self.losses(model, examples, self._meter(examples)), examples, num_items_in_batch)
+        loss = self.share(self.losses(model, examples, self.meter_of(examples)), examples, num_items_in_batch)
         return (loss, {}) if return_outputs else loss
 
-    def _meter(self, examples: Sequence[Example]) -> Meter:
+    def meter_of(self, examples: Sequence[Example]) -> Meter:
         """Where these examples are metered: nowhere if they do not count."""
         return self.meter if examples[0].counts else Meter()
 
-    def _share(self, losses: Tensor, examples: Sequence[Example], prompts: Tensor | int | None) -> Tensor:
+    def share(self, losses: Tensor, examples: Sequence[Example], prompts: Tensor | int | None) -> Tensor:
+        """What these losses (P,) add to the mean over the prompts of the update; one that is not finite is refused."""
         self.checks.require(torch.isfinite(losses), partial(_not_finite, [e.tokens.id for e in examples]))
         prompts = prompts if prompts is not None else len(losses)
         # Times 0, and not left out, where it does not count: the other ranks wait for this one's backward.

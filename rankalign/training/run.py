@@ -18,12 +18,12 @@ from transformers.trainer_callback import PrinterCallback
 from rankalign.data.token_table import Joined
 from rankalign.errors import InputError, Interrupted
 from rankalign.models import load as models
-from rankalign.models import saving
+from rankalign.models import saving, sharded
 from rankalign.storage import manifest
 from rankalign.storage.files import write_text
 from rankalign.storage.folders import check_writable
 from rankalign.storage.jsonl import dumps, without_nan
-from rankalign.training import processes
+from rankalign.training import processes, spread
 from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.card import write_card
@@ -83,22 +83,24 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
     tokenizer = models.load_tokenizer(config.model)
     lists, held_out, counts = load_data(config.data_settings, loss, tokenizer)
     check_held_out(held_out, config.eval_strategy != "no", config.metric_for_best_model)
-    with processes.whole_weights(config):
-        model = load_model(
-            config.model_settings, tokenizer, loss.grades, config.weights_dtype, config.data_settings.axis_names
-        )
+    model = spread.load(config) if spread.by_parts(config) else None
+    if model is None:
+        axes = config.data_settings.axis_names
+        with processes.whole_weights(config):
+            model = load_model(config.model_settings, tokenizer, loss.grades, config.weights_dtype, axes)
     everything = Joined(lists, held_out)
     check_fit(model, everything)
     batch = config.per_device_train_batch_size
-    layout, why = choose_layout(config.layout, model, lists, batch, loss.grades, config.precision)
-    print(f"layout: {layout} ({why})", file=sys.stderr)
+    with sharded.run_by_layers(model):  # there is no trainer yet, whose engine would gather weights
+        layout, why = choose_layout(config.layout, model, lists, batch, loss.grades, config.precision)
+        print(f"layout: {layout} ({why})", file=sys.stderr)
+        references, cut, ahead = None, len(lists), references_ahead(config, model, layout)
+        if ahead is None:
+            # Before there is a trainer: they are of the start model.
+            of_model, budget = config.model_settings, config.token_budget
+            references = references_of(of_model, loss, config.precision, model, layout, everything, budget)
     if loss.grades:
         start_at_zero(model)  # behind the choice of a layout, with which zeros would always agree
-    references, cut, ahead = None, len(lists), references_ahead(config, model, layout)
-    if ahead is None:
-        # Before there is a trainer: they are of the start model, and of whole weights.
-        of_model, budget = config.model_settings, config.token_budget
-        references = references_of(of_model, loss, config.precision, model, layout, everything, budget)
     trainer = (RewardTrainer if loss.grades else RankTrainer)(
         model,
         config,

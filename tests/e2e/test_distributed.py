@@ -6,6 +6,7 @@ Sums of float32 in another order are all that may differ.
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from transformers import AutoModelForCausalLM
 
+from rankalign.data.records import CandidateSet, Response, write
 from rankalign.storage.jsonl import read_rows
 from rankalign.training.arguments import parse_settings
 from rankalign.training.run import train
@@ -46,12 +48,13 @@ def alone(one_thread: None, data: Path, tmp_path_factory: pytest.TempPathFactory
     """Runs of one process, by method, each made once."""
     folder, made = tmp_path_factory.mktemp("alone"), dict[str, Path]()
 
-    def run(method: str) -> Path:
-        if method not in made:
+    def run(method: str, steps: int = 10) -> Path:
+        name = f"{method}-{steps}"
+        if name not in made:
             one = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "use_cpu": True}
-            train(parse_settings(settings(data, folder / method, **METHODS[method], **one)))
-            made[method] = folder / method
-        return made[method]
+            train(parse_settings(settings(data, folder / name, **METHODS[method], **one, max_steps=steps)))
+            made[name] = folder / name
+        return made[name]
 
     return run
 
@@ -62,7 +65,7 @@ def test_two_processes_are_one(kind: str, method: str, data: Path, alone: Any, t
     words = settings(data, two, **METHODS[method], per_device_train_batch_size=1)
     done = launch(kind, tmp_path / "facts.json", words)
     assert done.returncode == 0, done.stderr[-3000:]
-    facts = json.loads((tmp_path / "facts.json").read_text())
+    facts = json.loads((tmp_path / "facts.json.0").read_text())
     assert (facts["type"], facts["processes"]) == (LAUNCHED[kind][0], 2)
     assert facts["wrapper"] == LAUNCHED[kind][1] or (kind == "fsdp" and facts["wrapper"] == f"FSDP{_model(method)}")
     for folder in ("", "checkpoint-5", "checkpoint-10"):
@@ -77,6 +80,41 @@ def test_two_processes_are_one(kind: str, method: str, data: Path, alone: Any, t
     assert done.stdout.count("already_finished") == 1
     assert (two / "manifest.json").exists()
     _check_loads(method, two)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [("fsdp", "dpo"), *(pytest.param(*some, marks=pytest.mark.slow) for some in (("zero3", "rrhf"), ("zero2", "dpo")))],
+)
+def test_token_budget_under_sharding(kind: str, method: str, data: Path, alone: Any, tmp_path: Path) -> None:
+    """So small a budget that lists run in two passes, and one process has more parts to run than the other."""
+    one, two = alone(method, 4), tmp_path / "two"
+    more = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "token_budget": 30, "max_steps": 4}
+    done = launch(kind, tmp_path / "facts.json", settings(data, two, **METHODS[method], **more))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert furthest(one, two) < 1e-5
+    first, second = (json.loads((tmp_path / f"facts.json.{rank}").read_text()) for rank in range(2))
+    assert first["runs"] == second["runs"] > 12  # four, if the budget were not kept to
+    assert first["own"] != second["own"]
+    assert max(first["own"], second["own"]) <= first["runs"]
+
+
+@pytest.mark.slow
+def test_memory_follows_the_budget_under_sharding(tmp_path: Path) -> None:
+    rng, peaks = random.Random(5), dict[int, int]()
+    texts = [["".join(rng.choices("abcdefgh ", k=150)) for _ in range(8)] for _ in range(4)]
+    answers = [[Response(text, finished=True, scores={"toy": float(i)}) for i, text in enumerate(row)] for row in texts]
+    write(tmp_path / "data.jsonl", [CandidateSet(f"p{i}", "prompt", row) for i, row in enumerate(answers)])
+    more = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "max_steps": 2, "save_strategy": "no"}
+    for budget in (200, 1600, 4096):
+        words = settings(tmp_path / "data.jsonl", tmp_path / str(budget), loss="rrhf", **more, token_budget=budget)
+        done = launch("fsdp", tmp_path / "facts.json", words, RANKALIGN_TEST_PEAK="1")
+        assert done.returncode == 0, done.stderr[-3000:]
+        peaks[budget] = max(json.loads((tmp_path / f"facts.json.{rank}").read_text())["peak"] for rank in range(2))
+    print(peaks)
+    assert furthest(tmp_path / "200", tmp_path / "4096") < 1e-5
+    assert peaks[200] < 0.3 * peaks[1600]
+    assert peaks[1600] < 0.7 * peaks[4096]
 
 
 def _model(method: str) -> str:

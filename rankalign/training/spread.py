@@ -1,0 +1,125 @@
+"""Loading where the processes share the weights, by FSDP2 or ZeRO-3: each reads its own part from the files."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_apply_ac, fsdp2_prepare_model
+from torch.distributed.fsdp import CPUOffloadPolicy
+from torch.distributed.tensor import DTensor
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+from rankalign.models import load as models
+from rankalign.models import saving, sharded
+from rankalign.training import processes
+from rankalign.training.arguments import TrainConfig
+from rankalign.training.inputs import as_trained
+
+
+def by_parts(config: TrainConfig) -> str:
+    """How a run spreads the weights while they load: ``fsdp``, ``zero3``, or nothing where each process has them all.
+
+    They are all loaded everywhere, too, for a reward model, an adapter that trains on, and DoRA, which starts from the
+    lengths of the weights; and by FSDP's first version.
+    """
+    settings = config.model_settings
+    if config.method not in ("rank", "sft") or settings.use_dora or models.is_adapter(settings.model):
+        return ""
+    if PartialState().num_processes == 1:
+        return ""
+    plugin = config.deepspeed_plugin
+    if plugin is not None:
+        return "zero3" if plugin.zero_stage == 3 else ""
+    return "fsdp" if fsdp_version(config) == 2 else ""
+
+
+def fsdp_version(config: TrainConfig) -> int:
+    """1 or 2 where FSDP was asked for, by a flag or by ``accelerate launch``; else 0."""
+    if config.fsdp_plugin_args:
+        return int(config.fsdp_plugin_args["fsdp_version"])
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1")
+    return int(os.environ.get("FSDP_VERSION", "1")) if asked else 0
+
+
+def load(config: TrainConfig) -> Any | None:
+    """The start model, spread, with its adapter if it has one; None where its family cannot be read by parts.
+
+    Args:
+        config: settings, for which :func:`by_parts` names a way.
+
+    Raises:
+        InputError: the model cannot be had or lacks weights, or accelerate started another kind of processes.
+    """
+    way, where = by_parts(config), models.resolve(config.model)
+    folder = models.local_folder(where)
+    dtype = models.pick_dtype(config.weights_dtype)
+    if way == "zero3":  # whose engine takes no other weights than those of its own precision
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision, dtype)
+    with models.explained(where):
+        told: Any = AutoConfig.from_pretrained(folder)
+        told._name_or_path = where
+        model = sharded.outline(AutoModelForCausalLM, told, dtype, _zero_config(config) if way == "zero3" else None)
+        if sharded.renamed_on_disk(model):
+            print(f"loading: {told.model_type} weights change names, so each process reads them all", file=sys.stderr)
+            return None
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+    saving.repair_generation(model, where)
+    models.train_every_row(model)
+    with sharded.nothing_to_meta():
+        model = as_trained(config.model_settings, model, config.weights_dtype)
+    found = sharded.sources(model, where, folder)
+    if way == "zero3":
+        sharded.fill(model, found, {})
+        _follow(model, models.device())
+    else:
+        aside = sharded.set_aside(model)
+        model, device = _shard(config, model)
+        sharded.fill(model, found, aside, device)
+        _follow(model, models.device())
+    print(f"loading: each of {PartialState().num_processes} processes has read its own part", file=sys.stderr)
+    return model.eval()
+
+
+def _shard(config: TrainConfig, model: Any) -> tuple[Any, torch.device]:
+    """An outline as accelerate would wrap a model in FSDP2, and where its shards are to lie."""
+    plugin = FullyShardedDataParallelPlugin(**config.fsdp_plugin_args) if config.fsdp_plugin_args else None
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, fsdp_plugin=plugin)
+    processes.check_type(accelerator.distributed_type, config.fsdp, config.deepspeed)
+    plugin = accelerator.state.fsdp_plugin
+    plugin.cpu_ram_efficient_loading = False  # else accelerate wants the first process to have all weights
+    plugin.set_auto_wrap_policy(model)
+    processes.keep_digits(plugin)
+    if plugin.activation_checkpointing:
+        model = fsdp2_apply_ac(accelerator, model)
+    offload = isinstance(plugin.cpu_offload, CPUOffloadPolicy)
+    return fsdp2_prepare_model(accelerator, model), torch.device("cpu") if offload else accelerator.device
+
+
+def _follow(model: Any, device: torch.device) -> None:
+    """Bring to the device what no shard is made of: buffers, and adapters beside weights of ZeRO-3."""
+    for module in model.modules():
+        for name, value in module._buffers.items():
+            module._buffers[name] = value.to(device) if value is not None else None
+        for value in module._parameters.values():
+            if value is not None and not isinstance(value, DTensor) and not hasattr(value, "ds_id"):
+                value.data = value.data.to(device)
+
+
+def _zero_config(config: TrainConfig) -> dict[str, Any]:
+    """DeepSpeed's settings as far as they are known before there is a trainer, which fills in what is ``auto``."""
+    plugin: Any = config.deepspeed_plugin
+    told = getattr(plugin, "dschf", None)
+    known = _without_auto(told.config if told is not None else plugin.deepspeed_config)
+    kinds = {kind: {**known.get(kind, {}), "enabled": config.precision == kind} for kind in ("bf16", "fp16")}
+    return {"train_micro_batch_size_per_gpu": 1, **known, **kinds}
+
+
+def _without_auto(told: dict[str, Any]) -> dict[str, Any]:
+    inner = {key: _without_auto(value) if isinstance(value, dict) else value for key, value in told.items()}
+    return {key: value for key, value in inner.items() if value != "auto"}
