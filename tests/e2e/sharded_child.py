@@ -61,7 +61,8 @@ def main(kind: str, model: str, out: str) -> None:
     facts: dict[str, Any] = {"way": spread.by_parts(config)}
     if kind.endswith("plain"):  # how it was done before: the measure of the measure
         with Growth() as growth:
-            models.load_policy(model, dtype="float32")
+            whole = models.load_policy(model, dtype="float32")
+            facts["sum"] = sum(float(weight.sum()) for weight in whole.parameters())  # else they are a map of the files
         facts["load"] = growth.most
     else:
         with Growth() as growth:
