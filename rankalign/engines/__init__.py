@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field
 from typing import Any, Protocol
 
 from rankalign.data.records import CandidateSet, Response
@@ -93,7 +93,18 @@ class Policy:
         prompt_price: ``openai`` only: of a million prompt tokens, for the bill at the end.
         completion_price: ``openai`` only: of a million completion tokens.
         extra_body: ``openai`` only: more fields of every request, as the server names them.
+        device_map: ``hf`` only: how a model that one GPU does not hold is laid over several, a name in
+            :data:`rankalign.models.load.DEVICE_MAPS`; empty puts it on one.
+        tensor_parallel_size: ``vllm`` only: GPUs that share each layer.
+        gpu_memory_utilization: ``vllm`` only: share of a GPU's memory for weights and cache; 0 is vLLM's own (0.9).
+        max_model_len: ``vllm`` only: most tokens of prompt and answer; 0 is what the model and the cache have room for.
+        quantization: ``vllm`` only: how weights are held, as vLLM names it (``fp8``, ``awq``, ``bitsandbytes``).
+        kv_cache_dtype: ``vllm`` only: type of the cache (``auto``, ``fp8``).
+        engine_args: ``vllm`` only: any other argument of ``vllm.LLM``, as vLLM names it.
         sampling: how it draws.
+
+    Raises:
+        InputError: a value out of range, or a field of one engine with another.
     """
 
     name: str
@@ -112,11 +123,66 @@ class Policy:
     prompt_price: float = 0.0
     completion_price: float = 0.0
     extra_body: dict[str, Any] = field(default_factory=dict)
+    device_map: str = ""
+    tensor_parallel_size: int = 1
+    gpu_memory_utilization: float = 0.0
+    max_model_len: int = 0
+    quantization: str = ""
+    kv_cache_dtype: str = ""
+    engine_args: dict[str, Any] = field(default_factory=dict)
     sampling: SamplingParams = field(default_factory=SamplingParams)
 
+    def __post_init__(self) -> None:
+        for engine, names in OF_ENGINE.items():
+            for name in names if engine != self.engine else ():
+                if getattr(self, name) != _default(name):
+                    raise InputError(f"policy {self.name!r}: {name} is a setting of engine {engine!r}")
+        problems = {
+            "tensor_parallel_size must be at least 1": self.tensor_parallel_size < 1,
+            "gpu_memory_utilization must lie between 0 and 1": not 0 <= self.gpu_memory_utilization <= 1,
+            "max_model_len must not be negative": self.max_model_len < 0,
+        }
+        for problem, broken in problems.items():
+            if broken:
+                raise InputError(f"policy {self.name!r}: {problem}")
 
-ABOUT_THE_CALL = ("api_key_env", "concurrency", "prompt_price", "completion_price")
+
+OF_ENGINE = {
+    "hf": ("device_map",),
+    "vllm": (
+        "tensor_parallel_size",
+        "gpu_memory_utilization",
+        "max_model_len",
+        "quantization",
+        "kv_cache_dtype",
+        "engine_args",
+    ),
+}
+"""Fields of a policy that say how one engine holds its model."""
+ABOUT_THE_CALL = (
+    "api_key_env",
+    "concurrency",
+    "prompt_price",
+    "completion_price",
+    "device_map",
+    "gpu_memory_utilization",
+    "max_model_len",
+)
 """Fields of a policy that no answer depends on: they may change when a run is resumed."""
+
+
+def _default(name: str) -> Any:
+    item = Policy.__dataclass_fields__[name]
+    made: Any = item.default_factory
+    return item.default if item.default is not MISSING else made()
+
+
+def identity(policy: Policy) -> dict[str, Any]:
+    """The fields that a policy's answers depend on. What was not there in 0.1 counts only where it is set, so that
+    outputs of before stay finished."""
+    young = {name for names in OF_ENGINE.values() for name in names}
+    told = {key: value for key, value in asdict(policy).items() if key not in ABOUT_THE_CALL}
+    return {key: value for key, value in told.items() if key not in young or value != _default(key)}
 
 
 class Engine(Protocol):

@@ -60,12 +60,20 @@ class HFEngine(LocalEngine):
 
     Args:
         policy: model, adapter, template and sampling settings.
+
+    Raises:
+        InputError: an unknown ``device_map``.
     """
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(policy)
+        models.check_device_map(policy.device_map, f"policy {policy.name!r}")
 
     @functools.cached_property
     def model(self) -> PreTrainedModel:
         """The model, loaded on first use."""
-        return models.load_policy(self.policy.model, dtype=self.policy.dtype, adapter=self.policy.adapter)
+        told = self.policy
+        return models.load_policy(told.model, dtype=told.dtype, adapter=told.adapter, device_map=told.device_map)
 
     def batches(self, prompts: Sequence[CandidateSet]) -> list[list[int]]:
         """Indices by falling prompt length, cut so that a batch keeps to :func:`most` (one prompt at least).

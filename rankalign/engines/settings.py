@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-from rankalign.engines import ABOUT_THE_CALL, Policy
+from rankalign.engines import Policy, identity
 from rankalign.storage.sources import sha256_of
 
 
 def policy_settings(policy: Policy) -> dict[str, Any]:
     """Everything a policy's answers depend on, weights and replayed files by content."""
-    settings = {key: value for key, value in dataclasses.asdict(policy).items() if key not in ABOUT_THE_CALL}
+    settings = identity(policy)
     if policy.engine in ("hf", "vllm"):
         from rankalign.models import load as models  # imports torch, which a scorer that is a function does without
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -16,6 +17,7 @@ from rankalign.engines.local import LocalEngine
 from rankalign.engines.seeds import request_seed
 from rankalign.errors import InputError, missing_extra
 from rankalign.models import load as models
+from rankalign.registry import did_you_mean
 
 MAX_REQUESTS = 256
 """Answers asked for at once: as many as vLLM keeps in flight. More would save the idle end of each batch, but progress
@@ -34,6 +36,19 @@ ENVIRONMENT = {
 """What vLLM reads on import; variables that are set already stay."""
 
 
+TAKEN = {
+    "model": "the policy's model",
+    "tokenizer": "the model's own",
+    "dtype": "the policy's dtype",
+    "seed": "the sampling's, one a request",
+    "enable_lora": "the policy's adapter",
+    "max_loras": "the policy's adapter",
+    "max_lora_rank": "the policy's adapter",
+    "enable_prefix_caching": "on: the answers to a prompt share it",
+    "trust_remote_code": "off: no code of a model runs here",
+}
+"""Arguments of vLLM that other settings decide."""
+
 Written = tuple[list[int], bool, int | None]
 """Token ids of an answer, whether it ended by itself, and the token that ended it."""
 
@@ -47,7 +62,7 @@ class VLLMEngine(LocalEngine):
     greedy answers are the same but for rounding. Rounding may also turn a draw when other requests are in flight,
     as in engine ``hf``; the same list of prompts gives the same bytes.
 
-    Policies of one run that name the same model, adapter and dtype share its weights.
+    Policies of one run that name the same model, adapter, dtype and arguments of vLLM share its weights.
 
     Args:
         policy: model, adapter, template and sampling settings.
@@ -60,7 +75,7 @@ class VLLMEngine(LocalEngine):
         super().__init__(policy)
         _check(policy)
         _require_vllm()
-        self._loaded = Loaded.shared(policy.model, policy.adapter, policy.dtype)
+        self._loaded = Loaded.shared(policy.model, policy.adapter, policy.dtype, _arguments(policy))
 
     def batches(self, prompts: Sequence[CandidateSet]) -> list[list[int]]:
         """Indices by falling prompt length, MAX_REQUESTS answers a batch (one prompt at least).
@@ -120,22 +135,23 @@ class Loaded:
         model: ``default``, ``tiny``, a folder, a hub id, or the folder of a LoRA adapter.
         adapter: folder of a LoRA adapter to put on it, or empty.
         dtype: as in :func:`rankalign.models.load.pick_dtype`.
+        more: arguments of ``vllm.LLM``.
     """
 
-    _all: ClassVar[weakref.WeakValueDictionary[tuple[str, str, str], Loaded]] = weakref.WeakValueDictionary()
+    _all: ClassVar[weakref.WeakValueDictionary[tuple[str, ...], Loaded]] = weakref.WeakValueDictionary()
 
-    def __init__(self, model: str, adapter: str, dtype: str) -> None:
-        self._model, self._adapter, self._dtype = model, adapter, dtype
+    def __init__(self, model: str, adapter: str, dtype: str, more: dict[str, Any]) -> None:
+        self._model, self._adapter, self._dtype, self._more = model, adapter, dtype, more
         self._held: list[Any] = []  # the model; who lets it go when this object is gone cannot ask this object for it
         weakref.finalize(self, _free, self._held)
 
     @classmethod
-    def shared(cls, model: str, adapter: str, dtype: str) -> Loaded:
+    def shared(cls, model: str, adapter: str, dtype: str, more: dict[str, Any]) -> Loaded:
         """The one for these arguments."""
-        key = (model, adapter, dtype)
+        key = (model, adapter, dtype, json.dumps(more, sort_keys=True))
         found = cls._all.get(key)
         if found is None:
-            found = cls._all[key] = cls(*key)
+            found = cls._all[key] = cls(model, adapter, dtype, more)
         return found
 
     @property
@@ -183,7 +199,7 @@ class Loaded:
         base, adapter = self._parts
         where = str(models.local_folder(base))
         try:
-            llm = LLM(where, **self._settings(), **_device_settings())
+            llm = LLM(where, **{**self._settings(), **_device_settings(), **self._more})
             if self._lora:
                 llm.llm_engine.add_lora(self._lora)
         except (OSError, ValueError, RuntimeError) as error:
@@ -251,6 +267,31 @@ def _require_vllm() -> None:
         import vllm.version  # noqa: F401
     except ImportError as error:
         raise missing_extra("engine 'vllm'", "vllm") from error
+
+
+def _arguments(policy: Policy) -> dict[str, Any]:
+    """What the policy says to ``vllm.LLM``.
+
+    Raises:
+        InputError: an argument that vLLM does not have, or that says again what another setting says.
+    """
+    own = {
+        "tensor_parallel_size": policy.tensor_parallel_size if policy.tensor_parallel_size > 1 else None,
+        "gpu_memory_utilization": policy.gpu_memory_utilization or None,
+        "max_model_len": policy.max_model_len or None,
+        "quantization": policy.quantization or None,
+        "kv_cache_dtype": policy.kv_cache_dtype or None,
+    }
+    from vllm.engine.arg_utils import EngineArgs
+
+    known = {item.name for item in dataclasses.fields(EngineArgs)} - TAKEN.keys() - own.keys()
+    for name in policy.engine_args:
+        if name in TAKEN or name in own:
+            why = TAKEN.get(name, "a setting of its own")
+            raise InputError(f"policy {policy.name!r}: engine_args: {name} is {why}")
+        if name not in known:
+            raise InputError(f"policy {policy.name!r}: engine_args: vllm has no {name!r}{did_you_mean(name, known)}")
+    return {**{name: value for name, value in own.items() if value is not None}, **policy.engine_args}
 
 
 def _check(policy: Policy) -> None:

@@ -36,7 +36,9 @@ from rankalign.errors import InputError
 from rankalign.models import default as default_model
 from rankalign.models import quant, saving, tiny, value_heads, weights
 from rankalign.models.devices import DTYPES as DTYPES
+from rankalign.models.devices import check_device_map as check_device_map
 from rankalign.models.devices import device as device
+from rankalign.models.devices import over_devices as over_devices
 from rankalign.models.devices import pick_dtype as pick_dtype
 from rankalign.models.devices import stay_on_cpu as stay_on_cpu
 from rankalign.storage.folders import cached_folder
@@ -130,6 +132,7 @@ def load_policy(
     bits: int = 0,
     train_adapter: bool = False,
     quantize: str = "",
+    device_map: str = "",
 ) -> PreTrainedModel:
     """A causal language model in eval mode on :func:`device`.
 
@@ -143,6 +146,7 @@ def load_policy(
         quantize: ``8bit`` holds linear layers and embeddings in 8 bits, for inference only
             (:mod:`rankalign.models.quant`); they are read in the type of their file, so that they never stand in
             memory at full width.
+        device_map: one of :data:`rankalign.models.devices.DEVICE_MAPS` lays the layers over all GPUs, for inference.
 
     Raises:
         InputError: the model cannot be had, the device cannot compute in ``dtype``, or ``quantize`` is unknown.
@@ -150,7 +154,7 @@ def load_policy(
     if quantize not in ("", "8bit"):
         raise InputError(f"unknown quantisation {quantize!r}: give 8bit or nothing")
     where, adapter = base_and_adapter(model, adapter)
-    more = quantisation(bits, pick_dtype(dtype)) if bits else {}
+    more = quantisation(bits, pick_dtype(dtype)) if bits else over_devices(device_map)
     stored: torch.dtype | str = "auto" if quantize else pick_dtype(dtype)
     policy = load_whole_policy(where, stored, trust_remote_code=trust_remote_code, **more)
     train_every_row(policy)
@@ -158,7 +162,7 @@ def load_policy(
     policy = with_adapter(policy, adapter, is_trainable=train_adapter) if adapter else policy
     if quantize:
         quant.quantize_8bit(policy, pick_dtype(dtype))
-    placed: PreTrainedModel = (policy if bits else policy.to(device())).eval()  # quantised weights lie there already
+    placed: PreTrainedModel = (policy if more else policy.to(device())).eval()  # others lie where they belong already
     return placed
 
 
@@ -191,7 +195,7 @@ def train_every_row(model: PreTrainedModel) -> None:
 
 
 def load_reward_model(
-    model: str, *, dtype: str = "auto", new_head: bool = True, outputs: int = 1
+    model: str, *, dtype: str = "auto", new_head: bool = True, outputs: int = 1, device_map: str = ""
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A sequence classifier with one output, or several, in eval mode on :func:`device`, and its tokenizer.
 
@@ -203,6 +207,7 @@ def load_reward_model(
         dtype: as in :func:`load_policy`.
         new_head: False refuses a model without a head: a random one must never grade.
         outputs: of the head; 0 takes as many as it has.
+        device_map: as in :func:`load_policy`.
 
     Raises:
         InputError: it cannot be loaded, has no head, or one of another number of outputs.
@@ -210,9 +215,12 @@ def load_reward_model(
     tokenizer = load_tokenizer(model)
     where, adapter = base_and_adapter(model, "")
     if value_heads.has_value_head(where):
+        if device_map:
+            raise InputError(f"model {model}: its value head is not transformers' own, and takes no device_map")
         reward, missing = value_heads.load(where, pick_dtype(dtype)), list[str]()
     else:
-        reward, missing = load_as(AutoModelForSequenceClassification, where, pick_dtype(dtype), **_labels(outputs))
+        more = {**_labels(outputs), **over_devices(device_map)}
+        reward, missing = load_as(AutoModelForSequenceClassification, where, pick_dtype(dtype), **more)
     if missing and not adapter:
         if not new_head:
             raise InputError(f"model {model}: is no reward model, it lacks {', '.join(missing)}; train one first")
@@ -220,10 +228,11 @@ def load_reward_model(
     if pick_dtype(dtype).itemsize == 2:
         _widen_head(reward, local_folder(where))
     reward.config.pad_token_id = tokenizer.pad_token_id
-    return (with_adapter(reward, adapter) if adapter else reward).to(device()).eval(), tokenizer
+    reward = with_adapter(reward, adapter) if adapter else reward
+    return (reward if device_map else reward.to(device())).eval(), tokenizer
 
 
-def _labels(outputs: int) -> dict[str, int]:
+def _labels(outputs: int) -> dict[str, Any]:
     return {"num_labels": outputs} if outputs else {}
 
 

@@ -119,22 +119,28 @@ class _Part:
     numbers: Tensor
 
 
+def _shape(tensor: Any) -> tuple[int, ...]:
+    """Of the whole tensor."""
+    return tuple(tensor.ds_shape if hasattr(tensor, "ds_shape") else tensor.shape)
+
+
 def _part(tensor: Any) -> _Part:
+    shape = _shape(tensor)
     if hasattr(tensor, "ds_tensor"):
         shard = tensor.ds_tensor.data
         start = shard.numel() * torch.distributed.get_rank(tensor.ds_process_group)
         size = max(0, min(shard.numel(), tensor.ds_numel - start))  # the last is filled up with zeros
-        return _Part(tuple(tensor.ds_shape), start, shard.view(-1)[:size])
+        return _Part(shape, start, shard.view(-1)[:size])
     if isinstance(tensor, DTensor):
         from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-        shape, mesh, placements = tensor.shape, tensor.device_mesh, tensor.placements
-        _, (first, *others) = compute_local_shape_and_global_offset(shape, mesh, placements)
+        _, offset = compute_local_shape_and_global_offset(shape, tensor.device_mesh, tensor.placements)
+        first, *others = offset
         if any(others):
             raise InputError("weights are spread by columns, which cannot be read shard by shard")
         local: Any = tensor.detach()
-        return _Part(tuple(shape), first * math.prod(shape[1:]), local.to_local().view(-1))
-    return _Part(tuple(tensor.shape), 0, tensor.detach().view(-1))
+        return _Part(shape, first * math.prod(shape[1:]), local.to_local().view(-1))
+    return _Part(shape, 0, tensor.detach().view(-1))
 
 
 def sources(model: Any, where: str, folder: Path) -> dict[str, weights.FileBits]:
@@ -165,7 +171,7 @@ def sources(model: Any, where: str, folder: Path) -> dict[str, weights.FileBits]
     if missing:
         raise InputError(f"model {where}: is no whole language model, it lacks {', '.join(sorted(missing)[:3])}")
     for name, bits in found.items():
-        wanted = _part(_tensor(model, name)).shape
+        wanted = _shape(_tensor(model, name))
         if wanted != bits.shape:
             shapes = f"{name} has shape {list(bits.shape)}, and {list(wanted)} is needed"
             raise InputError(f"model {where}: {shapes}")
@@ -301,7 +307,7 @@ def _save_whole(model: Any, folder: Path, first: bool) -> None:
         if id(tensor) not in seen:  # tied weights are saved once, under their first name
             seen.add(id(tensor))
             state[name.replace("_checkpoint_wrapped_module.", "")] = tensor
-    outlines = {name: torch.empty(_part(t).shape, dtype=t.dtype, device="meta") for name, t in state.items()}
+    outlines = {name: torch.empty(_shape(t), dtype=t.dtype, device="meta") for name, t in state.items()}
     plan: Any = split_torch_state_dict_into_shards(outlines, max_shard_size=FILE)
     for file, names in plan.filename_to_tensors.items():
         with atomic_writer(folder / file) if first else contextlib.nullcontext() as out:

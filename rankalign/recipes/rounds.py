@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from rankalign.config import SampleConfig, ScoreConfig, ScorerConfig
 from rankalign.data.encode import EncodeOptions, Encoder, TokenList
 from rankalign.data.records import CandidateSet, read, score_of, write
-from rankalign.engines import ABOUT_THE_CALL, Policy
+from rankalign.engines import Policy, identity
 from rankalign.engines.settings import policy_settings
 from rankalign.models import load as models
 from rankalign.rows import logps
@@ -258,8 +257,7 @@ class Gatherer:
             if policy.name not in self._described:
                 self._described[policy.name] = policy_settings(policy)
             return self._described[policy.name]
-        told = {key: value for key, value in dataclasses.asdict(policy).items() if key not in ABOUT_THE_CALL}
-        return {**told, "model_sha256": now.weights, **now.tag}
+        return {**identity(policy), "model_sha256": now.weights, **now.tag}
 
     def _grader(self, now: Current, config: ScorerConfig) -> Grader:
         if config.kind == KL:

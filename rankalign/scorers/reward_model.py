@@ -18,6 +18,7 @@ from rankalign.data import encode, templates
 from rankalign.data.records import CandidateSet, Response, read
 from rankalign.errors import InputError
 from rankalign.models import load as models
+from rankalign.models.devices import is_over_devices
 from rankalign.rows import rewards
 from rankalign.rows.logps import supports_tree
 from rankalign.storage.sources import sha256_of
@@ -58,6 +59,8 @@ class RewardModelScorer:
             :data:`rankalign.rows.rewards.POOLINGS`.
         axis: of a model with several outputs, which one grades: its name in the config's ``id2label``, its index, or
             ``mean``, the mean of all.
+        device_map: how a model that one GPU does not hold is laid over several, one of
+            :data:`rankalign.models.devices.DEVICE_MAPS`; texts then run padded, each with its prompt.
 
     Attributes:
         counts: ``prompt_truncated`` and ``response_truncated``: how many texts were cut so far (the first is told on
@@ -79,6 +82,7 @@ class RewardModelScorer:
         pooling: str = "",
         axis: str | int = "",
         thoughts: str = "drop",
+        device_map: str = "",
     ) -> None:
         self.name, self.path, self.template, self.system = name, model, templates.check_name(template), system
         self.allow_special_in_text = allow_special_in_text
@@ -88,6 +92,8 @@ class RewardModelScorer:
         self.batch_size, self._max_length, self.dtype = batch_size, max_length, dtype
         self.reference, self.reference_file = reference, reference_file
         self.pooling, self.axis = pooling, str(axis)
+        self.device_map = device_map
+        models.check_device_map(device_map, f"scorer {name!r}")
         self.counts: Counter[str] = Counter()
         self._told = set[str]()
         if reference_file and not reference:
@@ -118,7 +124,9 @@ class RewardModelScorer:
         ]
 
     def _all_rewards(self, lists: Sequence[list[list[int]]]) -> list[list[float]]:
-        found = iter(self._in_trees(lists) if supports_tree(self.model) else self._padded(list(chain(*lists))))
+        # Kernels for trees keep what they know of a row on one device.
+        trees = supports_tree(self.model) and not is_over_devices(self.model)
+        found = iter(self._in_trees(lists) if trees else self._padded(list(chain(*lists))))
         return [[next(found) for _ in texts] for texts in lists]
 
     def _reference(self, record: CandidateSet) -> Response:
@@ -211,8 +219,8 @@ class RewardModelScorer:
 
     @functools.cached_property
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        outputs = 0 if self.axis else 1
-        model, tokenizer = models.load_reward_model(self.path, dtype=self.dtype, new_head=False, outputs=outputs)
+        how: dict[str, Any] = {"dtype": self.dtype, "new_head": False, "device_map": self.device_map}
+        model, tokenizer = models.load_reward_model(self.path, outputs=0 if self.axis else 1, **how)
         if self.pooling:
             if not isinstance(getattr(model, "score", None), torch.nn.Module):
                 raise InputError(f"scorer {self.name!r}: {model.config.model_type} models pool in a way of their own")
@@ -339,6 +347,8 @@ def _values(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
     """(B, A) outputs for right-padded (B, T) texts."""
     if isinstance(getattr(model, "score", None), torch.nn.Module):
         hidden = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+        # Where the layers lie on several devices, the states come from the last.
+        ids, mask = ids.to(hidden.device), mask.to(hidden.device)
         if rewards.pooling_of(model.config) == rewards.MEAN:
             counted = mask.to(hidden.dtype).unsqueeze(2)
             means: Tensor = model.score((hidden * counted).sum(1) / counted.sum(1))

@@ -15,6 +15,7 @@ import torch
 import transformers
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -45,6 +46,8 @@ class Memory(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
+            if isinstance(tensor, DTensor):
+                tensor = tensor._local_tensor
             if isinstance(tensor, torch.Tensor) and tensor.device.type == "cuda":
                 self.note(tensor.untyped_storage())
         return out
