@@ -12,14 +12,19 @@ import pytest
 
 from rankalign.data.records import CandidateSet, Response, write
 
-KILLS = 10
+KILLS, RECORDS = 10, 100_000
+
+
+def size(path: Path) -> int:
+    """Bytes of a file; 0 where there is none."""
+    return path.stat().st_size if path.exists() else 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("--num_proc", "2")], ids=["one", "two"])
 def test_a_long_score_killed_at_ten_moments(more: tuple[str, ...], tmp_path: Path) -> None:
     draw = random.Random(9)
-    records = (CandidateSet(f"id-{n}", f"asked {n}?", [Response("said " * (n % 9))]) for n in range(100_000))
+    records = (CandidateSet(f"id-{n}", f"asked {n}?", [Response("said " * (n % 9))]) for n in range(RECORDS))
     write(tmp_path / "in.jsonl", records)
     words = [sys.executable, "-m", "rankalign", "score", "--input", f"{tmp_path}/in.jsonl", "--function"]
     words += ["rankalign.scorers.builtin:words", "--output"]
@@ -29,10 +34,13 @@ def test_a_long_score_killed_at_ten_moments(more: tuple[str, ...], tmp_path: Pat
     midway = 0
     for _ in range(KILLS):
         process = subprocess.Popen([*words, f"{tmp_path}/out.jsonl", *more], stderr=subprocess.DEVNULL)
-        time.sleep(draw.uniform(0.1, 0.3) * whole)
+        before = size(journal)
+        while process.poll() is None and size(journal) <= max(before, 1000):
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 0.03) * whole)
         process.kill()
         process.wait()
-        midway += journal.exists() and journal.stat().st_size > 1000
+        midway += size(journal) > 1000
     assert midway >= 3
     subprocess.run([*words, f"{tmp_path}/out.jsonl", *more], check=True, capture_output=True)
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
