@@ -176,6 +176,10 @@ class TrainConfig(TrainingArguments):
                 "an adapter has no config that could say it" if reward and self.use_lora else "no other loss reads them"
             )
             raise InputError(f"--axes is for --method reward --loss quality without --use_lora: {why}")
+        if self.thoughts == "mask" and self.method not in ("rank", "sft"):
+            raise InputError(
+                "--thoughts mask is for --method rank or sft: others learn no tokens of answers in the data"
+            )
         if self.two_pass == "always" and not self.can_two_pass:
             raise InputError("--two_pass always needs log-probabilities (not --method reward) and no dropout")
         watched = "--watch" if self.watch else "the best checkpoint by ROUGE" if self.best_by_rouge else ""

@@ -12,6 +12,7 @@ import torch
 
 from rankalign.data.encode import EncodeOptions, Encoder
 from rankalign.data.records import CandidateSet, Response
+from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.models import tiny
 from rankalign.rows.logps import list_logps
@@ -144,6 +145,12 @@ def test_what_is_not_learned_is_kept_in_the_table_of_tokens(tmp_path: Path) -> N
         )
         assert first == again == bare
         assert len(bare.unlearned[0]) == 1
+
+
+@pytest.mark.parametrize("how", [{"method": "reward", "thoughts": "mask"}, {"thoughts": "hide"}])
+def test_a_wish_about_thoughts_that_cannot_be_had_is_refused(tmp_path: Path, how: dict[str, str]) -> None:
+    with pytest.raises(InputError, match="--thoughts"):
+        parse_settings({"model": "tiny", "data": "x.jsonl", "output_dir": str(tmp_path), "use_cpu": True, **how})
 
 
 def test_dpo_learns_the_preferred_call(tmp_path: Path) -> None:
