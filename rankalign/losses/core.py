@@ -98,12 +98,14 @@ class Loss:
     Attributes:
         function: ``(Ranked, **keywords) -> (P,)``; its keywords and their defaults are the loss's whole config.
         needs_reference: it reads ``Ranked.ref_logps``.
+        needs_tokens: it reads ``Ranked.token_logps``, and of the reference too where it needs one.
         alone: it learns from a response that beats no other; all that only rank are exactly 0 on such a list.
     """
 
     function: Callable[..., Tensor]
     needs_reference: bool = False
     alone: bool = False
+    needs_tokens: bool = False
 
     @property
     def summary(self) -> str:

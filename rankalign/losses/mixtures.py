@@ -165,5 +165,6 @@ def mixture(weights: Mapping[str, float], losses: Mapping[str, Loss]) -> Loss:
         function=_Sum(weighted),
         needs_reference=any(loss.needs_reference for _, _, loss in weighted),
         alone=all(loss.alone for _, _, loss in weighted),
+        needs_tokens=any(loss.needs_tokens for _, _, loss in weighted),
         weighted=weighted,
     )

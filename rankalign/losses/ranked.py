@@ -19,6 +19,10 @@ class Ranked:
         mask: (P, N) True where a candidate exists.
         ref_logps: (P, N) the same sums under the reference model, or None for losses that need none.
         prompt_lengths: (P,) tokens of each prompt; only ``compat`` modes that divide by padded lengths read it.
+        token_logps: (P, N, T) the log-probability of each counted token of a response, in order; what lies beyond its
+            length means nothing. None for losses that read sums alone.
+        ref_token_logps: (P, N, T) the same under the reference model.
+        seeds: (P,) a number of the prompt's own, by which losses that draw tokens draw them; None is 0 for all.
     """
 
     logps: Tensor
@@ -27,6 +31,9 @@ class Ranked:
     mask: Tensor
     ref_logps: Tensor | None = None
     prompt_lengths: Tensor | None = None
+    token_logps: Tensor | None = None
+    ref_token_logps: Tensor | None = None
+    seeds: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = self.logps.shape
@@ -36,6 +43,10 @@ class Ranked:
             value = getattr(self, name)
             if value is not None and value.shape != shape:
                 raise ValueError(f"{name} must have the shape of logps {tuple(shape)}, got {tuple(value.shape)}")
+        for name in ("token_logps", "ref_token_logps"):
+            value = getattr(self, name)
+            if value is not None and (value.dim() != 3 or value.shape[:2] != shape):
+                raise ValueError(f"{name} must be {(*shape, 'T')}, got {tuple(value.shape)}")
 
     @property
     def pairs(self) -> Tensor:

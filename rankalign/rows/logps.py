@@ -53,7 +53,13 @@ Spans = Sequence[Sequence[Sequence[tuple[int, int]]]]
 
 
 def list_logps(
-    model: nn.Module, prompts: Sequence[Tokens], responses: Lists, *, layout: str = "auto", unlearned: Spans = ()
+    model: nn.Module,
+    prompts: Sequence[Tokens],
+    responses: Lists,
+    *,
+    layout: str = "auto",
+    unlearned: Spans = (),
+    tokens: bool = False,
 ) -> Tensor:
     """Sum of the log-probabilities of each response's tokens given its prompt.
 
@@ -63,11 +69,13 @@ def list_logps(
         responses: for each prompt its responses as token ids; lists may differ in length.
         layout: how rows are laid out, one of ``LAYOUTS``; ``auto`` is ``tree`` where :func:`supports_tree` says so.
         unlearned: tokens of responses that are read and not counted, see :data:`Spans`; empty counts all.
+        tokens: give every counted token's own, and not their sum.
 
     Returns:
-        (P, N) in nats, fp32 (fp64 for an fp64 model), 0 where a prompt has fewer than N responses. Differentiable.
+        (P, N) in nats, fp32 (fp64 for an fp64 model), 0 where a prompt has fewer than N responses; with ``tokens``
+        (P, N, T), 0 where a response has fewer than T counted tokens. Differentiable.
     """
-    return sum_responses(_flat_logps(model, prompts, responses, layout), responses, unlearned)
+    return in_lists(_flat_logps(model, prompts, responses, layout), responses, unlearned, tokens)
 
 
 def token_logps(
@@ -87,6 +95,23 @@ def token_logps(
     flat = _flat_logps(model, prompts, responses, layout)
     pieces = iter(torch.split(flat, [len(r) for candidates in responses for r in candidates]))
     return [[next(pieces) for _ in candidates] for candidates in responses]
+
+
+def in_lists(flat: Tensor, responses: Lists, unlearned: Spans = (), tokens: bool = False) -> Tensor:
+    """:func:`sum_responses`, or with ``tokens`` (P, N, T): the values of each response's counted tokens, in order, with
+    0 behind them."""
+    if not tokens:
+        return sum_responses(flat, responses, unlearned)
+    spanned = any(spans for candidates in unlearned for spans in candidates)
+    counted = _counted(responses, unlearned) if spanned else torch.ones(len(flat), dtype=torch.bool)
+    rows = torch.split(counted, [len(r) for candidates in responses for r in candidates])
+    sizes = [int(row.sum()) for row in rows]
+    width, longest = max((len(candidates) for candidates in responses), default=0), max(sizes, default=0)
+    places = [p * width + n for p, candidates in enumerate(responses) for n in range(len(candidates))]
+    slots = [place * longest + k for place, size in zip(places, sizes, strict=True) for k in range(size)]
+    slot, at = to_device(flat.device, torch.tensor(slots, dtype=torch.long), counted.nonzero().squeeze(1))
+    spread = flat.new_zeros(len(responses) * width * longest).index_add(0, slot, flat.index_select(0, at))
+    return spread.view(len(responses), width, longest)
 
 
 def sum_responses(flat: Tensor, responses: Lists, unlearned: Spans = ()) -> Tensor:

@@ -24,13 +24,13 @@ from rankalign.rows.logps import (
     causal_lm,
     check_request,
     hidden_states,
+    in_lists,
     inside,
     label_states,
     lay_out,
     list_logps,
     on_device,
     precision,
-    sum_responses,
     supports_tree,
 )
 from rankalign.rows.recipes import layers_run_again
@@ -57,6 +57,7 @@ def backward_two_pass(
     backward: Callable[[Tensor], Any] = Tensor.backward,
     unlearned: Spans = (),
     checks: Checks | None = None,
+    tokens: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Backward of a loss over whole lists with the memory of a prompt and one chunk, however long the lists are.
 
@@ -70,15 +71,16 @@ def backward_two_pass(
         model: as in :func:`rankalign.rows.logps.list_logps`. Dropout must be off: the passes would draw other masks.
         prompts: P prompts as token ids.
         responses: for each prompt its responses as token ids.
-        loss_fn: from (P, N) log-probs to a scalar.
+        loss_fn: from (P, N) log-probs to a scalar, with ``tokens`` from (P, N, T).
         token_budget: tokens a chunk may hold, its prompt included; at least one response is run at a time.
         layout: as in :func:`rankalign.rows.logps.list_logps`.
         backward: what to call with the loss instead of ``loss.backward()``; whatever it scales the loss by scales all.
         unlearned: as in :func:`rankalign.rows.logps.list_logps`.
         checks: takes what has to hold, for the caller to settle; None settles it here.
+        tokens: as in :func:`rankalign.rows.logps.list_logps`.
 
     Returns:
-        The loss and the (P, N) log-probs, both detached.
+        The loss and the log-probs that it read, both detached.
 
     Raises:
         InputError: the passes disagree on hidden states.
@@ -86,7 +88,7 @@ def backward_two_pass(
     """
     agreement = checks or Checks()
     check_request(causal_lm(model), prompts, layout)
-    task = _Task(model, prompts, responses, token_budget, layout, unlearned)
+    task = _Task(model, prompts, responses, token_budget, layout, unlearned, tokens)
     everything = [(p, n) for p, candidates in enumerate(responses) for n, r in enumerate(candidates) if len(r)]
     if not everything:
         raise ValueError("no response has a token")
@@ -157,13 +159,14 @@ class _Task:
     token_budget: int
     layout: str
     unlearned: Spans = ()
+    tokens: bool = False
 
     def logps(self, states: Tensor) -> Tensor:
-        """(P, N) log-probs from the (all response tokens, hidden) states that predict them."""
+        """(P, N) log-probs, or (P, N, T), from the (all response tokens, hidden) states that predict them."""
         tokens = torch.tensor([token for row in self.responses for r in row for token in r])
         (labels,) = to_device(states.device, tokens)
         head = head_of(causal_lm(self.model))
-        return sum_responses(label_logps(head, states, labels), self.responses, self.unlearned)
+        return in_lists(label_logps(head, states, labels), self.responses, self.unlearned, self.tokens)
 
     def by_candidate(self, candidates: list[Candidate], values: Tensor) -> dict[Candidate, Tensor]:
         """Rows of (all response tokens, ...) values by candidate."""

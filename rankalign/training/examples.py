@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import overload
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from rankalign.rows.upload import to_device
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt's candidates with their reference log-probabilities (N,), where the loss needs them.
+    """One prompt's candidates with their reference log-probabilities, (N,) or of tokens (N, T), as the loss needs them.
 
     One that does not count keeps a process busy while the others run the last, short micro-batch of an epoch.
     """
@@ -35,7 +36,7 @@ class Examples(Sequence[Example]):
 
     Args:
         lists: one a prompt.
-        references: (N,) of each, or None for all.
+        references: (N,) or (N, T) of each, or None for all.
     """
 
     def __init__(self, lists: Sequence[TokenList], references: Sequence[Tensor | None] | None) -> None:
@@ -91,7 +92,9 @@ def pad(rows: Sequence[Sequence[float] | Tensor], width: int, fill: float = 0.0)
 
 
 def to_ranked(examples: Sequence[Example], logps: Tensor) -> Ranked:
-    """What a loss reads, from a batch and the policy's log-probabilities (P, N)."""
+    """What a loss reads, from a batch and the policy's log-probabilities, (P, N) or by token (P, N, T)."""
+    if logps.dim() == 3:
+        return _by_token(to_ranked([replace(e, ref_logps=None) for e in examples], logps.sum(2)), examples, logps)
     width, lists = logps.shape[1], [e.tokens for e in examples]
     refs = [e.ref_logps for e in examples if e.ref_logps is not None]
     told = [
@@ -103,6 +106,18 @@ def to_ranked(examples: Sequence[Example], logps: Tensor) -> Ranked:
     ]
     lengths, scores, mask, prompt_lengths, *ref_logps = to_device(logps.device, *told)
     return Ranked(logps, lengths, scores, mask, ref_logps[0] if refs else None, prompt_lengths)
+
+
+def _by_token(ranked: Ranked, examples: Sequence[Example], logps: Tensor) -> Ranked:
+    """The same with what tokens have, the policy's (P, N, T), and a number that is the prompt's own wherever it is."""
+    seeds = torch.tensor([crc32(e.tokens.id.encode(errors="backslashreplace")) for e in examples])
+    refs = torch.zeros(logps.shape, dtype=torch.float64)
+    known = [e.ref_logps for e in examples if e.ref_logps is not None]
+    for block, row in zip(refs, known, strict=False):
+        block[: row.shape[0], : row.shape[1]] = row
+    seeds, refs = to_device(logps.device, seeds, refs.to(logps.dtype))
+    ranked = replace(ranked, token_logps=logps, seeds=seeds)
+    return replace(ranked, ref_token_logps=refs, ref_logps=refs.sum(2)) if known else ranked
 
 
 def check_ids(examples: Sequence[Example]) -> None:

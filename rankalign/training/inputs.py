@@ -261,7 +261,8 @@ def reference_cache(settings: ModelSettings, loss: LossSettings, precision: str,
     weights = start_hash(settings, loss.method)
     numerics = f"{precision}-{models.device().type}" + (f"-{settings.quantised}bit" if settings.quantised else "")
     numerics += "-bfloat16" if next(model.parameters()).dtype == torch.bfloat16 else ""
-    return ReferenceCache(models.cache_dir() / "reference", weights.replace("/", "--"), numerics)
+    tokens = loss.entry.needs_tokens
+    return ReferenceCache(models.cache_dir() / "reference", weights.replace("/", "--"), numerics, tokens=tokens)
 
 
 def references_of(
@@ -290,13 +291,21 @@ def references_of(
     if not loss.entry.needs_reference:
         return [None] * len(lists)
     cache, state, rows = reference_cache(settings, loss, precision, model), PartialState(), list[Tensor]()
+    tokens = loss.entry.needs_tokens
+
+    def compute(some: Sequence[TokenList]) -> list[Tensor]:
+        return start_logps(precision, model, layout, some, budget, tokens=tokens)
+
+    def together(some: Sequence[TokenList]) -> list[Tensor]:
+        return _together_logps(precision, model, layout, some, budget, tokens)
+
     for start in range(0, len(lists), BLOCK):
         block = lists[start : start + BLOCK]
         if is_spread(model):
-            rows += _led(cache, block, lambda some: _together_logps(precision, model, layout, some, budget))
+            rows += _led(cache, block, together)
             continue
         own = block[state.process_index :: state.num_processes]
-        shares = gather_object([cache.logps(own, lambda some: start_logps(precision, model, layout, some, budget))])
+        shares = gather_object([cache.logps(own, compute)])
         rows += [shares[i % state.num_processes][i // state.num_processes] for i in range(len(block))]
     print(cache.said(), file=sys.stderr)
     return rows
@@ -322,7 +331,8 @@ def references_ahead(config: Any, model: Any, layout: str) -> References | None:
     if late or not config.loss_entry.needs_reference:
         return None
     cache = reference_cache(of_model, config.loss_settings, precision, model)
-    return References(cache, start, lambda of, some: start_logps(precision, of, layout, some, budget))
+    tokens = config.loss_entry.needs_tokens
+    return References(cache, start, lambda of, some: start_logps(precision, of, layout, some, budget, tokens=tokens))
 
 
 def _fits_again(model: nn.Module) -> bool:
@@ -356,11 +366,13 @@ def _led(
     return list(broadcast_object_list([rows])[0])
 
 
-def _together_logps(precision: str, model: Any, layout: str, lists: Sequence[TokenList], budget: int) -> list[Tensor]:
+def _together_logps(
+    precision: str, model: Any, layout: str, lists: Sequence[TokenList], budget: int, tokens: bool
+) -> list[Tensor]:
     """Each process computes its share and has all of them in the end."""
     state = PartialState()
     own = lists[state.process_index :: state.num_processes]
-    shares = gather_object([start_logps(precision, model, layout, own, budget, lists[:1])])
+    shares = gather_object([start_logps(precision, model, layout, own, budget, lists[:1], tokens)])
     return [shares[i % state.num_processes][i // state.num_processes] for i in range(len(lists))]
 
 
@@ -372,6 +384,7 @@ def start_logps(
     lists: Sequence[TokenList],
     budget: int = 0,
     spare: Sequence[TokenList] = (),
+    tokens: bool = False,
 ) -> list[Tensor]:
     """(N,) log-probabilities of each list under a model that is not trained yet, in the numerics of training.
 
@@ -384,6 +397,7 @@ def start_logps(
             bits do not depend on what stands beside it.
         spare: what to run once more, for nothing, until the process with the most to run is done: where the weights are
             spread over processes, all must run alike.
+        tokens: give (N, T) of the counted tokens instead, with 0 behind those of a shorter response.
     """
     model.eval()  # a fresh adapter adds exactly zero, so the adapted model is the reference still
     rows: list[Tensor] = []
@@ -392,8 +406,9 @@ def start_logps(
         idle = [spare] * (max(gather_object([len(groups)])) - len(groups)) if spare else []
         for some in [*groups, *idle]:
             ids = [t.prompt for t in some], [t.responses for t in some]
-            sums = logps.list_logps(model, *ids, layout=layout, unlearned=[t.unlearned for t in some]).cpu()
-            rows += [row[: len(t.responses)] for row, t in zip(sums, some, strict=True)]
+            more: dict[str, Any] = {"unlearned": [t.unlearned for t in some], "tokens": tokens}
+            found = logps.list_logps(model, *ids, layout=layout, **more).cpu()
+            rows += [row[: len(t.responses)] for row, t in zip(found, some, strict=True)]
     return rows[: len(lists)]
 
 

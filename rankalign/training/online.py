@@ -176,8 +176,8 @@ class OnlineTrainer(RankTrainer):
         if not self.config.loss_entry.needs_reference:
             return [Example(tokens) for tokens in lists]
         with self.start.beside(self.model) as reference:
-            budget = self.config.token_budget
-            rows = inputs.start_logps(self.config.precision, reference, self.layout, lists, budget)
+            budget, tokens = self.config.token_budget, self.config.loss_entry.needs_tokens
+            rows = inputs.start_logps(self.config.precision, reference, self.layout, lists, budget, tokens=tokens)
         return [Example(tokens, row) for tokens, row in zip(lists, rows, strict=True)]
 
     def get_batch_samples(

@@ -133,16 +133,17 @@ class RankTrainer(Trainer):
             self.processing_class.save_pretrained(str(folder))
 
     def values(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
-        """(P, N) values of the candidates that the loss compares: log-probabilities here, rewards in a subclass."""
-        spans = unlearned([e.tokens for e in examples])
-        return list_logps(model, *token_ids(examples), layout=self.layout, unlearned=spans)
+        """Values of the candidates that the loss compares, (P, N): log-probabilities here, (P, N, T) by token where the
+        loss needs them, rewards in a subclass."""
+        more: dict[str, Any] = {"unlearned": unlearned([e.tokens for e in examples]), "tokens": self.loss.needs_tokens}
+        return list_logps(model, *token_ids(examples), layout=self.layout, **more)
 
     def losses(self, model: nn.Module, examples: Sequence[Example], meter: Meter) -> Tensor:
         """(P,) loss of each prompt, metered."""
         return self.losses_of(self.values(model, examples), examples, meter)
 
     def losses_of(self, logps: Tensor, examples: Sequence[Example], meter: Meter) -> Tensor:
-        """(P,) loss of each prompt from the candidates' log-probabilities (P, N), metered."""
+        """(P,) loss of each prompt from the candidates' log-probabilities as :meth:`values` gives them, metered."""
         ranked = to_ranked(examples, logps)
         losses = self.loss.function(ranked, **self.keywords)
         parts = self.loss.parts(ranked, **self.keywords)
@@ -285,7 +286,7 @@ class RankTrainer(Trainer):
         budget, backward = self.config.token_budget, self.accelerator.backward
         with self.compute_loss_context_manager():
             how: dict[str, Any] = {"layout": self.layout, "backward": backward, "checks": self.checks}
-            how["unlearned"] = unlearned([e.tokens for e in examples])
+            how |= {"unlearned": unlearned([e.tokens for e in examples]), "tokens": self.loss.needs_tokens}
             return backward_two_pass(model, *token_ids(examples), loss_of, budget, **how)[0]
 
     def compute_loss(

@@ -45,6 +45,7 @@ AT_THE_START = {
     "lambdaloss": (1 - 1 / math.log2(3)) * LN2,
     "nca": 2 * LN2,
     **dict.fromkeys(("odpo", "dpop", "dpo_shift", "mappo", "chi_po", "dr_dpo", "beta_dpo"), LN2),
+    **dict.fromkeys(("ld_dpo", "sampo"), LN2),
     **dict.fromkeys(("softmax_dpo", "infonca", "swepo", "point_sigmoid"), LN2),
     "focal_dpo": 0.5**0.05 * LN2,
     "rebel": 1.0,

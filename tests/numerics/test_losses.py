@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from math import log, log2
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,9 @@ def test_registry_describes_every_loss() -> None:
 @pytest.mark.parametrize("name", LOSSES)
 def test_reference_is_needed_where_it_says_so(name: str) -> None:
     without = Ranked(HAND.logps, HAND.lengths, HAND.scores, HAND.mask)
+    if LOSSES[name].needs_tokens:
+        with pytest.raises(ValueError, match="token_logps"):
+            LOSSES[name].function(replace(HAND, token_logps=None))
     if LOSSES[name].needs_reference:
         with pytest.raises(ValueError, match="ref_logps"):
             LOSSES[name].function(without)
@@ -137,7 +141,8 @@ def test_reference_is_needed_where_it_says_so(name: str) -> None:
 def test_pairs_and_reduction(name: str) -> None:
     """Best-worst on a list is the loss of those two alone; a sum over three pairs is three times their mean."""
     loss = LOSSES[name].function if name not in WEIGHTS else lambda r, **k: PARTS[name](r, **k)["rank_loss"]
-    two = Ranked(*(t[:, :2] for t in (HAND.logps, HAND.lengths, HAND.scores, HAND.mask, HAND.ref_logps)))
+    names = ("logps", "lengths", "scores", "mask", "ref_logps", "token_logps", "ref_token_logps")
+    two = Ranked(**{name: getattr(HAND, name)[:, :2] for name in names})
     torch.testing.assert_close(loss(HAND, pairs="best-worst"), loss(two), atol=1e-12, rtol=0)
     torch.testing.assert_close(loss(HAND, reduction="sum"), 3 * loss(HAND), atol=1e-12, rtol=1e-12)
 
@@ -164,6 +169,7 @@ def test_pairs_and_reduction(name: str) -> None:
         ("focal_dpo", {"gamma": -1.0}),
         ("dr_dpo", {"beta_prime": 0.0}),
         ("rebel", {"eta": 0.0}),
+        ("ld_dpo", {"alpha": 1.1}),
         ("a_star_po", {"beta1": 0.0}),
         ("point_mse", {"gain": "rank"}),
         ("point_sigmoid", {"reduction": "max"}),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from parity.cases import VARIANTS
-from parity.lists import lists, padded, random_list, value_and_gradient
+from parity.lists import lists, padded, random_list, value_and_gradient, with_tokens
 from torch import Tensor
 
 from rankalign.losses import LOSSES, PARTS
@@ -37,7 +37,7 @@ DIFFERENCES = {"dpo", "ipo", "sigmoid_norm", "robust", "hinge", "exo", "discopop
 
 
 def function(name: str, keywords: dict[str, Any]) -> Function:
-    return lambda ranked: LOSSES[name].function(ranked, **keywords)
+    return lambda ranked: LOSSES[name].function(with_tokens(ranked), **keywords)  # of these sums, whatever was there
 
 
 def rank_term(name: str, keywords: dict[str, Any]) -> Function:
@@ -106,7 +106,7 @@ def test_garbage_outside_the_mask_changes_no_bit(name: str, garbage: float) -> N
         names = ("logps", "lengths", "scores", "ref_logps")
         fields = {n: getattr(clean, n).detach().masked_fill(~mask, filler) for n in names}
         ranked = replace(clean, mask=mask, **fields | {"logps": fields["logps"].requires_grad_()})
-        results.append(value_and_gradient(LOSSES[name].function(ranked), ranked.logps))
+        results.append(value_and_gradient(function(name, {})(ranked), ranked.logps))
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
 
@@ -125,7 +125,7 @@ def test_ties_and_lone_candidates_give_exactly_zero(name: str, keywords: dict[st
 def test_empty_list_gives_zero(name: str) -> None:
     ranked = padded([random_list(3, 1)])
     ranked = replace(ranked, mask=torch.zeros_like(ranked.mask))
-    value, gradient = value_and_gradient(LOSSES[name].function(ranked), ranked.logps)
+    value, gradient = value_and_gradient(function(name, {})(ranked), ranked.logps)
     assert value.item() == 0
     assert (gradient == 0).all()
 

@@ -24,6 +24,9 @@ HAND = Ranked(
     mask=torch.ones(1, 3, dtype=torch.bool),
     ref_logps=torch.tensor([[-8.0, -4.0, -9.0]], dtype=torch.float64),
     prompt_lengths=torch.tensor([6]),
+    # log-ratios of tokens: A 3, -1; B 0, 1, 0, -1; C -2, 1, -2
+    token_logps=torch.tensor([[[-2.0, -4, 0, 0], [-1, -1, -1, -1], [-4, -4, -4, 0]]], dtype=torch.float64),
+    ref_token_logps=torch.tensor([[[-5.0, -3, 0, 0], [-1, -2, -1, 0], [-2, -5, -2, 0]]], dtype=torch.float64),
 )
 
 
@@ -179,6 +182,14 @@ CASES: dict[str, list[Case]] = {
         ({"pairs": "best-worst"}, nls(0.1 * ((exp(2) + 2) - (exp(0) + 0)))),
         ({"pairs": "best-worst", "r_max": 0.25}, nls(0.5)),
     ],
+    # against A two tokens of each: B 1 and -1 beyond, C -1 and -2 beyond; against C three of B: 1 and -1 beyond
+    "ld_dpo": [
+        ({}, (nls(0.1 * (2 + 1 + 1)) + nls(0.1 * (2 - 1 + 0.5)) + nls(0.1 * (-3 - 1 + 0.5))) / 3),
+        ({"alpha": 0.0, "pairs": "best-worst"}, nls(0.1 * (2 - 1))),
+        ({"alpha": 1.0}, (nls(0.5) + nls(0.2) + nls(-0.3)) / 3),  # DPO
+    ],
+    # the numbers draw B's tokens in the order 3, 4, 2 and C's in 3, 2: sums -1 (of two) and 0 (of three), and -1
+    "sampo": [({}, (nls(0.1 * (2 + 1)) + nls(0.1 * (2 + 1)) + nls(0.1 * (-3 - 0))) / 3)],
     "focal_dpo": [({"gamma": 1.0, "pairs": "best-worst"}, sig(0.2) * nls(0.2))],
     "dr_dpo": [({}, -log((sig(0.5) + sig(0.2) + sig(-0.3)) / 3))],
     "wpo": [({}, (exp(-7) * nls(0.5) + exp(-4) * nls(0.2) + exp(-5) * nls(-0.3)) / 3)],

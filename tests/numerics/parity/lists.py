@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -39,14 +39,32 @@ def padded(lists: list[list[Candidate]], dtype: torch.dtype = torch.float64) -> 
         return torch.tensor(rows, dtype=dtype)
 
     mask = torch.tensor([[k < len(row) for k in range(width)] for row in lists])
-    return Ranked(
-        logps=field("logp", float("nan")).requires_grad_(),
-        lengths=field("length", 0.0),
-        scores=field("score", float("nan")),
-        mask=mask,
-        ref_logps=field("ref", float("inf")),
-        prompt_lengths=torch.arange(3, 3 + len(lists)),
+    return with_tokens(
+        Ranked(
+            logps=field("logp", float("nan")).requires_grad_(),
+            lengths=field("length", 0.0),
+            scores=field("score", float("nan")),
+            mask=mask,
+            ref_logps=field("ref", float("inf")),
+            prompt_lengths=torch.arange(3, 3 + len(lists)),
+        )
     )
+
+
+def with_tokens(ranked: Ranked) -> Ranked:
+    """The same lists with log-probs of tokens: token t of a response has a share of its sum that is as t + 1, so that
+    gradients come back to ``logps``; garbage stands behind them. A reference's have the same shares."""
+    sizes = torch.where(ranked.mask, ranked.lengths, torch.zeros_like(ranked.lengths)).long()[:, :, None]
+    at = torch.arange(max(int(sizes.max()), 1) + 1)
+
+    def spread(sums: torch.Tensor) -> torch.Tensor:
+        shares = ((at + 1) / (sizes * (sizes + 1) / 2).to(sums)).to(sums)
+        real = at < sizes
+        sums = torch.where(ranked.mask, sums, torch.zeros_like(sums))[:, :, None]
+        return torch.where(real, sums * torch.where(real, shares, torch.zeros_like(shares)), torch.nan)
+
+    refs = None if ranked.ref_logps is None else spread(ranked.ref_logps)
+    return replace(ranked, token_logps=spread(ranked.logps), ref_token_logps=refs)
 
 
 def lists() -> list[list[Candidate]]:

@@ -16,6 +16,7 @@ from .definitions import (
     pairwise,
     ratio,
     sigmoid,
+    smoothed,
     strict_pairs,
     target,
     win_rate,
@@ -55,6 +56,36 @@ def chi_po_term(w: Candidate, y: Candidate, k: Keywords) -> mpf:
 def focal_term(w: Candidate, y: Candidate, k: Keywords) -> mpf:
     q = sigmoid(k.beta * (ratio(w) - ratio(y)))
     return -(q**k.gamma) * mp.log(q)
+
+
+def token_ratios(c: Candidate) -> list[mpf]:
+    """Of tokens whose shares of the sums are as 1, 2, 3, ..."""
+    return [ratio(c) * (t + 1) / mpf(c.length * (c.length + 1) / 2) for t in range(c.length)]
+
+
+def ld_term(w: Candidate, y: Candidate, k: Keywords) -> mpf:
+    def value(c: Candidate) -> mpf:
+        own, common = token_ratios(c), min(w.length, y.length)
+        return mp.fsum(own[:common]) + k.alpha * mp.fsum(own[common:])
+
+    return smoothed(k.beta * (value(w) - value(y)), k)
+
+
+def scattered(number: int) -> int:
+    """The last step of murmur3, 32 bits."""
+    number %= 2**32
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        number = (number ^ (number >> shift)) * factor % 2**32
+    return number
+
+
+def sampo_term(w: Candidate, y: Candidate, k: Keywords) -> mpf:
+    def value(c: Candidate) -> mpf:
+        tag = scattered(scattered(int(k.draw_seed)) + c.length)
+        drawn = sorted(range(c.length), key=lambda t: scattered(tag + t))[: min(w.length, y.length)]
+        return mp.fsum(token_ratios(c)[t] for t in drawn)
+
+    return smoothed(k.beta * (value(w) - value(y)), k)
 
 
 def dr_dpo(candidates: List, k: Keywords) -> mpf:
@@ -223,6 +254,8 @@ DEFINITIONS: dict[str, Definition] = {
     "mappo": pairwise(lambda w, y, k: nlog_sigmoid(k.beta * ratio(w) - gap(w, y) * k.beta * ratio(y))),
     "alpha_dpo": pairwise(alpha_dpo_term),
     "chi_po": pairwise(chi_po_term),
+    "ld_dpo": pairwise(ld_term),
+    "sampo": pairwise(sampo_term),
     "focal_dpo": pairwise(focal_term),
     "dr_dpo": dr_dpo,
     "wpo": pairwise(wpo_term),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from rankalign.losses.ranked import Ranked
 
 from . import definitions, recent, release
 from .cases import VARIANTS
-from .lists import Candidate, lists, padded, random_list, value_and_gradient
+from .lists import Candidate, lists, padded, random_list, value_and_gradient, with_tokens
 
 EXACT, CLOSE = 1e-9, 1e-6
 DEFINITIONS = {**definitions.DEFINITIONS, **recent.DEFINITIONS}
@@ -86,7 +86,7 @@ def definition_rows() -> Iterator[Row]:
 def from_leaf(leaf: Tensor, candidates: list[Candidate]) -> Ranked:
     """One list whose log-probs are ``leaf`` (N,)."""
     ranked = padded([candidates], leaf.dtype)
-    return Ranked(leaf.unsqueeze(0), ranked.lengths, ranked.scores, ranked.mask, ranked.ref_logps)
+    return with_tokens(Ranked(leaf.unsqueeze(0), ranked.lengths, ranked.scores, ranked.mask, ranked.ref_logps))
 
 
 def tensors(candidates: list[Candidate], dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -328,6 +328,28 @@ def logits_row(name: str, keywords: dict[str, Any], label: str, trainer: str, co
     return errors.row(name, f"TRL {trainer} {label}".rstrip() + ", from logits", keywords, CLOSE)
 
 
+def ld_row(name: str, setting: str, alpha: float, data: Lists) -> Row:
+    """LD-DPO over all strict pairs of lists, gradients with respect to tokens, by TRL's own sums over tokens."""
+    from . import trl_oracle
+
+    errors = Errors()
+    for seed, candidates in enumerate(data):
+        _, _, lengths, pairs = tensors(candidates)
+        if len(pairs):
+            generator = torch.Generator().manual_seed(seed)
+            shape = 2, len(candidates), int(lengths.max())
+            policy, reference = -3 * torch.rand(shape, generator=generator, dtype=torch.float64)
+            real = torch.arange(shape[2]) < lengths[:, None]
+            leaf, reference = (policy * real).requires_grad_(), reference * real
+            # TRL counts padding among the common tokens, and relies on its log-probs being 0.
+            theirs = trl_oracle.ld_dpo((leaf * real)[pairs], reference[pairs], lengths[pairs], alpha)
+            plain = padded([candidates])
+            ranked = Ranked(leaf.sum(1)[None], plain.lengths, plain.scores, plain.mask, reference.sum(1)[None])
+            ranked = replace(ranked, token_logps=leaf[None], ref_token_logps=reference[None])
+            errors.add(LOSSES[name].function(ranked, alpha=alpha).squeeze(0), theirs, leaf)
+    return errors.row(name, f"TRL DPOTrainer `{setting}`, from tokens", {"alpha": alpha}, CLOSE)
+
+
 def trl_comparisons() -> list[partial[Row]]:
     """Everything that TRL implements, each to be handed to :func:`run_trl`; listing them does not import TRL."""
     from .online import ONLINE, online_row
@@ -336,6 +358,7 @@ def trl_comparisons() -> list[partial[Row]]:
     return [
         *(partial(dpo_row, *spec, several) for spec in DPO_LISTS),
         *(partial(dpo_row, *spec, pairs) for spec in DPO_PAIRS),
+        *(partial(ld_row, "ld_dpo", "ld_alpha", alpha, several) for alpha in (0.3, 0.0, 1.0)),
         *(partial(kto_row, *spec) for spec in KTO),
         *(partial(logps_row, *spec) for spec in LOGPS),
         *(partial(logits_row, *spec) for spec in LOGITS),

@@ -11,6 +11,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import ClassVar
 from unittest import mock
 
 import torch
@@ -51,7 +52,8 @@ def token_logps(logps: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
 class GivenModel:
     """A model whose forward returns prepared token log-probs, chosen by the prompt's first token."""
 
-    training = True
+    training, is_gradient_checkpointing = True, False
+    _modules: ClassVar[dict[str, object]] = {}  # no part of it is compiled
 
     def __init__(self, *outputs: Tensor) -> None:
         self.outputs = outputs
@@ -101,6 +103,35 @@ def dpo(logps: Tensor, refs: Tensor, lengths: Tensor, loss_type: str, *, beta: f
         "ref_rejected_logps": ref_rejected,
     }
     return trainer._compute_loss(GivenModel(tokens), inputs, return_outputs=False)
+
+
+def ld_dpo(tokens: Tensor, ref_tokens: Tensor, lengths: Tensor, alpha: float, beta: float = 0.1) -> Tensor:
+    """Mean LD-DPO loss of B pairs from the log-probs (2B, T) of their tokens, chosen first."""
+    trainer = _bare(
+        DPOTrainer,
+        args=SimpleNamespace(discopop_tau=0.05, gradient_checkpointing_kwargs=None),
+        beta=beta,
+        ld_alpha=alpha,
+        loss_types=["sigmoid"],
+        loss_weights=[1.0],
+        label_smoothing=0.0,
+        f_divergence_type="reverse_kl",
+        f_alpha_divergence_coef=0.5,
+        use_weighting=False,
+        ref_model=GivenModel(_behind_prompt(ref_tokens)),
+    )
+    vars(trainer)["precompute_ref_logps"] = False
+    _, completion_mask = token_logps(tokens.sum(1), lengths)
+    inputs = {
+        "input_ids": torch.zeros_like(completion_mask),
+        "attention_mask": torch.ones_like(completion_mask),
+        "completion_mask": completion_mask,
+    }
+    return trainer._compute_loss(GivenModel(_behind_prompt(tokens)), inputs, return_outputs=False)
+
+
+def _behind_prompt(tokens: Tensor) -> Tensor:
+    return torch.cat([torch.zeros(len(tokens), PROMPT_TOKENS - 1), tokens], dim=1)
 
 
 def kto(

@@ -16,7 +16,7 @@ from rankalign.storage.jsonl import read_rows
 from rankalign.training import reference_table
 from rankalign.training.ahead import StartModel
 from rankalign.training.arguments import parse_settings
-from rankalign.training.reference_table import ROW, ReferenceTable
+from rankalign.training.reference_table import ReferenceTable
 from rankalign.training.run import train
 from rankalign.training.settings import ModelSettings
 
@@ -108,7 +108,7 @@ def key(number: int, head: int = 0) -> bytes:
 
 def test_rows_are_found_after_and_before_they_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = ReferenceTable(tmp_path / "a.table")
-    sums = {key(i, head=i % 3): -i / 7 for i in range(50)}
+    sums = {key(i, head=i % 3): (-i / 7,) for i in range(50)}
     table.add(dict(list(sums.items())[:30]))
     other = ReferenceTable(tmp_path / "a.table")  # as another process has it
     other.add(dict(list(sums.items())[30:]))
@@ -116,42 +116,49 @@ def test_rows_are_found_after_and_before_they_are_mapped(tmp_path: Path, monkeyp
     assert other.find([*sums, key(99)]) == [*sums.values(), None]
     assert table.find([key(40, head=1)]) == [None]  # added by another since it was opened
     monkeypatch.setattr(reference_table, "MAPPED_AT", 1)
-    table.add({key(99): 1.0})
-    assert table.find([*sums, key(99)]) == [*sums.values(), 1.0]
-    assert (tmp_path / "a.table").stat().st_size == 51 * ROW.itemsize == 51 * 48
+    table.add({key(99): (1.0,)})
+    assert table.find([*sums, key(99)]) == [*sums.values(), (1.0,)]
+    assert (tmp_path / "a.table").stat().st_size == 51 * table.row.itemsize == 51 * 48
 
 
 def test_half_a_row_is_no_row(tmp_path: Path) -> None:
     path = tmp_path / "a.table"
-    ReferenceTable(path).add({key(1): -1.0, key(2): -2.0})
+    ReferenceTable(path).add({key(1): (-1.0,), key(2): (-2.0,)})
     with open(path, "ab") as out:
         out.write(key(3) + b"\0\0")  # a kill in the middle of a row
     table = ReferenceTable(path)
-    assert table.find([key(1), key(2), key(3)]) == [-1.0, -2.0, None]
-    table.add({key(4): -4.0})
-    assert ReferenceTable(path).find([key(1), key(3), key(4)]) == [-1.0, None, -4.0]
+    assert table.find([key(1), key(2), key(3)]) == [(-1.0,), (-2.0,), None]
+    table.add({key(4): (-4.0,)})
+    assert ReferenceTable(path).find([key(1), key(3), key(4)]) == [(-1.0,), None, (-4.0,)]
 
 
 @pytest.mark.parametrize("place", [5, 20, 33, 45])
 def test_a_row_with_other_bytes_is_no_row_and_can_be_written_again(tmp_path: Path, place: int) -> None:
     path = tmp_path / "a.table"
-    ReferenceTable(path).add({key(1): -1.0, key(2): -2.0})
+    ReferenceTable(path).add({key(1): (-1.0,), key(2): (-2.0,)})
     content = bytearray(path.read_bytes())
     content[place] ^= 1
     path.write_bytes(content)
     table = ReferenceTable(path)
-    assert table.find([key(1), key(2)]) == [None, -2.0]
-    table.add({key(1): -1.5})
-    assert ReferenceTable(path).find([key(1), key(2)]) == [-1.5, -2.0]
+    assert table.find([key(1), key(2)]) == [None, (-2.0,)]
+    table.add({key(1): (-1.5,)})
+    assert ReferenceTable(path).find([key(1), key(2)]) == [(-1.5,), (-2.0,)]
 
 
 def test_sums_come_back_to_the_bit(tmp_path: Path) -> None:
     values = (torch.randn(20, dtype=torch.float64) * 1e-9).tolist()
-    ReferenceTable(tmp_path / "a.table").add({key(i): value for i, value in enumerate(values)})
-    assert ReferenceTable(tmp_path / "a.table").find([key(i) for i in range(20)]) == values
+    ReferenceTable(tmp_path / "a.table").add({key(i): (value,) for i, value in enumerate(values)})
+    assert ReferenceTable(tmp_path / "a.table").find([key(i) for i in range(20)]) == [(value,) for value in values]
 
 
 def test_a_table_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
-        ReferenceTable(tmp_path / "file" / "a.table").add({key(1): 0.0})
+        ReferenceTable(tmp_path / "file" / "a.table").add({key(1): (0.0,)})
+
+
+def test_a_table_of_several_numbers_a_key(tmp_path: Path) -> None:
+    rows = {key(i): tuple(torch.randn(8, dtype=torch.float64).tolist()) for i in range(5)}
+    ReferenceTable(tmp_path / "a.table", 8).add(rows)
+    assert ReferenceTable(tmp_path / "a.table", 8).find([*rows, key(9)]) == [*rows.values(), None]
+    assert (tmp_path / "a.table").stat().st_size == 5 * 104
