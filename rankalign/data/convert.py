@@ -17,16 +17,18 @@ from rankalign.data.formats.common import Dropped, RowFormat
 from rankalign.data.formats.detect import detect
 from rankalign.data.formats.layout import parse_columns
 from rankalign.data.formats.named import DATASETS
+from rankalign.data.formats.native import Native
 from rankalign.data.formats.table import FORMAT, Table, checked_names
 from rankalign.data.formats.unread import NOTHING, Ignored
 from rankalign.data.mixing import Mixture, with_own_ids
 from rankalign.data.overlap import NearDuplicates
+from rankalign.data.quick import quick_record
 from rankalign.data.records import CandidateSet
 from rankalign.errors import InputError, RecordError
 from rankalign.registry import did_you_mean
 from rankalign.storage.files import atomic_writer, is_remote
 from rankalign.storage.folders import new_folder
-from rankalign.storage.jsonl import OnError, Row, dumps, loads, write_rows
+from rankalign.storage.jsonl import OnError, Row, dumps, encode, loads, write_rows
 from rankalign.storage.sources import Source, parts, rows_of
 from rankalign.storage.spreadsheet import is_spreadsheet, read_cells, write_sheet
 from rankalign.storage.tables import write_folder, write_parquet
@@ -149,7 +151,7 @@ def _rows(form: Format, path: Source, on_error: OnError) -> Iterator[Row]:
     """The cells of a spreadsheet as they stand for a table, which is told what they are; else what formats expect."""
     if isinstance(form, Table) and is_spreadsheet(path):
         return read_cells(path, on_error)
-    return rows_of(path, on_error)
+    return rows_of(path, on_error, quick_record if isinstance(form, Native) else None)
 
 
 def load_each(
@@ -296,7 +298,7 @@ def _write_shards(target: Path, rows: Iterable[dict[str, Any]], lines: bool, sha
         # How many rows a file gets is known when all are there.
         count = 0
         for row in rows:
-            kept.write(dumps(row).encode("utf-8") + b"\n")
+            kept.write(encode(row) + b"\n")
             count += 1
         kept.seek(0)
         for shard in range(shards):

@@ -233,6 +233,14 @@ def parse(row: dict[str, Any], file: str | os.PathLike[str] = "<memory>", line: 
     return CandidateSet(ident, prompt, responses, meta, (str(file), line))
 
 
+def made(row: dict[str, Any] | CandidateSet, file: str | os.PathLike[str], line: int) -> CandidateSet:
+    """The record of a row, or the row itself where its line was made a record of already, told where it stood."""
+    if isinstance(row, CandidateSet):
+        row.origin = (str(file), line)
+        return row
+    return parse(row, file, line)
+
+
 def _given(row: dict[str, Any], key: str, default: Any) -> Any:
     """A key's value; null, which tables and other languages write for a missing value, is none."""
     value = row.get(key)
@@ -267,7 +275,7 @@ def parse_response(check: Checker, row: Any, path: str) -> Response:
         count=count,
         sampling=check.mapping(_given(row, "sampling", {}), f"{path}.sampling"),
         scores={judge: None if v is None else check.number(v, f"{path}.scores.{judge}") for judge, v in scores.items()},
-        tokens=_tokens(check, row.get("tokens"), f"{path}.tokens"),
+        tokens=parse_tokens(check, row.get("tokens"), f"{path}.tokens"),
         meta=_meta(check, row, path, messages),
         messages=messages,
     )
@@ -291,7 +299,8 @@ def _messages(check: Checker, row: dict[str, Any], path: str) -> list[Message] |
     return check.answer([{"role": "assistant", "content": row.get("text"), **(further or {})}], f"{path}.messages")
 
 
-def _tokens(check: Checker, value: Any, path: str) -> dict[str, Any] | None:
+def parse_tokens(check: Checker, value: Any, path: str) -> dict[str, Any] | None:
+    """The tokens of a response as they came, see :class:`Response`; None for null."""
     if value is None:
         return None
     check.text(check.mapping(value, path).get("tokenizer"), f"{path}.tokenizer", empty=False)
@@ -336,10 +345,12 @@ def read(path: str | os.PathLike[str], on_error: OnError | None = None) -> Itera
 def to_dict(record: CandidateSet) -> dict[str, Any]:
     """The JSON object of a record; empty optional fields are left out."""
     row: dict[str, Any] = {"id": record.id, "prompt": record.prompt}
-    row |= {key: record.meta[key] for key in SHOWN_COLUMNS if record.meta.get(key) is not None}
+    meta = record.meta
+    if meta:
+        row |= {key: meta[key] for key in SHOWN_COLUMNS if meta.get(key) is not None}
     row["responses"] = [response_to_dict(response) for response in record.responses]
-    if meta := {key: value for key, value in record.meta.items() if key not in row or key not in SHOWN_COLUMNS}:
-        row["meta"] = meta
+    if meta and (rest := {key: value for key, value in meta.items() if key not in row or key not in SHOWN_COLUMNS}):
+        row["meta"] = rest
     return row
 
 
@@ -348,12 +359,17 @@ def response_to_dict(response: Response) -> dict[str, Any]:
     row: dict[str, Any] = {"text": response.text}
     if response.messages is not None:
         row["messages"] = response.messages
-    row |= {"policy": response.policy, "finished": response.finished}
+    row["policy"], row["finished"] = response.policy, response.finished
     if response.count != 1:
         row["count"] = response.count
-    for key in ("sampling", "scores", "tokens", "meta"):
-        if value := getattr(response, key):
-            row[key] = value
+    if response.sampling:
+        row["sampling"] = response.sampling
+    if response.scores:
+        row["scores"] = response.scores
+    if response.tokens:
+        row["tokens"] = response.tokens
+    if response.meta:
+        row["meta"] = response.meta
     return row
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rankalign.errors import InputError, Line
 from rankalign.storage.files import is_remote, remote, sha256_file
-from rankalign.storage.jsonl import OnError, Row, give_up, read_rows
+from rankalign.storage.jsonl import OnError, Quick, Row, give_up, read_rows
 from rankalign.storage.spreadsheet import is_spreadsheet, read_sheet
 from rankalign.storage.tables import read_table
 from rankalign.storage.wrapped import unwrapped
@@ -97,17 +97,18 @@ def _is_shard(path: Path) -> bool:
     return path.name.removesuffix(".gz").endswith(ENDINGS) and not _BESIDE.fullmatch(path.name)
 
 
-def rows_of(path: Source, on_error: OnError | None = None) -> Iterator[Row]:
+def rows_of(path: Source, on_error: OnError | None = None, quick: Quick | None = None) -> Iterator[Row]:
     """Rows of whatever ``path`` names, each with its line, its element of a list or its row of a table.
 
-    Rows of several shards are counted through; what is wrong with one names the shard and the place in it.
+    Rows of several shards are counted through; what is wrong with one names the shard and the place in it. Lines of
+    files of lines are offered to ``quick`` first, see :data:`rankalign.storage.jsonl.Quick`.
 
     Raises:
         RecordError: a row is none, and there is no ``on_error``.
         InputError: nothing is there, or it is no data.
     """
     if is_remote(path):
-        yield from _remote_rows(str(path), on_error)
+        yield from _remote_rows(str(path), on_error, quick)
         return
     files = [] if _is_saved(path) else shards(path)
     if os.path.isdir(path) and not files and not _is_saved(path):
@@ -115,20 +116,20 @@ def rows_of(path: Source, on_error: OnError | None = None) -> Iterator[Row]:
     if glob.has_magic(str(path)) and not files and not os.path.exists(path):
         raise InputError(f"{path}: no file has such a name")
     if not files:
-        yield from _rows_of_one(path, on_error)
+        yield from _rows_of_one(path, on_error, quick)
         return
-    yield from _counted_through(map(str, files), on_error)
+    yield from _counted_through(map(str, files), on_error, quick)
 
 
-def _counted_through(files: Iterable[str], on_error: OnError | None) -> Iterator[Row]:
+def _counted_through(files: Iterable[str], on_error: OnError | None, quick: Quick | None) -> Iterator[Row]:
     count = 0
     for file in files:
-        for line, row in _rows_of_one(file, on_error):
+        for line, row in _rows_of_one(file, on_error, quick):
             count += 1
             yield Line.of(line, getattr(line, "element", 0), file=file, row=count), row
 
 
-def _remote_rows(path: str, on_error: OnError | None) -> Iterator[Row]:
+def _remote_rows(path: str, on_error: OnError | None, quick: Quick | None) -> Iterator[Row]:
     """Rows of a file, a folder or a pattern behind an address."""
     system, inner = remote(path)
     found = system.glob(inner) if glob.has_magic(inner) else []
@@ -139,18 +140,18 @@ def _remote_rows(path: str, on_error: OnError | None) -> Iterator[Row]:
     if system.isdir(inner) and not found:
         raise InputError(f"{path}: a folder without data: no file in it ends in {', '.join(ENDINGS)}")
     if not found:
-        yield from _rows_of_one(path, on_error)
+        yield from _rows_of_one(path, on_error, quick)
     else:
-        yield from _counted_through(map(system.unstrip_protocol, sorted(found)), on_error)
+        yield from _counted_through(map(system.unstrip_protocol, sorted(found)), on_error, quick)
 
 
-def _rows_of_one(path: Source, on_error: OnError | None) -> Iterator[Row]:
+def _rows_of_one(path: Source, on_error: OnError | None, quick: Quick | None) -> Iterator[Row]:
     if is_spreadsheet(path):
         return read_sheet(path, on_error or give_up)
     if str(path).endswith(".parquet") or os.path.isdir(path):
         return read_table(path, on_error)
     inner = unwrapped(path, on_error) if os.path.isfile(path) else None
-    return read_rows(path, on_error) if inner is None else inner
+    return read_rows(path, on_error, quick) if inner is None else inner
 
 
 def is_there(path: Source) -> bool:

@@ -69,23 +69,34 @@ def items(path: Path) -> int:
         return 0
 
 
+def watched(command: list[str], output: Path, log: Path) -> tuple[int, float]:
+    """Run a stage to its end; how many items its journal was seen to hold, and the seconds that each took."""
+    process, seen, first, last = start(command, log), 0, 0.0, 0.0
+    while process.is_alive():
+        now = items(output.with_name(output.name + ".journal"))
+        if now > seen:
+            seen, last = now, time.monotonic()
+            first = first or last
+        time.sleep(0.0005)
+    assert process.exitcode == 0, log.read_text()
+    return seen, (last - first) / max(seen, 1)
+
+
 def kill_many(stage: str, words: list[str], folder: Path, kills: int, rng: random.Random) -> int:
     """Kill a stage ``kills`` times, at random counts of its journal's items and a little later; compare all it wrote.
 
     Returns how many kills fell when part of the work, not all of it, was in the journal.
     """
-    whole, log = folder / f"{stage}-whole.jsonl", folder / f"{stage}.log"
-    undisturbed, seen, began = start([*words, "--output", str(whole)], log), 0, 0.0
-    while undisturbed.is_alive():
-        now = items(whole.with_name(whole.name + ".journal"))
-        if now > seen:
-            seen, last, began = now, time.monotonic(), began or time.monotonic()
-        time.sleep(0.0005)
-    assert undisturbed.exitcode == 0, log.read_text()
-    pace = (last - began) / seen
+    # A name of each call's own: in a file that another one finished there is nothing to do, and no journal to watch.
+    name, log = f"{stage}-{kills}", folder / f"{stage}.log"
+    for attempt in range(5):
+        whole = folder / f"{name}-whole-{attempt}.jsonl"
+        seen, pace = watched([*words, "--output", str(whole)], whole, log)
+        if seen:  # on a busy machine this process may sleep through all of the other's life
+            break
     done = midway = 0
     for attempt in range(10 * kills):
-        output = folder / f"{stage}-{rng.getrandbits(40)}.jsonl"
+        output = folder / f"{name}-{rng.getrandbits(40)}.jsonl"
         journal = output.with_name(output.name + ".journal")
         while done < kills and items(journal) < seen and not output.exists():
             process = start([*words, "--output", str(output)], log)

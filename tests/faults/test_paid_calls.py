@@ -89,7 +89,8 @@ def test_kills_repeat_what_was_on_its_way_and_no_more(tmp_path: Path, seed: int)
         (tmp_path / "judge.yaml").write_text(
             (tmp_path / "judge.yaml").read_text().replace("m, ", "m, concurrency: 1, ")
         )
-        assert finish([*words, "--output", f"{tmp_path}/whole.jsonl"], tmp_path / "log") == 0
+        made = finish([*words, "--output", f"{tmp_path}/whole.jsonl"], tmp_path / "log")
+        assert made == 0, (tmp_path / "log").read_text()
         needed, done = len(server.requests), 0
         server.requests.clear()
         while done < kills:

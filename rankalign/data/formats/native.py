@@ -7,7 +7,7 @@ from typing import Any
 
 from rankalign.data.formats import Losses
 from rankalign.data.ids import SeenIds
-from rankalign.data.records import CandidateSet, parse, to_dict
+from rankalign.data.records import CandidateSet, made, to_dict
 from rankalign.errors import RecordError
 from rankalign.storage.jsonl import OnError, Row
 
@@ -16,11 +16,11 @@ class Native:
     """One :class:`CandidateSet` a row."""
 
     def read(self, rows: Iterable[Row], file: str, on_error: OnError) -> Iterator[CandidateSet]:
-        """Records as they are; a second record of one id is an error."""
+        """Records as they are; a second record of one id is an error. Rows may be records already."""
         seen = SeenIds()
         for line, row in rows:
             try:
-                record = parse(row, file, line)
+                record = made(row, file, line)
                 if earlier := seen.earlier(record.id):
                     raise RecordError(file, line, "id", f"{record.id!r} stands already {earlier}")
             except RecordError as error:
