@@ -19,6 +19,7 @@ from rankalign.recipes.iterate import IterateConfig
 from rankalign.scorers.function import FunctionScorer
 from rankalign.scorers.judge import JudgeScorer
 from rankalign.scorers.reward_model import RewardModelScorer
+from rankalign.scorers.reward_server import RewardServerScorer
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.ppo_settings import PPOSettings
 from rankalign.training.settings import GROUPS
@@ -49,6 +50,7 @@ SECTIONS: list[tuple[str, str, type[Any]]] = [
     ("A scorer", "One entry of `scorers`; the options of its kind stand flat beside `name` and `kind`.", ScorerConfig),
     ("Scorer `function`", "", FunctionScorer),
     ("Scorer `reward_model`", "", RewardModelScorer),
+    ("Scorer `reward_server`", "", RewardServerScorer),
     ("Scorer `judge`", "", JudgeScorer),
     (
         "rankalign train",

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
+import httpx
 import openai
 
 from rankalign.engines.openai_waits import wait_asked
@@ -83,6 +84,7 @@ class Client:
         api_key_env: environment variable that holds the key; empty sends none (and never ``OPENAI_API_KEY``).
         concurrency: most requests in flight.
         note: takes a sentence for the user, each time there is cause.
+        setting: what the user calls the address, for messages.
 
     Attributes:
         skip: whether one request that fails for good leaves the others their chance.
@@ -93,7 +95,15 @@ class Client:
         InputError: the variable is not set.
     """
 
-    def __init__(self, base_url: str, api_key_env: str, concurrency: int, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        api_key_env: str,
+        concurrency: int,
+        note: Callable[[str], None],
+        setting: str = "base_url",
+    ) -> None:
+        self._setting = setting
         self._key_env, self._key = api_key_env, _key(api_key_env)
         self._note = note
         self._slots = asyncio.Semaphore(concurrency)
@@ -167,11 +177,11 @@ class Client:
         await self._openai.close()
         self._loop.stop()
 
-    async def ask(self, chat: bool, body: Body, read: Callable[[Body], T]) -> T:
+    async def ask(self, chat: bool | str, body: Body, read: Callable[[Body], T]) -> T:
         """Send a request until there is an answer.
 
         Args:
-            chat: ``/chat/completions`` if true, else ``/completions``.
+            chat: ``/chat/completions`` if true, ``/completions`` if false, or the whole address to post to.
             body: the JSON to send.
             read: makes an answer of the reply; raises :class:`Again` for a reply that holds none.
 
@@ -188,7 +198,7 @@ class Client:
                 self._ending = not (self.skip and isinstance(error, Failed))
                 raise
 
-    async def _insist(self, chat: bool, body: Body, read: Callable[[Body], T]) -> T:
+    async def _insist(self, chat: bool | str, body: Body, read: Callable[[Body], T]) -> T:
         tries, began = 0, time.monotonic()
         while True:
             sent = self._said_otherwise(body)
@@ -211,7 +221,7 @@ class Client:
                 if not failure.wait:  # a wait that the server asks for is kept at the gate
                     await asyncio.sleep(_delay(tries))
 
-    async def _counted(self, chat: bool, body: Body) -> Body:
+    async def _counted(self, chat: bool | str, body: Body) -> Body:
         """Send, known as on its way."""
         task = asyncio.current_task()
         self._sending.add(task)
@@ -223,19 +233,15 @@ class Client:
     def _check_reached(self, tries: int, seconds: float, reason: str) -> None:
         """Give up early on a server that nothing was ever heard of; one that was there may be starting again."""
         if not self._reached and (tries >= min(UNREACHED_TRIES, TRIES) or seconds > UNREACHED_S):
-            advice = "is the server running, and is base_url right?"
+            advice = f"is the server running, and is {self._setting} right?"
             raise InputError(f"{self._url} cannot be reached in {tries} tries, the last one: {reason}; {advice}")
 
     # --- one try -------------------------------------------------------------------------------------------------
 
-    async def _send(self, chat: bool, body: Body) -> Body:
-        api: Any = self._openai.chat.completions if chat else self._openai.completions
-        named = {key: body[key] for key in ("model", "messages", "prompt") if key in body}
-        rest = {key: value for key, value in body.items() if key not in named}
+    async def _send(self, chat: bool | str, body: Body) -> Body:
         try:
             async with asyncio.timeout(TIMEOUT_S):  # the HTTP library's own timeout begins again with every byte
-                create = api.with_raw_response.create
-                raw = await create(**named, extra_body=rest, extra_headers=self._headers)
+                reply = await self._post(chat, body)
         except (TimeoutError, openai.APITimeoutError) as error:
             if not _connected(error):
                 raise Again(f"no connection within {CONNECT_S:g} s", reached=False) from None
@@ -246,8 +252,18 @@ class Client:
             reason = f"connection lost or refused ({_brief(error.__cause__ or error)})"
             raise Again(reason, reached=_connected(error)) from None
         self._reached = True
-        self._hold(wait_asked(raw.headers, limited=False) or 0)  # this reply may have used up the limit
-        return _json_object(raw.http_response.content)
+        self._hold(wait_asked(reply.headers, limited=False) or 0)  # this reply may have used up the limit
+        return _json_object(reply.content)
+
+    async def _post(self, chat: bool | str, body: Body) -> httpx.Response:
+        if isinstance(chat, str):
+            return await self._openai.post(chat, cast_to=httpx.Response, body=body, options={"headers": self._headers})
+        api: Any = self._openai.chat.completions if chat else self._openai.completions
+        named = {key: body[key] for key in ("model", "messages", "prompt") if key in body}
+        rest = {key: value for key, value in body.items() if key not in named}
+        raw = await api.with_raw_response.create(**named, extra_body=rest, extra_headers=self._headers)
+        found: httpx.Response = raw.http_response
+        return found
 
     async def _status(self, error: openai.APIStatusError, body: Body) -> Body:
         """What an error status means: another try, an answer withheld by a filter, or an end with a message."""
@@ -274,6 +290,8 @@ class Client:
             return f"; is the key in ${self._key_env} the right one?" if self._key_env else unnamed
         if status != 404:
             return ""
+        if self._setting != "base_url":  # no part of an API that has a list of models
+            return f"; check {self._setting} and model"
         try:
             names = [
                 model.id for model in (await self._openai.models.list(timeout=10, extra_headers=self._headers)).data

@@ -105,7 +105,11 @@ SCORERS = Registry(
             "rankalign.scorers.judge:JudgeScorer", "a language model behind any engine: grades, pairs or orders"
         ),
         "reward_model": Entry(
-            "rankalign.scorers.reward_model:RewardModelScorer", "a sequence-classification model with one output"
+            "rankalign.scorers.reward_model:RewardModelScorer",
+            "a sequence-classification model with one output, or one of several",
+        ),
+        "reward_server": Entry(
+            "rankalign.scorers.reward_server:RewardServerScorer", "a reward model behind vLLM or any POST of JSON"
         ),
     },
 )

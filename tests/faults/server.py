@@ -40,6 +40,7 @@ Request = dict[str, Any]
 Answer = Callable[[Request], "str | dict[str, Any]"]
 
 FAULTS = ("429", "429-reset", "500", "503", "reset", "timeout", "garbage", "empty", "truncated", "error-200")
+PATHS = ("/v1/chat/completions", "/v1/completions")
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath", "islet", "jetty", "knoll", "ledge")
 
 
@@ -78,6 +79,7 @@ class FaultServer:
         stall: seconds after which a time-out fault drops the connection.
         delay: seconds that every answer takes.
         headers: go with every good reply.
+        paths: where it takes posts.
     """
 
     def __init__(
@@ -96,7 +98,9 @@ class FaultServer:
         stall: float = 1.0,
         delay: float = 0.0,
         headers: dict[str, str] | None = None,
+        paths: Collection[str] = PATHS,
     ) -> None:
+        self.paths = paths
         self.answer, self.faults, self.seed, self.kinds = answer, faults, seed, list(kinds)
         self.most_in_a_row, self.ignore, self.refuse, self.key = most_in_a_row, ignore, refuse, key
         self.retry_after, self.stall, self.delay, self.headers = retry_after, stall, delay, headers or {}
@@ -221,7 +225,7 @@ class _Handler(BaseHTTPRequestHandler):
         refused = [field for field in self.owner.refuse if field in body]
         if self.owner.key and self.headers.get("authorization") != f"Bearer {self.owner.key}":
             self._send(401, {"error": {"message": f"wrong key: {self.headers.get('authorization')}"}})
-        elif self.path not in ("/v1/chat/completions", "/v1/completions") or body.get("model") == "missing":
+        elif self.path not in self.owner.paths or body.get("model") == "missing":
             self._send(404, {"error": {"message": "no such model"}})
         elif refused:
             self._send(422, {"detail": f"Unexpected fields in the request: {refused}"})
