@@ -28,11 +28,11 @@ SCALED = GAPS | ADVANTAGES
 # Read the policy's level beside the log-ratios.
 LEVELS = {"alpha_dpo", "wpo", "rloo_kl"}
 # Hold something still that depends on the policy: a definition knows, differences of the loss do not.
-STOPPED = {"alpha_dpo", "wpo", "beta_dpo", "rloo_kl"}
+STOPPED = {"gamma_simpo", "gamma_dpo", "alpha_dpo", "wpo", "beta_dpo", "rloo_kl"}
 LARGE = {"sppo", "cal_dpo"}  # values of 1e5 leave differences few digits
 DIFFERENCES = {"dpo", "ipo", "sigmoid_norm", "robust", "hinge", "exo", "discopop", "aot", "aot_unpaired"} | {
     *("plackett_luce", "lambdaloss", "odpo", "r_dpo", "focal_dpo", "dr_dpo", "beta_dpo", "rebel", "reward_rpo"),
-    *("softmax_dpo", "approx_ndcg", "infonca", "swepo", "exo_list"),
+    *("softmax_dpo", "approx_ndcg", "neural_ndcg", "gamma_dpo", "infonca", "swepo", "exo_list"),
 }
 
 

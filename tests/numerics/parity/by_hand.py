@@ -182,6 +182,17 @@ CASES: dict[str, list[Case]] = {
         ({"pairs": "best-worst"}, nls(0.1 * ((exp(2) + 2) - (exp(0) + 0)))),
         ({"pairs": "best-worst", "r_max": 0.25}, nls(0.5)),
     ],
+    # one pair has the whole of the margin; margins that are held equal are SimPO's 0.5
+    "gamma_simpo": [
+        ({"beta": 2.0, "gamma": 0.5, "tau": 1.0, "pairs": "best-worst"}, nls(2 * -2 - 0.5)),
+        ({"beta": 2.0, "gamma": 0.5, "tau": 1e14}, (nls(2 * 1 - 0.5) + nls(2 * -2 - 0.5) + nls(2 * -3 - 0.5)) / 3),
+    ],
+    "gamma_dpo": [({"pairs": "best-worst"}, nls(0.2)), ({"tau": 1e14}, (nls(0.5) + nls(0.2) + nls(-0.3)) / 3)],
+    # all places alike to all, and sorted A, B, C to e^-100; gains 1, 0 and sqrt 2 - 1
+    "neural_ndcg": [
+        ({"beta": 0.0}, 1 - (2**0.5 / 3) * (1 + 1 / log2(3) + 1 / 2) / (1 + (2**0.5 - 1) / log2(3))),
+        ({"beta": 1.0, "tau": 0.01}, 1 - (1 + (2**0.5 - 1) / 2) / (1 + (2**0.5 - 1) / log2(3))),
+    ],
     # against A two tokens of each: B 1 and -1 beyond, C -1 and -2 beyond; against C three of B: 1 and -1 beyond
     "ld_dpo": [
         ({}, (nls(0.1 * (2 + 1 + 1)) + nls(0.1 * (2 - 1 + 0.5)) + nls(0.1 * (-3 - 1 + 0.5))) / 3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace as Keywords
 
 from mpmath import mp, mpf
@@ -162,6 +163,57 @@ def exo_list(candidates: List, k: Keywords) -> mpf:
     return mp.fsum(p * mp.log(p / q) for q, p in zip(target(candidates, k), shares(candidates, k), strict=True))
 
 
+def target_share(w: Candidate, y: Candidate, k: Keywords, apart: Callable[[Candidate, Candidate], mpf]) -> mpf:
+    """The pair's x by Newton on what makes the derivative of each pair's term one and the same number, mu."""
+    g, tau = mpf(k.gamma), mpf(k.tau)
+    if not hasattr(k, "shares"):
+        pairs = strict_pairs(k.still, k)
+        gaps = [apart(a, b) for a, b in pairs]
+
+        def at(mu: mpf) -> list[mpf]:
+            return [mp.findroot(lambda z, d=d: tau * z + g * sigmoid(g * mp.exp(z) - d) - mu, 0) for d in gaps]
+
+        mu = mp.findroot(lambda m: mp.fsum(map(mp.exp, at(m))) / len(gaps) - 1, (g / 2, g / 2 + mpf("0.1")))
+        k.shares = {(a.ref, b.ref): mp.exp(z) for (a, b), z in zip(pairs, at(mu), strict=True)}
+    return k.shares[w.ref, y.ref]
+
+
+def gamma_simpo_term(w: Candidate, y: Candidate, k: Keywords) -> mpf:
+    def apart(a: Candidate, b: Candidate) -> mpf:
+        return k.beta * (mean_logp(a, k) - mean_logp(b, k))
+
+    return smoothed(apart(w, y) - k.gamma * target_share(w, y, k, apart), k)
+
+
+def gamma_dpo_term(w: Candidate, y: Candidate, k: Keywords) -> mpf:
+    def apart(a: Candidate, b: Candidate) -> mpf:
+        return k.beta * (ratio(a) - ratio(b))
+
+    return smoothed(apart(w, y) - k.gamma * (target_share(w, y, k, apart) - 1), k)
+
+
+def neural_ndcg(candidates: List, k: Keywords) -> mpf:
+    if not ranks(candidates):
+        return mpf(0)
+    worst, n = min(c.score for c in candidates), len(candidates)
+    psi = [mpf(c.score) - worst if k.gain == "score" else win_rate(c, candidates) for c in candidates]
+    gains, s = [2**x - 1 for x in psi], [k.beta * ratio(c) for c in candidates]
+    sort = []
+    for place in range(1, n + 1):
+        row = [mp.exp(((n + 1 - 2 * place) * a - mp.fsum(abs(a - b) for b in s)) / k.tau) for a in s]
+        sort.append([cell / mp.fsum(row) for cell in row])
+    for _ in range(50):
+        totals = [mp.fsum(row[j] for row in sort) for j in range(n)]
+        sort = [[cell / total for cell, total in zip(row, totals, strict=True)] for row in sort]
+        sort = [[cell / mp.fsum(row) for cell in row] for row in sort]
+    found = [mp.fsum(cell * g for cell, g in zip(row, gains, strict=True)) for row in sort]
+    dcg, ideal = (
+        mp.fsum(g / mp.log(1 + place, 2) for place, g in enumerate(order, start=1))
+        for order in (found, sorted(gains, reverse=True))
+    )
+    return 1 - dcg / ideal
+
+
 def softmax_dpo(candidates: List, k: Keywords) -> mpf:
     tops = [c for c in candidates if c.score == best(candidates).score]
     rivals = mp.fsum(mp.exp(k.beta * ratio(c)) for c in candidates if c.score < tops[0].score)
@@ -250,6 +302,9 @@ DEFINITIONS: dict[str, Definition] = {
     "r_dpo": pairwise(
         lambda w, y, k: nlog_sigmoid(k.beta * ratio(w) - k.beta * ratio(y) + (k.alpha * w.length - k.alpha * y.length))
     ),
+    "gamma_simpo": pairwise(gamma_simpo_term),
+    "gamma_dpo": pairwise(gamma_dpo_term),
+    "neural_ndcg": neural_ndcg,
     "dpo_shift": pairwise(lambda w, y, k: nlog_sigmoid(k.beta * ratio(w) - k.shift * k.beta * ratio(y))),
     "mappo": pairwise(lambda w, y, k: nlog_sigmoid(k.beta * ratio(w) - gap(w, y) * k.beta * ratio(y))),
     "alpha_dpo": pairwise(alpha_dpo_term),
