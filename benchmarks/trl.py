@@ -18,6 +18,7 @@ from rankalign.losses import LOSSES
 from rankalign.losses.ranked import Ranked
 from rankalign.models import load as models
 from rankalign.rows.logps import list_logps
+from rankalign.rows.upload import to_device
 
 BUDGET = 4096  # tokens of a row of ours, the trainer's default
 BATCHES = (1, 2, 4, 8)  # pairs a batch that TRL may choose from
@@ -33,32 +34,42 @@ def strict_pairs(lists: Lists) -> Iterator[tuple[int, int, int]]:
                     yield p, i, j
 
 
-def our_step(model: Any, lists: Lists, refs: Tensor) -> Callable[[], float]:
-    """DPO's mean over prompts, lists packed into rows of at most BUDGET tokens."""
+def references(model: Any, lists: Lists) -> Tensor:
+    """(P, N) sums under the model itself and a little noise, on the host: at exact equality a loss tells nothing."""
+    with torch.no_grad():
+        refs = torch.stack([list_logps(model, [p], [rs], layout="tree")[0].cpu() for p, rs, _ in lists])
+    return refs + torch.randn(refs.shape, generator=torch.Generator().manual_seed(1))
+
+
+def our_step(
+    model: Any, lists: Lists, refs: Tensor, *, loss: str = "dpo", layout: str = "tree", **keywords: Any
+) -> Callable[[], float]:
+    """A loss's mean over prompts (DPO's by default), lists packed into rows of at most BUDGET tokens."""
 
     def step() -> float:
-        total = 0.0
+        total = torch.zeros((), device=model.device)
         for rows in packed(lists, BUDGET):
             prompts, responses, scores = zip(*(lists[p] for p in rows), strict=True)
-            logps = list_logps(model, prompts, responses, layout="tree")
-            width = logps.shape[1]
-            ranked = Ranked(
-                logps,
+            logps = list_logps(model, prompts, responses, layout=layout)
+            rest = to_device(
+                logps.device,
                 torch.tensor([[len(r) for r in rs] for rs in responses]),
                 torch.tensor(scores),
-                torch.ones(len(rows), width, dtype=torch.bool),
+                torch.ones(logps.shape, dtype=torch.bool),
                 refs[rows],
             )
-            loss = LOSSES["dpo"].function(ranked, beta=0.1).sum() / len(lists)
-            backward(loss)
-            total += loss.item()
-        return total
+            value = LOSSES[loss].function(Ranked(logps, *rest), **keywords).sum() / len(lists)
+            backward(value)
+            total += value.detach()  # read at the end: a GPU would be waited for at every row
+        return float(total)
 
     return step
 
 
-def trl_step(model: Any, lists: Lists, refs: Tensor, batch: int, limit: int | None = None) -> Callable[[], float]:
-    """The same loss by TRL's trainer, on unrolled pairs in batches of this size, in random order as it draws them."""
+def trl_step(
+    model: Any, lists: Lists, refs: Tensor, batch: int, limit: int | None = None, trainer: Any = None
+) -> Callable[[], float]:
+    """DPO by TRL's trainer, on unrolled pairs in batches of this size, in random order as it draws them."""
     examples = [
         {
             "prompt_ids": lists[p][0],
@@ -70,48 +81,65 @@ def trl_step(model: Any, lists: Lists, refs: Tensor, batch: int, limit: int | No
         for p, i, j in strict_pairs(lists)
     ]
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()[:limit]
-    trainer = dpo_trainer(model)
+    trainer = trainer or dpo_trainer(model)
 
     def step() -> float:
-        total = 0.0
+        total = torch.zeros((), device=model.device)
         for start in range(0, len(order), batch):
             some = [examples[i] for i in order[start : start + batch]]
-            loss = trainer.compute_loss(model, trainer.data_collator(some)) * (len(some) / len(order))
+            batched = trainer._prepare_inputs(trainer.data_collator(some))
+            loss = trainer.compute_loss(model, batched) * (len(some) / len(order))
             backward(loss)
-            total += loss.item()
-        return total
+            total += loss.detach()
+        return float(total)
 
     return step
 
 
-def dpo_trainer(model: Any) -> Any:
+def best_batch(
+    make: Callable[[int], Callable[[], float]], clock: Callable[[], float] = time.perf_counter, warm: bool = False
+) -> int:
+    """The batch size, of BATCHES, at which a trial step takes least; one that a GPU has no memory for is none.
+
+    Args:
+        make: the step of a batch size.
+        clock: tells seconds.
+        warm: run each once before, as where kernels are compiled at first.
+    """
+    taken = {}
+    for batch in BATCHES:
+        step = make(batch)
+        try:
+            if warm:
+                step()
+            start = clock()
+            step()
+        except torch.OutOfMemoryError:
+            break
+        taken[batch] = clock() - start
+    return min(taken, key=lambda batch: taken[batch], default=BATCHES[0])
+
+
+def dpo_trainer(model: Any, tokenizer: str = "default", **more: Any) -> Any:
     """TRL's trainer around the model, told that reference log-probs come with the data."""
     from trl import DPOConfig, DPOTrainer  # type: ignore[attr-defined]
 
+    told: dict[str, Any] = {"use_cpu": True, "activation_checkpointing": False, "bf16": False, "max_length": None}
     arguments = DPOConfig(
-        output_dir=tempfile.mkdtemp(), beta=0.1, report_to=[], use_cpu=True, activation_checkpointing=False, bf16=False,
-        max_length=None, precompute_ref_log_probs=True,
-    )  # fmt: skip
+        output_dir=tempfile.mkdtemp(), beta=0.1, report_to=[], precompute_ref_log_probs=True, **told | more
+    )
     row = {"prompt": "a", "chosen": " b", "rejected": " c"}
     return DPOTrainer(
-        model, args=arguments, train_dataset=Dataset.from_list([row]), processing_class=models.load_tokenizer("default")
+        model, args=arguments, train_dataset=Dataset.from_list([row]), processing_class=models.load_tokenizer(tokenizer)
     )
 
 
 def against_trl(make: Callable[[], Lists]) -> Callable[[Any], Steps]:
     def build(model: Any) -> Steps:
         lists, other = make(), smollm_shape()
-        with torch.no_grad():
-            refs = torch.stack([list_logps(model, [p], [rs], layout="tree")[0] for p, rs, _ in lists])
-        refs = refs + torch.randn(refs.shape, generator=torch.Generator().manual_seed(1))
-        ours = our_step(model, lists, refs)
-        taken = {}
-        for batch in BATCHES:
-            step = trl_step(other, lists, refs, batch, TRIAL)
-            start = time.perf_counter()
-            step()
-            taken[batch] = time.perf_counter() - start
-        best = min(taken, key=lambda batch: taken[batch])
+        refs = references(model, lists)
+        ours = our_step(model, lists, refs, beta=0.1)
+        best = best_batch(lambda batch: trl_step(other, lists, refs, batch, TRIAL))
         theirs = trl_step(other, lists, refs, best)
         pairs, difference = len(list(strict_pairs(lists))), abs(ours() - theirs())
         note = f"{pairs} pairs of {len(lists)} prompts, TRL best at {best} a batch, losses differ by {difference:.0e}"
