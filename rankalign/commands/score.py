@@ -10,7 +10,14 @@ import argparse
 from dataclasses import replace
 from typing import Any
 
-from rankalign.commands import add_reading_arguments, add_scale_arguments, reading_flags, scale_flags, show_facts
+from rankalign.commands import (
+    add_reading_arguments,
+    add_scale_arguments,
+    intake_of,
+    reading_flags,
+    scale_flags,
+    show_facts,
+)
 from rankalign.config import ScoreConfig, load, resolve_near
 from rankalign.errors import InputError
 
@@ -30,12 +37,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--function", help="a Python function that scores: module:name or file.py:name")
     parser.add_argument("--reward_model", help="a sequence-classification model: folder or hub id")
     parser.add_argument("--axis", help="which output of a --reward_model with several: its name, its index, or mean")
+    parser.add_argument("--combine", choices=("mean", "min", "rank"), help="make one score of those that are there")
+    parser.add_argument("--judges", metavar="A=2,B", help="with --combine: which, and their weights; else all, alike")
+    parser.add_argument(
+        "--normalize", choices=("file", "prompt", "none"), help="with --combine: z-scores over what (else file)"
+    )
+    parser.add_argument(
+        "--missing", choices=("null", "rest"), help="with --combine: no score where a judge gave none, or the rest's"
+    )
     add_scale_arguments(parser)
     add_reading_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Score; see :func:`rankalign.stages.generation.score`."""
+    if args.combine:
+        return _combined(args)
+    for flag in ("judges", "normalize", "missing"):
+        if getattr(args, flag):
+            raise InputError(f"--{flag} goes with --combine")
     from rankalign.stages.generation import check_judges, score
 
     config = load(
@@ -50,6 +70,26 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     result = score(replace(config, input=resolve_near(config.input, args.config)))
     check_judges(result["output"])
     return result
+
+
+def _combined(args: argparse.Namespace) -> dict[str, Any]:
+    from rankalign.scorers.combine import Combination, parse_judges
+    from rankalign.stages.combining import combine
+
+    others = ("config", "function", "reward_model", "axis", "shard", "runner", "workers", "num_proc", "on_error")
+    for flag in (*others, "retry_failed"):
+        if getattr(args, flag):
+            raise InputError(f"--{flag} does not go with --combine, which reads scores that are there, in one process")
+    if not args.input or not args.output:
+        raise InputError("--combine needs --input and --output")
+    how = Combination(
+        args.name or args.combine,
+        parse_judges(args.judges or ""),
+        args.combine,
+        args.normalize or "",
+        args.missing or "null",
+    )
+    return combine(args.input, args.output, how, bool(args.overwrite), intake_of(args))
 
 
 def _single(args: argparse.Namespace) -> list[dict[str, Any]] | None:
