@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rankalign.data import messages, templates
+from rankalign.data.judges import combined, weighted
 from rankalign.data.records import CandidateSet, Prompt, Response, refusal
 from rankalign.data.render import NEUTRAL, Answer, Rendering, Written, encode_text
 from rankalign.errors import InputError, RecordError
@@ -120,7 +121,7 @@ class EncodeOptions:
     """How records become token lists.
 
     Attributes:
-        judge: whose scores rank the candidates; empty takes the only judge there is.
+        judge: whose scores rank the candidates, or several with weights, see :func:`rankalign.data.judges.weighted`.
         axes: judges whose scores are kept apart, one an output of a reward model; by their mean the candidates rank.
         template: see :func:`encode_prompt`.
         system: system message put before each prompt.
@@ -161,6 +162,7 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions) -> None:
         self.tokenizer, self.options = tokenizer, options
+        self.weights = weighted(options.judge)
         self.rendering = Rendering(
             tokenizer, options.template, options.system, options.allow_special_in_text, options.thoughts
         )
@@ -258,11 +260,19 @@ class Encoder:
         elif options.only_use_sample:
             wanted = wanted[:-2]
         self.counts["not_selected"] += len(record.responses) - len(wanted)
-        scored = [(r, s) for r in wanted if (s := self._score(r)) is not None]
+        scored = self._weighted(wanted) or [(r, s) for r in wanted if (s := self._score(r)) is not None]
         self.counts["unscored"] += len(wanted) - len(scored)
         kept = spread(scored, options.max_candidates)
         self.counts["not_selected"] += len(scored) - len(kept)
         return kept
+
+    def _weighted(self, wanted: Sequence[Response]) -> list[tuple[Response, float]]:
+        """The responses that all of several judges scored, by their weights; none where one judge ranks."""
+        if not self.weights:
+            return []
+        whole = [r for r in wanted if all(r.scores.get(name) is not None for name in self.weights)]
+        table = [[s for name in self.weights if (s := r.scores[name]) is not None] for r in whole]
+        return list(zip(whole, combined(table, self.weights), strict=True))
 
     def _score(self, response: Response) -> float | None:
         if not self.options.axes:

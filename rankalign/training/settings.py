@@ -91,7 +91,7 @@ class DataSettings:
     data: str = flag("", "scored candidates: our records, or RRHF, TRL or Alpaca files")
     format: str = flag("auto", "format of the data: auto or a name of `rankalign ls formats`")
     eval_data: str = flag("", "held-out candidates; with --eval_strategy steps|epoch they are measured while training")
-    judge: str = flag("", "whose scores rank the candidates; needed only where several judges scored")
+    judge: str = flag("", "whose scores rank the candidates, or several with weights: rm:0.7,vader:0.3")
     axes: str = flag("", "reward, loss quality: judges whose scores are learnt side by side, one output each")
     template: str = flag("auto", "prompt format: auto, chat, alpaca, vicuna, hh, raw")
     system: str = flag("", "system message put before each prompt")

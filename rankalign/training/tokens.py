@@ -28,6 +28,7 @@ import rankalign
 from rankalign.data import load as data
 from rankalign.data.convert import Intake
 from rankalign.data.encode import EncodeOptions, TokenList, said
+from rankalign.data.judges import weighted
 from rankalign.data.records import CandidateSet, choose_among, judges
 from rankalign.data.token_table import TokenTable, to_batch, write_table
 from rankalign.data.tokenise import PIECE, tokenise
@@ -115,7 +116,11 @@ class _Reading:
             return ""
         if self.alone and not self.settings.judge and self.single and not self.judges:
             return UNSCORED
-        return choose_among(list(self.judges), self.settings.judge)
+        several = weighted(self.settings.judge)
+        for name in several:
+            if name not in self.judges:
+                raise InputError(f"--judge: nothing is scored by {name!r}{did_you_mean(name, list(self.judges))}")
+        return self.settings.judge if several else choose_among(list(self.judges), self.settings.judge)
 
 
 def _scored(records: Iterator[CandidateSet]) -> Iterator[CandidateSet]:

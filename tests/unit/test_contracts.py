@@ -110,6 +110,8 @@ def test_a_loss_has_a_summary_and_one_value_a_prompt(name: str) -> None:
         mask=torch.ones(3, 4, dtype=torch.bool),
         ref_logps=logps - 0.1 * torch.rand(3, 4, dtype=torch.float64),
         prompt_lengths=torch.tensor([1, 2, 3]),
+        token_logps=(logps / 8)[:, :, None].expand(3, 4, 8),
+        ref_token_logps=(logps / 9)[:, :, None].expand(3, 4, 8),
     )
     values = LOSSES[name].function(ranked)
     assert values.shape == (3,)
