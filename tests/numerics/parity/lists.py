@@ -84,5 +84,6 @@ def lists() -> list[list[Candidate]]:
 
 def value_and_gradient(loss: torch.Tensor, leaf: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """A loss and its gradient with respect to ``leaf``, detached."""
-    (gradient,) = torch.autograd.grad(loss.sum(), leaf, allow_unused=True)
+    # Kept: several losses are made of the same tokens, which are made of the leaf.
+    (gradient,) = torch.autograd.grad(loss.sum(), leaf, allow_unused=True, retain_graph=loss.requires_grad)
     return loss.detach(), torch.zeros_like(leaf) if gradient is None else gradient
