@@ -235,7 +235,7 @@ class Bench:
             ours(model, compiled, pairs, refs, "dpo", beta=0.1)
             | {
                 "TRL padded": lambda: self.by_trl(plain, pairs, refs),
-                "TRL padded, Liger's layers": lambda: self.by_trl(with_liger(liger), pairs, refs),
+                "TRL padded, Liger's norms and MLPs": lambda: self.by_trl(with_liger(liger), pairs, refs),
                 "TRL padding-free": lambda: self.by_trl(unpadded, pairs, refs, padding_free=True),
             },
             {"tokens": real_tokens(pairs), "operations": step_operations(model, pairs)},
@@ -317,11 +317,12 @@ def need(module: str) -> None:
 
 
 def with_liger(model: Any) -> Any:
-    """The model with Liger's norms, rotations and SwiGLU, which TRL's trainer would apply as training starts."""
+    """The model with Liger's norms and SwiGLU, which TRL's trainer would apply as training starts."""
     need("liger_kernel")
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
-    _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
+    # Its rotation is put into the module of transformers, where all other rows would run it too.
+    _apply_liger_kernel_to_instance(model=model, rope=False, cross_entropy=False, fused_linear_cross_entropy=False)
     return model
 
 
