@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 from rankalign.rows import gemm
-from rankalign.rows.recipes import PRODUCTS, layers_run_again, out_of_reach, rows_alone
+from rankalign.rows.recipes import PLAIN, PRODUCTS, layers_run_again, out_of_reach, rows_alone
 from rankalign.rows.tree import Forest
 
 
@@ -101,7 +101,7 @@ def _is_layer(x: Any, weight: Any, bias: Any = None) -> bool:
 
 def _is_plain(tensor: Any) -> bool:
     """Whether it is a tensor, neither quantised nor distributed."""
-    return type(tensor) in (Tensor, nn.Parameter)
+    return type(tensor) in PLAIN
 
 
 class _Linear(torch.autograd.Function):

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional
@@ -40,6 +41,8 @@ _VIEWS = frozenset((Tensor.view, Tensor.reshape, Tensor.transpose, Tensor.unsque
 _SUMS = frozenset((Tensor.add, Tensor.__add__, Tensor.__radd__, torch.add, Tensor.sub, Tensor.__sub__))
 _CASTS = frozenset((Tensor.to, Tensor.float, Tensor.type))
 _CHEAP = _BY_ROW | _VIEWS | _SUMS | _CASTS
+# Neither quantised nor distributed. Fake ones stand for plain ones: what is planned is the program that will run.
+PLAIN = frozenset((Tensor, nn.Parameter, FakeTensor))
 _RECIPE = "_rankalign_recipe"
 BY_HOST = 2**33  # 3.6k tokens of a model of 1.5B weights, 500 of one of 8B
 
@@ -188,7 +191,7 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if func in _CHEAP and type(out) is Tensor and out.requires_grad:
+        if func in _CHEAP and type(out) in PLAIN and out.requires_grad:
             recipe = _recipe(func, args, kwargs, out)
             if recipe is not None:
                 setattr(out, _RECIPE, recipe)
