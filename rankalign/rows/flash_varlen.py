@@ -162,7 +162,7 @@ def choose_flash(version: str, on_gpu: bool) -> None:
 
 def takes_ragged(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether the kernels take these: 16 bits on a GPU of Ampere or newer, a size of heads they are compiled for."""
-    if not query.is_cuda or torch.cuda.get_device_capability(query.device) < (8, 0):
+    if query.device.type != "cuda" or torch.cuda.get_device_capability(query.device) < (8, 0):
         return False
     dim, most = query.shape[-1], VERSIONS[_active][1]
     if most < dim <= VERSIONS["fa2"][1]:  # by a mask it would be slower than with the version that was passed over

@@ -176,7 +176,7 @@ def label_logps(
         (positions,) in nats, fp32 or wider.
     """
     if isinstance(head, Head):
-        if hidden.is_cuda:
+        if hidden.device.type == "cuda":
             kernel = head_liger if head_liger.chosen else head_wide
             return kernel.label_logps(head, hidden, labels, on_grad)
         return _label_logps(hidden, head.weight, head.bias, labels, head, on_grad)

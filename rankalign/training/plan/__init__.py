@@ -27,6 +27,7 @@ from rankalign.training.arguments import TrainConfig
 from rankalign.training.fit import check_fit
 from rankalign.training.inputs import check_held_out, data_hashes, load_data, load_model
 from rankalign.training.plan.memory import Footprint, build, trace
+from rankalign.training.plan.on_card import Setup, layers_of, made_up, verdict
 
 UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 LAUNCHERS = ("one process", "DDP", "FSDP2 or ZeRO-2", "ZeRO-3", "ZeRO-3 with offload")
@@ -66,11 +67,49 @@ def plan(config: TrainConfig, device_memory: str = "", devices: int = 0, probe: 
     facts["peak_memory_range_bytes"], facts["peak_memory_range_reason"] = _range(config, batches, items)
     # of this machine's memory the most that may be taken decides; a card named by its size has another allocator
     holes = 0 if device_memory else facts["peak_memory_range_bytes"][1] - sum(items.values())
-    launchers = _launchers(items, devices, len(_layers(model)))
+    launchers = _launchers(items, devices, len(layers_of(model)))
     facts |= {"device_memory_bytes": room, "devices": devices, "launchers": launchers}
     facts["launcher"] = next((name for name in LAUNCHERS if launchers.get(name, math.inf) + holes <= room), None)
     facts["advice"] = _advice(config, facts, model)
     return facts | {"seconds": _probe(config, batches, layout) if probe else None}
+
+
+def plan_on_card(config: TrainConfig, setup: Setup, card: str, sizes: tuple[int, int, int]) -> dict[str, Any]:
+    """Whether a run fits on cards that are not here.
+
+    Args:
+        config: the run, of method rank or sft; without ``--data`` lists are made up, and ``--model`` may be a shape.
+        setup: the cards and how they are used.
+        card: its name, to be told.
+        sizes: of made-up lists: tokens of a prompt and of an answer, and answers.
+
+    Raises:
+        InputError: bad settings or data.
+    """
+    if config.method not in ("rank", "sft"):
+        raise InputError(f"plan --device knows methods rank and sft, not {config.method}")
+    if config.data:
+        data_hashes(config.data_settings)
+        lists, _, counts = load_data(config.data_settings, config.loss_settings, models.load_tokenizer(config.model))
+        facts = _counts(lists, counts)
+    else:
+        lists, facts = made_up(*sizes, config.train_batch_size), {}
+    check_fit(build(config.model_settings), lists)
+    batches = Batches(lists, config, "tree", setup.devices)
+    part = batches.largest_part()
+    again = config.gradient_accumulation_steps > 1 or len(part) < len(batches.largest())
+    facts |= {"steps": batches.steps if config.data else None, "device": card, "devices": setup.devices}
+    facts |= {"sharding": setup.sharding, "offload": setup.offload, "vllm_share": setup.vllm}
+    facts |= verdict(config, part, setup, again, batches.two_passes(part), batches.size)
+    return {**facts, "seconds": None, "advice": [_verdict_in_words(facts)]}
+
+
+def _verdict_in_words(facts: dict[str, Any]) -> str:
+    peak, room = _human(facts["peak_memory_bytes"]), _human(facts["room_bytes"])
+    if not facts["fits"]:
+        more = "--gradient_checkpointing, --use_lora, --load_in_4bit, --sharding fsdp2 with more --devices or --offload"
+        return f"Does not fit: {peak} foreseen, {room} there. What takes less: {more}."
+    return f"Fits: {peak} foreseen, {room} there; --token_budget up to about {facts['largest_token_budget']} would."
 
 
 # --- counts ------------------------------------------------------------------------------------------------------
@@ -238,12 +277,6 @@ def _bytes(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2]])
 
 
-def _layers(model: Any) -> list[nn.Module]:
-    count = model.config.num_hidden_layers
-    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
-    return list(stacks[0]) if stacks else [model]
-
-
 def _weights(model: nn.Module) -> tuple[int, int]:
     """Bytes of all weights, and numbers that train."""
     every = list(model.parameters())
@@ -307,7 +340,7 @@ def _advice(config: TrainConfig, facts: dict[str, Any], model: Any) -> list[str]
     if not config.use_lora and not config.freeze_layers:
         said.append(f"--use_lora true would save about {_human(fixed)} of gradients and optimiser states.")
     if not config.gradient_checkpointing:
-        saved = int(active * (1 - 2 / max(len(_layers(model)), 2)))
+        saved = int(active * (1 - 2 / max(len(layers_of(model)), 2)))
         said.append(f"--gradient_checkpointing true would save up to {_human(saved)}, for about a third more time.")
     widest = facts["widest_list"]
     if widest > 4:

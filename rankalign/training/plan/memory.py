@@ -13,7 +13,7 @@ import sys
 import weakref
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -35,12 +35,15 @@ from rankalign.rows.rewards import list_rewards
 from rankalign.rows.two_pass import backward_two_pass
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.inputs import disable_dropout
+from rankalign.training.plan.cards import shape
+from rankalign.training.plan.pretend import asked_by_torch
 from rankalign.training.reward import freeze_lower
 from rankalign.training.settings import ModelSettings
 
 ALIGN = 64  # bytes, of torch's tensors on a CPU
 SPARE = ALIGN + 32  # what glibc asks for beyond an aligned block
 LARGEST_THRESHOLD = 32 << 20  # bytes from which every block is mapped on its own
+CPU = torch.device("cpu")
 _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
 
 
@@ -114,23 +117,32 @@ class Heap:
         return size
 
 
-class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes when each tensor's storage comes and goes, and what was there at the peak."""
+class MemoryLedger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes when each tensor's storage comes and goes, and what was there at the peak.
 
-    def __init__(self, heap: Heap | None) -> None:
+    Args:
+        heap: what holds the tensors; None where nothing is lost between them.
+        shares: by label, what this device holds of the bytes that are traced; all of them by default.
+    """
+
+    def __init__(self, heap: Heap | None, shares: Mapping[str, float] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.heap, self.label = heap, "activations"
-        self.live: dict[int, int] = {}
+        self.heap, self.label, self.shares = heap, "activations", shares or {}
+        self.now: Counter[str] = Counter()  # bytes by label
         self.labels: dict[int, str] = {}
         self.apart = self.peak = 0  # bytes outside the heap; most bytes held so far
-        self.at_peak: dict[int, int] = {}
+        self.at_peak: Counter[str] = Counter()
+        self.stretch = ""  # which part of a step runs
+        self.peaks: dict[str, Counter[str]] = {}  # what this device held at the highest point of each
+        self._sizes: dict[int, int] = {}
         self._blocks: dict[int, tuple[int, int]] = {}
         self._keys: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.prim.device.default:  # asked before every operation, and makes nothing
-            return func(*args)
-        out = _worst(func, args, kwargs or {})
+        asked, kwargs = asked_by_torch(func, args, kwargs or {})
+        if asked:  # before every operation, and makes nothing
+            return CPU
+        out = _worst(func, args, kwargs)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self.note(leaf)
@@ -143,31 +155,46 @@ class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         assert self.heap is not None
         for block in [self.heap.take(t.numel() * t.element_size()) for t in operands[1:]]:
             self.heap.give(block)
-        self._look()
+        self.look()
 
     def note(self, tensor: Tensor, label: str = "") -> None:
         """Take in a tensor's storage, or give a known one another label. Weights are mapped from their file."""
         storage = tensor.untyped_storage()
         if storage in self._keys:
             if label:
-                self.labels[self._keys[storage]] = label
+                self._relabel(self._keys[storage], label)
             return
         key = self._keys[storage] = len(self.labels)
-        self.live[key], self.labels[key] = storage.nbytes(), label or self.label
+        self._sizes[key], self.labels[key] = storage.nbytes(), label or self.label
+        self.now[self.labels[key]] += storage.nbytes()
         if self.heap is None or label == "weights":
             self.apart += storage.nbytes()
         else:
             self._blocks[key] = self.heap.take(storage.nbytes())
         weakref.finalize(storage, self._drop, key).atexit = False  # when the process ends nobody asks any more
-        self._look()
+        self.look()
 
-    def _look(self) -> None:
-        held = self.apart + (self.heap.resident if self.heap else 0)
+    def _relabel(self, key: int, label: str) -> None:
+        self.now[self.labels[key]] -= self._sizes[key]
+        self.now[label] += self._sizes[key]
+        self.labels[key] = label
+
+    def look(self) -> None:
+        """Whether what is held now is more than ever before."""
+        shared = self._shared(self.now) if self.shares or self.stretch else self.now
+        held = shared.total() if self.heap is None else self.apart + self.heap.resident
+        if self.stretch and held > self.peaks.get(self.stretch, Counter()).total():
+            self.peaks[self.stretch] = +shared
         if held > self.peak:
-            self.peak, self.at_peak = held, dict(self.live)
+            self.peak, self.at_peak = held, self.now.copy()
+
+    def _shared(self, found: Counter[str]) -> Counter[str]:
+        """What of these bytes this device holds."""
+        return Counter({label: int(size * self.shares.get(label, 1)) for label, size in found.items()})
 
     def _drop(self, key: int) -> None:
-        size = self.live.pop(key)
+        size = self._sizes.pop(key)
+        self.now[self.labels[key]] -= size
         if self.heap is not None and key in self._blocks:
             self.heap.give(self._blocks.pop(key))
         else:
@@ -175,9 +202,7 @@ class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def items(self) -> dict[str, int]:
         """Bytes at the peak by label; ``allocator`` is what is held in holes."""
-        found: Counter[str] = Counter()
-        for key, size in self.at_peak.items():
-            found[self.labels[key]] += size
+        found = self._shared(+self.at_peak)
         return {**found, "allocator": self.peak - found.total()}
 
 
@@ -186,24 +211,34 @@ def _worst(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if func is torch.ops.aten._local_scalar_dense.default:
         return True
     if func is torch.ops.aten.nonzero.default:
-        return torch.zeros((len(args[0]), args[0].dim()), dtype=torch.long)
+        return torch.zeros((len(args[0]), args[0].dim()), dtype=torch.long, device=args[0].device)
     return func(*args, **kwargs)
 
 
 # --- the model ---------------------------------------------------------------------------------------------------
 
 
-def build(settings: ModelSettings, reward: bool = False, dtype: str = "float32") -> Any:
+def build(settings: ModelSettings, reward: bool = False, dtype: str = "float32", layers: int = 0) -> Any:
     """The model that training would load, on the meta device: shapes alone, no weights read.
+
+    Args:
+        settings: what is trained; ``model`` may be the name of a shape, too.
+        reward: with a head that grades.
+        dtype: of its weights.
+        layers: how many, in the place of all.
 
     Raises:
         InputError: no configuration of a model is there.
     """
-    where = models.local_folder(settings.model)
-    if not (where / "config.json").is_file():
-        raise InputError(f"model {settings.model}: plan needs its config.json, and {where} has none")
     kind: Any = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
-    shapes = AutoConfig.from_pretrained(where, **({"num_labels": 1} if reward else {}))
+    shapes = shape(settings.model) or _written(settings.model)
+    if reward:
+        shapes.num_labels = 1
+    if layers:
+        text = shapes.get_text_config()
+        text.num_hidden_layers = layers
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[:layers]
     if settings.pooling:
         shapes.rankalign_pooling = settings.pooling
     with torch.device("meta"):
@@ -218,8 +253,16 @@ def build(settings: ModelSettings, reward: bool = False, dtype: str = "float32")
     return model
 
 
-def _make_fake(model: nn.Module) -> None:
-    """Put tensors that claim to lie on the CPU in the place of those on the meta device; shared ones stay shared."""
+def _written(model: str) -> Any:
+    """The configuration in a model's folder."""
+    where = models.local_folder(model)
+    if not (where / "config.json").is_file():
+        raise InputError(f"model {model}: plan needs its config.json, and {where} has none")
+    return AutoConfig.from_pretrained(where)
+
+
+def make_fake(model: nn.Module, device: torch.device = CPU) -> None:
+    """Put tensors that claim to lie on a device in the place of those on the meta device; shared ones stay shared."""
     made: dict[int, Tensor] = {}
     for module in model.modules():
         tables: Any = (module._parameters, module._buffers)
@@ -228,7 +271,7 @@ def _make_fake(model: nn.Module) -> None:
                 if old is None:
                     continue
                 if id(old) not in made:
-                    new = torch.empty(old.shape, dtype=old.dtype, device="cpu")
+                    new = torch.empty(old.shape, dtype=old.dtype, device=device)
                     made[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
                 table[name] = made[id(old)]
 
@@ -264,17 +307,17 @@ def trace(config: TrainConfig, part: Sequence[TokenList], layout: str, two_pass:
     """
     model = build(config.model_settings, config.method == "reward", config.weights_dtype)
     on_cpu = config.use_cpu or models.device().type == "cpu"
-    ledger = _Ledger(Heap() if on_cpu and sys.platform == "linux" else None)
+    ledger = MemoryLedger(Heap() if on_cpu and sys.platform == "linux" else None)
     with FakeTensorMode(allow_non_fake_inputs=True), ledger:
-        _make_fake(model)
+        make_fake(model)
         for tensor in (*model.parameters(), *model.buffers()):
             ledger.note(tensor, "weights")
-        _prepare(model, config)
+        prepare(model, config)
         kind, keywords = Trainer.get_optimizer_cls_and_kwargs(config, model)
         optimiser = kind([p for p in model.parameters() if p.requires_grad], **keywords)
         for _ in range(2):
             for _ in range(2 if again else 1):
-                _backward(model, config, part, layout, two_pass, ledger)
+                run_backward(model, config, part, layout, two_pass, ledger)
                 for parameter in model.parameters():
                     if parameter.grad is not None:
                         ledger.note(parameter.grad, "gradients")
@@ -284,20 +327,28 @@ def trace(config: TrainConfig, part: Sequence[TokenList], layout: str, two_pass:
     return Footprint(ledger.items())
 
 
-def _prepare(model: Any, config: TrainConfig) -> None:
+def prepare(model: Any, config: TrainConfig) -> None:
+    """Training mode, with checkpointing where asked for."""
     model.train()
     if config.gradient_checkpointing:
         kwargs = config.gradient_checkpointing_kwargs or {"use_reentrant": False}
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
 
 
-def _backward(
-    model: Any, config: TrainConfig, part: Sequence[TokenList], layout: str, two_pass: bool, ledger: _Ledger
+def run_backward(
+    model: Any,
+    config: TrainConfig,
+    part: Sequence[TokenList],
+    layout: str,
+    two_pass: bool,
+    ledger: MemoryLedger,
+    device: str = "cpu",
 ) -> None:
+    """Forward and backward of a part on a kind of device; arguments as of :func:`trace`."""
     prompts, responses = [t.prompt for t in part], [t.responses for t in part]
     ledger.label = "activations"
     kind = torch.bfloat16 if config.bf16 else torch.float16
-    with torch.autocast("cpu", dtype=kind) if config.bf16 or config.fp16 else nullcontext():
+    with torch.autocast(device, dtype=kind) if config.bf16 or config.fp16 else nullcontext():
         if two_pass:
             backward_two_pass(model, prompts, responses, Tensor.sum, config.token_budget, layout=layout)
             return
@@ -306,7 +357,7 @@ def _backward(
     out.sum().backward()  # type: ignore[no-untyped-call]
 
 
-def _label_logps(ledger: _Ledger) -> Callable[..., Tensor]:
+def _label_logps(ledger: MemoryLedger) -> Callable[..., Tensor]:
     """:func:`rankalign.rows.logps.list_logps`; what its head makes, both ways, stands under the head's name."""
 
     def values(model: Any, prompts: Any, responses: Any, layout: str) -> Tensor:
@@ -316,6 +367,8 @@ def _label_logps(ledger: _Ledger) -> Callable[..., Tensor]:
         states = label_states(lm, rows)
         states.register_hook(lambda _: setattr(ledger, "label", "activations"))  # type: ignore[no-untyped-call]
         ledger.label = "head"
-        return label_logps(head_of(lm), states, rows.labels, rows.forest.note_gradient if rows.forest else None)
+        return label_logps(
+            head_of(lm), states, rows.labels.to(lm.device), rows.forest.note_gradient if rows.forest else None
+        )
 
     return values
