@@ -327,7 +327,7 @@ def references_ahead(config: Any, model: Any, layout: str) -> References | None:
         raise InputError("--references ahead needs whole weights, and here they are sharded: leave it out")
     late = config.references == "before" or sharded
     if config.references == "auto" and not start.below_adapter:
-        late = late or not _fits_again(model)
+        late = late or not fits_again(model)
     if late or not config.loss_entry.needs_reference:
         return None
     cache = reference_cache(of_model, config.loss_settings, precision, model)
@@ -335,13 +335,19 @@ def references_ahead(config: Any, model: Any, layout: str) -> References | None:
     return References(cache, start, lambda of, some: start_logps(precision, of, layout, some, budget, tokens=tokens))
 
 
-def _fits_again(model: nn.Module) -> bool:
+def fits_again(model: nn.Module, room: int = 0) -> bool:
     """Whether a card has room for the weights, their gradients, AdamW's two states, and the weights again, with a sixth
-    of it left to the rows. A CPU's memory can be given back and is not asked."""
-    if models.device().type != "cuda":
-        return True
-    size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    return 6 * size <= int(torch.cuda.get_device_properties(models.device()).total_memory)
+    of it left to the rows. A CPU's memory can be given back and is not asked.
+
+    Args:
+        model: may lie on the meta device.
+        room: bytes of a card that need not be here; 0 for this machine's device.
+    """
+    if not room:
+        if models.device().type != "cuda":
+            return True
+        room = int(torch.cuda.get_device_properties(models.device()).total_memory)
+    return 6 * sum(weight.numel() * weight.element_size() for weight in model.parameters()) <= room
 
 
 def _led(

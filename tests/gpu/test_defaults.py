@@ -13,7 +13,7 @@ from rankalign.models import load as models
 from rankalign.rows import wide
 from rankalign.rows.logps import precision
 from rankalign.training.arguments import parse_settings
-from rankalign.training.plan import verdict
+from rankalign.training.plan import plan, verdict
 from rankalign.training.run import train
 from tests.e2e.distributed import settings, write_data
 
@@ -86,6 +86,20 @@ def test_layers_run_again_where_the_plan_says_so(
     assert verdict.checkpointing(config(tmp_path, gradient_checkpointing=False)) == []
     assert verdict.checkpointing(config(tmp_path, activation_checkpointing=True)) == []
     assert verdict.checkpointing(config(tmp_path, use_cpu=True)) == []
+
+
+def test_a_plan_of_the_run_decides(tmp_path: Path, monkeypatch: Any) -> None:
+    """The plan itself, of a card that is as large as what it foresees, and of one twice as large."""
+    monkeypatch.setattr(verdict, "plan", plan)
+    data = write_data(tmp_path / "data.jsonl")
+    told = settings(data, tmp_path / "run", loss="dpo", **QUIET)
+    peak = plan(parse_settings(told), device_memory="24GiB")["peak_memory_bytes"]
+    for room, expected in ((peak, True), (2 * peak, False)):
+        card = SimpleNamespace(total_memory=room)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, card=card: card)
+        ((_, value, why),) = verdict.checkpointing(parse_settings(told))
+        assert value is expected, why
+        assert "foreseen" in why
 
 
 def test_tf32_counts_as_rounding_and_rewards_do_without(monkeypatch: Any) -> None:

@@ -15,11 +15,18 @@ from docs import fits
 from rankalign import cli
 from rankalign.training.arguments import parse_settings
 from rankalign.training.plan import on_card
-from rankalign.training.plan.cards import memory_of, shape
+from rankalign.training.plan.cards import SHAPES, memory_of, shape
 from rankalign.training.plan.on_card import Setup, made_up, stretches
 
 GIB = 2**30
 ROOM = memory_of("h100")
+
+
+DEEPER = (
+    (6, "llama-8b"),
+    (2, "llama-70b"),
+    (4, "llama-70b"),
+)  # of 80 layers no census was made: it counts every storage with every operation
 
 
 def config(**more: Any) -> Any:
@@ -33,7 +40,7 @@ def peak(found: dict[str, Counter[str]]) -> int:
 
 @pytest.mark.parametrize(
     ("layers", "model"),
-    [(2, "llama-8b"), (6, "llama-8b"), pytest.param(80, "llama-70b", marks=pytest.mark.slow)],
+    [(2, "llama-8b"), *(pytest.param(*some, marks=pytest.mark.slow) for some in DEEPER)],
 )
 def test_fsdp2_on_eight_ranks_is_foreseen_within_15_percent(layers: int, model: str, monkeypatch: Any) -> None:
     command = [sys.executable, "-m", "tests.numerics.fsdp_census", model, str(layers)]
@@ -73,6 +80,37 @@ def test_weights_and_states_are_arithmetic() -> None:
     assert four["weights"] == pytest.approx(packed, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("more", "setup", "bytes_a_number"),
+    [
+        ({"loss": "dpo"}, Setup(ROOM), 4),
+        ({"loss": "dpo", "dtype": "bfloat16"}, Setup(ROOM, 2, "ddp"), 2),
+        ({"loss": "rrhf"}, Setup(ROOM), 0),
+        ({"loss": "dpo", "use_lora": True}, Setup(ROOM), 0),
+        ({"loss": "dpo", "references": "before"}, Setup(ROOM), 0),
+        ({"loss": "dpo"}, Setup(ROOM, 8, "fsdp2"), 0),  # training computes all of them before the first update
+        ({"loss": "dpo"}, Setup(memory_of("t4")), 0),  # six times 5 GB are more than it has
+        ({"loss": "dpo", "references": "ahead"}, Setup(memory_of("t4")), 4),
+    ],
+)
+def test_references_lie_beside_as_a_second_copy(
+    more: dict[str, Any], setup: Setup, bytes_a_number: int, monkeypatch: Any
+) -> None:
+    """1,235,814,400 numbers in Llama 3.2 1B as published."""
+    monkeypatch.setattr(on_card, "_trace", lambda *_: {"second, head": Counter(weights=1)})
+    found = stretches(config(model="llama-1b", **more), made_up(8, 4, 2, 1), setup)
+    assert found["second, head"]["reference"] == bytes_a_number * 1_235_814_400
+
+
+def test_frozen_weights_have_the_type_they_are_told(monkeypatch: Any) -> None:
+    monkeypatch.setitem(SHAPES, "small", {**SHAPES["qwen2.5-0.5b"], "num_hidden_layers": 2})
+    sizes = {}
+    for dtype in ("auto", "float32", "bfloat16"):
+        found = stretches(config(model="small", use_lora=True, dtype=dtype), made_up(8, 4, 2, 1), Setup(ROOM))
+        sizes[dtype] = found["second, forward"]["weights"]
+    assert sizes["auto"] == sizes["bfloat16"] == pytest.approx(sizes["float32"] / 2, rel=0.02)
+
+
 def test_checkpointing_takes_less_and_the_ceiling_of_the_gpu_tests_holds() -> None:
     part = made_up(512, 256, 6, 2)
     whole, again = (
@@ -95,8 +133,16 @@ def test_command_says_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     each = made_up(64, 256, 4, max(budget // (64 + 4 * 255), 1))
     full = max(map(Counter.total, stretches(some, each, Setup(ROOM), again=True).values()))
     assert 0.85 * memory_of("l4") < full < 1.02 * memory_of("l4")
-    assert cli.main(["plan", "--json", "--device", "l4", "--vllm_share", "0.9", *words]) == 0
-    assert json.loads(capsys.readouterr().out)["room_bytes"] == int(memory_of("l4") * (1 - 0.9))
+
+
+def test_vllm_beside_takes_its_share(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setattr(on_card, "_trace", lambda *_: {"second, head": Counter(weights=16 * GIB)})
+    for share, fits_in in ((0.0, True), (0.3, False)):  # of 22.5 GiB; 16, a twentieth of it and 1 are 17.8
+        words = ["--model", "llama-1b", "--use_cpu", "true", "--vllm_share", str(share)]
+        assert cli.main(["plan", "--json", "--device", "l4", *words]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["room_bytes"] == int(memory_of("l4") * (1 - share))
+        assert found["fits"] is fits_in
 
 
 @pytest.mark.parametrize(
@@ -109,6 +155,10 @@ def test_command_says_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
         (["--device", "h100", "--vllm_share", "1"], "from 0 to below 1"),
         (["--device", "h100", "--candidates", "0"], "at least 1"),
         (["--device", "h100", "--probe"], "need not be here"),
+        (
+            ["--device", "h100", "--devices", "2", "--sharding", "zero2", "--references", "ahead"],
+            "needs whole weights",
+        ),
         (["--device", "h100", "--method", "reward"], "knows methods rank and sft"),
         (["--sharding", "fsdp2"], "name it with --device"),
     ],

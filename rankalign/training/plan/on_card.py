@@ -17,6 +17,7 @@ from rankalign.data.encode import TokenList
 from rankalign.errors import InputError
 from rankalign.registry import did_you_mean
 from rankalign.training.arguments import TrainConfig
+from rankalign.training.inputs import fits_again
 from rankalign.training.plan.cards import CONTEXT, SPLIT
 from rankalign.training.plan.memory import MemoryLedger, build, make_fake, prepare, run_backward
 from rankalign.training.plan.pretend import GPU, pretended
@@ -50,10 +51,15 @@ class Setup:
             raise InputError(f"unknown --sharding {self.sharding!r}{said} (one of: {', '.join(SHARDING)})")
         if self.devices < 1 or (self.devices == 1 and self.sharding != "none"):
             raise InputError(f"--sharding {self.sharding} needs --devices of at least 2, found {self.devices}")
-        if self.offload and self.sharding not in ("zero2", "fsdp2", "zero3"):
+        if self.offload and not self.spreads:
             raise InputError("--offload needs --sharding zero2, fsdp2 or zero3")
         if not 0 <= self.vllm < 1:
             raise InputError(f"--vllm_share is a share of the card, from 0 to below 1, found {self.vllm}")
+
+    @property
+    def spreads(self) -> bool:
+        """Whether weights, or what belongs to them, are spread over the cards."""
+        return self.sharding in ("zero2", "fsdp2", "zero3")
 
     @property
     def gathers(self) -> bool:
@@ -94,7 +100,10 @@ def stretches(
         again: whether an update has more parts, whose backward meets the gradients of the first.
         two_pass: whether their backward runs in two passes.
     """
-    depth = build(config.model_settings).config.get_text_config().num_hidden_layers
+    whole = build(config.model_settings, False, "bfloat16" if config.dtype == "bfloat16" else "float32")
+    depth = whole.config.get_text_config().num_hidden_layers
+    beside = has_second_copy(config, whole, setup)
+    reference = sum(p.numel() * p.element_size() for p in whole.parameters()) if beside else 0
 
     def run(layers: int) -> dict[str, Counter[str]]:
         return _trace(config, part, setup, again, two_pass, layers)
@@ -106,8 +115,24 @@ def stretches(
         # Of each stretch by itself, since another one may be the highest in a deeper model.
         found = {stretch: _further(few[stretch], more[stretch], depth) for stretch in more}
     for items in found.values():
+        items["reference"] = reference
         items.update({"split": int(items.total() * SPLIT), "context": CONTEXT})
     return found
+
+
+def has_second_copy(config: TrainConfig, model: nn.Module, setup: Setup | None = None) -> bool:
+    """Whether the start model lies beside the one that trains from the second update on, for references.
+
+    Args:
+        config: the run.
+        model: with all its layers, in the type that trains.
+        setup: cards that need not be here; None for this machine.
+    """
+    if config.method != "rank" or not config.loss_entry.needs_reference or config.references == "before":
+        return False
+    if config.use_lora or (setup is not None and setup.spreads):
+        return False
+    return config.references == "ahead" or fits_again(model, setup.room if setup else 0)
 
 
 def _further(few: Counter[str], more: Counter[str], depth: int) -> Counter[str]:
@@ -121,7 +146,8 @@ def _trace(
 ) -> dict[str, Counter[str]]:
     """Bytes by what they are at the highest point of each stretch of two updates."""
     settings = config.model_settings
-    light = setup.sharding not in ("none", "ddp") or settings.use_lora or config.dtype == "bfloat16"
+    # As training chooses on a GPU, which need not be here; shards are counted from 16 bits, see Setup.shares.
+    light = setup.spreads or config.dtype == "bfloat16" or (settings.use_lora and config.dtype == "auto")
     model = build(settings, config.method == "reward", "bfloat16" if light else "float32", layers)
     if settings.quantised:
         _quantise(model, settings.quantised)
@@ -255,10 +281,10 @@ def _quantise(model: Any, bits: int) -> None:
             module.base_layer = _Packed(base, bits)
 
 
-# --- the verdict -------------------------------------------------------------------------------------------------
+# --- does it fit -------------------------------------------------------------------------------------------------
 
 
-def verdict(
+def fit_on_card(
     config: TrainConfig,
     part: Sequence[TokenList],
     setup: Setup,

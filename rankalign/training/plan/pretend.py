@@ -1,8 +1,8 @@
 """A GPU for tensors without numbers, on a machine and a build of torch that have none.
 
 Fake tensors say in Python that they lie on ``cuda:0``, so the rows, kernels and head are those of a GPU, and autocast
-is CUDA's. To torch's C++ they say ``cpu``: its autograd starts a thread a GPU and its guards ask the driver, which is not
-there. What C++ then makes beside such a tensor (``new_zeros``) is put back on the GPU.
+is CUDA's. To torch's C++ they say ``cpu``: its autograd starts a thread a GPU and its guards ask the driver, neither of
+which is there. What C++ then makes beside such a tensor (``new_zeros``) is put back on the GPU.
 """
 
 from __future__ import annotations

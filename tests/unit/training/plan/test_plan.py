@@ -141,6 +141,20 @@ def test_command_prints_the_keys_and_launchers(tmp_path: Path, capsys: pytest.Ca
     assert sizes["DDP"] > sizes["one process"] > sizes["FSDP2 or ZeRO-2"]
 
 
+def test_a_second_copy_for_references_lies_beside_whole_weights_alone(tmp_path: Path) -> None:
+    found, without = (
+        plan(parse_settings(settings(tmp_path, loss="dpo", references=when)), "24GiB", 4)
+        for when in ("ahead", "before")
+    )
+    copy = found["memory"]["reference"]
+    assert copy == found["memory"]["weights"] - 8 * 4  # parameters, and not the buffer of frequencies
+    assert "reference" not in without["memory"]
+    process = found["memory"]["process"] - without["memory"]["process"]
+    for name, size in found["launchers"].items():  # sharded runs have all references before the first update
+        whole = name in ("one process", "DDP")
+        assert size - without["launchers"][name] - process == (copy if whole else 0), name
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
