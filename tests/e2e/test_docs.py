@@ -98,6 +98,9 @@ def bring_files(folder: Path) -> None:
         "metadata": {},
     }
     write_rows(folder / "reviews.jsonl", [review])
+    axes = {"helpfulness": 3, "correctness": 4, "coherence": 4, "complexity": 1, "verbosity": 1}
+    graded = [{"prompt": f"why {i}", "response": text, **axes} for i in range(2) for text in ("because", "who knows")]
+    write_rows(folder / "helpsteer2.jsonl", graded)
 
 
 def rank_by_hand(source: Path, output: Path) -> None:
@@ -205,7 +208,8 @@ def test_every_page_is_in_the_menu() -> None:
 def test_benchmarks_take_the_flags_that_the_page_shows(tmp_path: Path) -> None:
     """They take from minutes to an hour, so what runs here is their reading of the flags, and the smallest of one."""
     shown = re.findall(r"^python -m (benchmarks\.\w+)(.*)$", (DOCS / "performance.md").read_text("utf-8"), re.MULTILINE)
-    assert {module for module, _ in shown} == {"benchmarks.train", "benchmarks.scoring", "benchmarks.sampling"}
+    names = ("train", "scoring", "sampling", "scale")
+    assert {module for module, _ in shown} == {f"benchmarks.{name}" for name in names}
     python = [str(ROOT / ".venv/bin/python"), "-m"]
     for module, flags in shown:
         told = subprocess.run([*python, module, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
