@@ -64,9 +64,7 @@ def read_answer(reply: Body, tools: bool = False) -> Answer:
     if finish in ("error", "abort", "cancelled"):
         raise Again(f"the reply broke off: finish_reason {finish}")
     calls = _calls(choice.get("message")) if tools else []
-    if calls and not choice["message"].get("content"):
-        choice = {**choice, "message": {**choice["message"], "content": ""}}
-    text, refused = _text(choice)
+    text, refused = ("", False) if calls and not choice["message"].get("content") else _text(choice)
     prompt_tokens, completion_tokens = _counts(reply.get("usage"))
     return Answer(
         text=text,
