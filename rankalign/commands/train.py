@@ -91,12 +91,14 @@ def _train(args: argparse.Namespace) -> dict[str, Any]:
     from rankalign.recipes.rollouts import reward_of, sampler_of, watch_of
     from rankalign.training.added_tokens import add_tokens
     from rankalign.training.arguments import PPOConfig, parse
+    from rankalign.training.locate import locate
     from rankalign.training.ppo.run import train_ppo
     from rankalign.training.run import train
 
     config, notes = parse(args.config, args.rest)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
+    locate(config)
     add_tokens(config)
     if isinstance(config, PPOConfig):
         return train_ppo(config, sampler_of(config), reward_of(config))

@@ -183,7 +183,7 @@ class TrainConfig(TrainingArguments):
         if self.two_pass == "always" and not self.can_two_pass:
             raise InputError("--two_pass always needs log-probabilities (not --method reward) and no dropout")
         watched = "--watch" if self.watch else "the best checkpoint by ROUGE" if self.best_by_rouge else ""
-        if watched and (reward or self.eval_strategy == "no" or not self.eval_data or self.fsdp):
+        if watched and (reward or self.eval_strategy == "no" or not (self.eval_data or self.eval_split) or self.fsdp):
             raise InputError(f"{watched} needs --eval_strategy and --eval_data, a model that answers, and no --fsdp")
 
     def _check_metric(self, known: Collection[str]) -> None:

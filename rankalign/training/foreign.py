@@ -253,7 +253,13 @@ _SPECIAL: dict[str, Special] = {
     "ipo": lambda value: ({"loss": "ipo"} if value else {}, ""),
     "reward_model": lambda value: ({}, "scores come from `rankalign score --reward_model`, before training"),
 }
-_LATER = ("warmup_ratio", "train_batch_size", "loss_weights")  # no fields of ours, and yet read
+_LATER = (
+    "warmup_ratio",
+    "train_batch_size",
+    "loss_weights",
+    "dataset_train_split",
+    "dataset_test_split",
+)  # no fields of ours, and yet read
 
 
 def _finish(done: Translation) -> None:
@@ -263,6 +269,13 @@ def _finish(done: Translation) -> None:
     if whole:
         settings["gradient_accumulation_steps"] = max(1, int(whole) // int(micro))
         done.notes.append(f"train_batch_size {whole} = {micro} x accumulation x processes; accumulation is set for one")
+    data = settings.get("data")
+    if split := settings.pop("dataset_train_split", None):
+        settings["data"] = f"{data}:{split}"
+        done.mapped.append(f"dataset_train_split {split}: data {data}:{split}")
+    if split := settings.pop("dataset_test_split", None):
+        settings["eval_data"] = f"{data}:{split}"
+        done.mapped.append(f"dataset_test_split {split}: eval_data {data}:{split}")
     if "warmup_ratio" in settings:
         settings["warmup_steps"] = settings.pop("warmup_ratio")
         done.mapped.append(f"warmup_ratio {settings['warmup_steps']}: warmup_steps {settings['warmup_steps']}")

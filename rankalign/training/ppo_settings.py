@@ -13,9 +13,9 @@ SCALES = ("none", "running", "ref", "whiten")
 
 # Settings of rank training that PPO does not read: given with it, they are a mistake and not passed over.
 FOREIGN = (
-    "loss", "loss_options", "rrhf_weight", "length_penalty", "beta", "judge", "eval_data", "watch", "max_candidates",
-    "only_use_provide", "only_use_sample", "stop_response", "freeze_layers", "pooling", "early_stopping", "two_pass",
-    "token_budget", "disable_dropout", "lora_dropout", "dtype", "token_cache", "num_proc",
+    "loss", "loss_options", "rrhf_weight", "length_penalty", "beta", "judge", "eval_data", "eval_split", "watch",
+    "max_candidates", "only_use_provide", "only_use_sample", "stop_response", "freeze_layers", "pooling",
+    "early_stopping", "two_pass", "token_budget", "disable_dropout", "lora_dropout", "dtype", "token_cache", "num_proc",
     "references", "batch_by",
 )  # fmt: skip
 

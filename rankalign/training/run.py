@@ -43,6 +43,7 @@ from rankalign.training.inputs import (
     references_ahead,
     references_of,
 )
+from rankalign.training.locate import locate
 from rankalign.training.plan.verdict import checkpointing
 from rankalign.training.rank import RankTrainer, Watch
 from rankalign.training.reward import RewardTrainer, start_at_zero
@@ -63,6 +64,7 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
         InputError: bad settings or data.
         Interrupted: stopped by a signal; the same call goes on from the checkpoint.
     """
+    locate(config)
     add_tokens(config)  # first: the copy that knows the tokens is the start model, whose hash follows
     output = Path(str(config.output_dir))
     loss = config.loss_settings

@@ -88,9 +88,12 @@ class ModelSettings:
 class DataSettings:
     """Which candidates are read and how they become tokens; read by :func:`rankalign.training.inputs.load_data`."""
 
-    data: str = flag("", "scored candidates: our records, or RRHF, TRL or Alpaca files")
+    data: str = flag(
+        "", "scored candidates in any format: a file, folder, pattern or hub id, PATH[:SPLIT][#COUNT][*WEIGHT],..."
+    )
     format: str = flag("auto", "format of the data: auto or a name of `rankalign ls formats`")
     eval_data: str = flag("", "held-out candidates; with --eval_strategy steps|epoch they are measured while training")
+    eval_split: float = flag(0.0, "share of the data that is held out instead, chosen by their content")
     judge: str = flag("", "whose scores rank the candidates, or several with weights: rm:0.7,vader:0.3")
     axes: str = flag("", "reward, loss quality: judges whose scores are learnt side by side, one output each")
     template: str = flag("auto", "prompt format: auto, chat, alpaca, vicuna, hh, raw")
@@ -114,6 +117,8 @@ class DataSettings:
     def __post_init__(self) -> None:
         if self.thoughts not in ("", "keep", "mask", "drop"):
             raise InputError(f"unknown --thoughts {self.thoughts!r} (one of: keep, mask, drop)")
+        if not 0 <= self.eval_split < 1 or (self.eval_split and self.eval_data):
+            raise InputError(f"--eval_split {self.eval_split:g}: a share from 0 to below 1, and not beside --eval_data")
         if self.only_use_provide and self.only_use_sample:
             raise InputError("--only_use_provide and --only_use_sample leave no response between them; choose one")
         if self.num_proc < 0:

@@ -30,6 +30,7 @@ from rankalign.training.card import write_card
 from rankalign.training.defaults import say
 from rankalign.training.fit import check_end, check_fit
 from rankalign.training.inputs import choose_kernels, disable_dropout, mixed, say_counts, tokenizer_hash
+from rankalign.training.locate import locate
 from rankalign.training.ppo import state as ppo_state
 from rankalign.training.ppo.trainer import PPOTrainer, Question, Reward, Sampler
 from rankalign.training.ppo.value import ActorCritic, load_value_net
@@ -46,6 +47,7 @@ def train_ppo(config: PPOConfig, sampler: Sampler, reward: Reward) -> dict[str, 
         InputError: bad settings or data.
         Interrupted: stopped by a signal; the same call goes on from the checkpoint.
     """
+    locate(config)
     add_tokens(config)
     output = Path(str(config.output_dir))
     settings = _settings(config, reward)

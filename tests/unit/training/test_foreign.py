@@ -49,8 +49,9 @@ COMMANDS: list[tuple[str, dict[str, Any], set[str]]] = [
         {"attn_implementation"},
     ),
     (
-        "trl sft --model_name_or_path M --dataset_name D --packing --max_length 2048 --learning_rate 2e-5",
-        {"method": "sft", "max_length": 2048},
+        "trl sft --model_name_or_path M --dataset_name D --dataset_train_split a --dataset_test_split b "
+        "--packing --max_length 2048 --learning_rate 2e-5",
+        {"method": "sft", "max_length": 2048, "data": "D:a", "eval_data": "D:b"},
         {"packing"},
     ),
     (
@@ -100,8 +101,8 @@ COMMANDS: list[tuple[str, dict[str, Any], set[str]]] = [
     ),
     (
         "llamafactory-cli train --stage rm --finetuning_type lora --model_name_or_path M --dataset D --val_size 0.1",
-        {"method": "reward", "use_lora": True},
-        {"val_size"},
+        {"method": "reward", "use_lora": True, "eval_split": 0.1},
+        set(),
     ),
     (
         "FORCE_TORCHRUN=1 llamafactory-cli train --stage sft --finetuning_type full --pure_bf16 --flash_attn fa2 "
@@ -119,8 +120,8 @@ COMMANDS: list[tuple[str, dict[str, Any], set[str]]] = [
     ),
     (
         "axolotl train --base-model M --rl orpo --orpo-alpha 0.1 --adapter qlora --val-set-size 0.05",
-        {"loss": "orpo", "beta": 0.1, "load_in_4bit": True},
-        {"val_set_size"},
+        {"loss": "orpo", "beta": 0.1, "load_in_4bit": True, "eval_split": 0.05},
+        set(),
     ),
     (
         "accelerate launch -m axolotl.cli.train --base_model M --rl simpo --rl_beta 0.1 --cpo_alpha 1.0 "
@@ -147,8 +148,8 @@ COMMANDS: list[tuple[str, dict[str, Any], set[str]]] = [
     ("swift rlhf --rlhf_type orpo --model M --train_type lora --dataset D", {"loss": "orpo"}, set()),
     (
         "swift rlhf --rlhf_type rm --model M --train_type lora --dataset D --split_dataset_ratio 0.01",
-        {"method": "reward"},
-        {"split_dataset_ratio"},
+        {"method": "reward", "eval_split": 0.01},
+        set(),
     ),
     (
         "swift rlhf --rlhf_type kto --model M --train_type lora --quant_bits 4 --quant_method bnb "
