@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +131,23 @@ def test_every_answer_of_rrhf_has_a_gradient(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(bench, "by_trl", lambda *_, **__: gpu.no_rrhf())
     bench.shape("8b", ["step"])
     assert len(seen[-1]) == gpu.TINY.lists
+
+
+def test_waits_are_those_that_torch_warns_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as it goes without a card: its functions are stand-ins, the warning's words are torch's."""
+    modes: list[str] = []
+    monkeypatch.setattr(cards, "is_real", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 7)
+
+    def step() -> float:
+        for _ in range(3):  # from one line, of which Python would show the first alone
+            warnings.warn("called a synchronizing CUDA operation (Triggered internally ...)", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+        return 2.5
+
+    told = cards.observe(step, torch.device("cuda"))
+    assert told == {"value": 2.5, "waits": 3, "peak": 7, "graphs": 0}
+    assert modes == ["warn", "default"]
