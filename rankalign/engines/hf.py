@@ -65,6 +65,9 @@ class HFEngine(LocalEngine):
         InputError: an unknown ``device_map``.
     """
 
+    in_memory = False
+    """Whether the model was handed in and not named: weights of the moment have no folder to be measured by."""
+
     def __init__(self, policy: Policy) -> None:
         super().__init__(policy)
         models.check_device_map(policy.device_map, f"policy {policy.name!r}")
@@ -97,6 +100,9 @@ class HFEngine(LocalEngine):
     def _most(self) -> tuple[int, int]:
         if models.device().type != "cuda":
             return MAX_ROWS, MAX_TOKENS
+        if self.in_memory:
+            every = list(self.model.parameters())
+            return most(self.model.config, sum(p.numel() * p.element_size() for p in every), every[0].element_size())
         folder = models.local_folder(models.base_and_adapter(self.policy.model, self.policy.adapter)[0])
         weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         width = models.pick_dtype(self.policy.dtype).itemsize

@@ -118,6 +118,7 @@ class CurrentAnswerer(Answerer):
         self.tag = now.tag
         engine: Any = self.engine
         if now.model is not None:
+            engine.in_memory = True
             engine.model, engine.tokenizer = now.model, tokenizer  # in the place of what its properties would load
 
     def __call__(self, batch: Batch) -> list[Any]:
