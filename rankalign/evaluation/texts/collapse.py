@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rankalign.data.messages import text_of
 from rankalign.data.records import CandidateSet
@@ -14,6 +15,7 @@ from rankalign.data.words import words
 from rankalign.evaluation import drawn
 from rankalign.evaluation.statistics import Array, Estimate, bootstrap, mean_interval, percentile_interval
 from rankalign.evaluation.texts.lexical import ngrams
+from rankalign.evaluation.texts.numbered import Grams, Numbered, Vocabulary
 
 Pair = tuple[CandidateSet, CandidateSet]
 PHRASE, SIGNS = 3, 6  # words of the shortest phrase; signs where most words are one sign long
@@ -39,8 +41,12 @@ def variety_drop(pairs: Sequence[Pair], seed: int = 0) -> tuple[float, float, Es
     Returns:
         None where no prompt has two words on both sides.
     """
-    cut = [_level(pair) for pair in pairs]
-    columns = np.hstack([_worth([texts[side] for texts in cut]) for side in (0, 1)])
+    vocabulary = Vocabulary()
+    sides = (Numbered(vocabulary), Numbered(vocabulary))
+    for pair in pairs:
+        for side, texts in zip(sides, _level(pair), strict=True):
+            side.add(texts)
+    columns = np.hstack([_worth(side) for side in sides])
     if not columns[:, 1].sum() or not columns[:, 3].sum():
         return None
     before, after = (columns[:, k].sum() / columns[:, k + 1].sum() for k in (0, 2))
@@ -58,11 +64,12 @@ def _level(pair: Pair) -> tuple[list[list[str]], list[list[str]]]:
     return [text[:least] for text in sides[0]], [text[:least] for text in sides[1]]
 
 
-def _worth(sets: Sequence[Sequence[Sequence[str]]]) -> Array:
+def _worth(side: Numbered) -> Array:
     """(P, 2): what each prompt's pairs of words are worth, and how many there are."""
-    grams = [[gram for text in texts for gram in ngrams(text, 2)] for texts in sets]
-    counts = Counter(gram for own in grams for gram in own)
-    return np.array([[sum(1 / counts[gram] for gram in own), len(own)] for own in grams], dtype=np.float64)
+    grams = side.grams(2)
+    _, which, counts = np.unique(grams.keys, return_inverse=True, return_counts=True)
+    worth = np.bincount(grams.prompts, weights=1 / counts[which], minlength=len(side))
+    return np.column_stack([worth, np.bincount(grams.prompts, minlength=len(side))])
 
 
 def new_phrase(pairs: Sequence[Pair], seed: int = 0) -> Phrase | None:
@@ -70,21 +77,51 @@ def new_phrase(pairs: Sequence[Pair], seed: int = 0) -> Phrase | None:
 
     What stands in the prompt is copying and no phrase of the model's own.
     """
-    asked = [set(words(_prompt(pair[0]))) for pair in pairs]
-    sides = [[[_framed(r.words()) for r in drawn(pair[side])] for pair in pairs] for side in (0, 1)]
-    size = _size([text for texts in sides[1] for text in texts])
-    held = [[{gram for text in texts for gram in ngrams(text, size)} for texts in side] for side in sides]
-    counts = [Counter(gram for own in side for gram in own) for side in held]
-    # By its words where several rose alike: a set has no order. Prompts are asked about from the top on, and not
-    # about every phrase, which would take as many steps as there are phrases times prompts.
-    ranked = sorted(counts[1], key=lambda gram: (counts[1][gram] - counts[0][gram], gram), reverse=True)
-    best = next((gram for gram in ranked if not any(prompt.issuperset(gram) for prompt in asked)), None)
-    if best is None:
+    vocabulary = Vocabulary()
+    asked, *sides = (Numbered(vocabulary) for _ in range(3))
+    signs = count = 0
+    for pair in pairs:
+        asked.add([words(_prompt(pair[0]))])
+        for side, record in zip(sides, pair, strict=True):
+            side.add([[_START, *words(response.words()), _END] for response in drawn(record)])
+    for word, times in vocabulary.counted(sides[1]):
+        if word not in (_START, _END):
+            signs, count = signs + len(word) * times, count + times
+    size = SIGNS if count and signs < 2 * count else PHRASE
+    grams = sides[1].grams(size)
+    held = [sides[0].grams(size).once_a_prompt(), grams.once_a_prompt()]
+    ids, ranked = sides[1].ids, _ranked(sides[1], vocabulary, size, held)
+    found = next((at for at in ranked if not asked.any_holds(ids[at : at + size])), None)
+    if found is None:
         return None
-    before, after = (np.array([best in grams for grams in side], dtype=np.float64) for side in held)
+    best = grams.keys[np.searchsorted(grams.places, found)]
+    before, after = (_which(side.prompts[side.keys == best], len(pairs)) for side in held)
     rise = mean_interval(after - before, seed=seed)
-    text = _longest([text for texts in sides[1] for text in texts], best)
+    holding = [vocabulary.words(text) for text in sides[1].texts_at(grams.places[grams.keys == best])]
+    text = _longest(holding, tuple(vocabulary.words(ids[found : found + size])))
     return Phrase(text, float(before.mean()), float(after.mean()), rise)
+
+
+def _which(prompts: NDArray[np.int32], count: int) -> Array:
+    """(P,) 1 for the prompts that are named, 0 for the others."""
+    found = np.zeros(count)
+    found[prompts] = 1
+    return found
+
+
+def _ranked(side: Numbered, vocabulary: Vocabulary, size: int, held: Sequence[Grams]) -> Iterator[int]:
+    """Where each different phrase of ``side`` stands first, by how many more prompts hold it than before, most first;
+    by its words where several rose alike."""
+    grams = side.grams(size)
+    keys, first = np.unique(grams.keys, return_index=True)
+    places = grams.places[first]
+    del grams, first
+    rises = held[1].times(keys) - held[0].times(keys)
+    ranks = vocabulary.ranks()
+    for rise in np.unique(rises)[::-1]:
+        level = places[rises == rise]
+        columns = [ranks[side.ids[level + at]] for at in range(size)]
+        yield from map(int, level[np.lexsort(columns[::-1])[::-1]])
 
 
 def _prompt(record: CandidateSet) -> str:
@@ -92,22 +129,12 @@ def _prompt(record: CandidateSet) -> str:
     return prompt if isinstance(prompt, str) else "\n".join(map(text_of, prompt))
 
 
-def _framed(text: str) -> list[str]:
-    return [_START, *words(text), _END]
-
-
-def _size(texts: Sequence[Sequence[str]]) -> int:
-    known = [len(word) for text in texts for word in text[1:-1]]
-    return SIGNS if known and sum(known) < 2 * len(known) else PHRASE
-
-
 def _longest(texts: Sequence[Sequence[str]], gram: tuple[str, ...]) -> str:
-    """``gram`` and the words around it that nearly all texts that hold it share, without the frame."""
-    holding = [text for text in texts if gram in set(ngrams(text, len(gram)))]
+    """``gram``, which all texts hold, and the words around it that nearly all of them share, without the frame."""
     while True:
         wider: Counter[tuple[str, ...]] = Counter()
-        for text in holding:
+        for text in texts:
             wider.update({more for more in ngrams(text, len(gram) + 1) if gram in (more[1:], more[:-1])})
-        if not wider or wider.most_common(1)[0][1] < 0.9 * len(holding):
+        if not wider or wider.most_common(1)[0][1] < 0.9 * len(texts):
             return " ".join(word for word in gram if word not in (_START, _END))
         gram = wider.most_common(1)[0][0]
