@@ -34,7 +34,7 @@ from transformers.utils import logging as hf_logging
 
 from rankalign.errors import InputError
 from rankalign.models import default as default_model
-from rankalign.models import quant, saving, tiny, value_heads, weights
+from rankalign.models import quant, reward_heads, saving, tiny, value_heads, weights
 from rankalign.models.devices import DTYPES as DTYPES
 from rankalign.models.devices import check_device_map as check_device_map
 from rankalign.models.devices import device as device
@@ -214,13 +214,20 @@ def load_reward_model(
     """
     tokenizer = load_tokenizer(model)
     where, adapter = base_and_adapter(model, "")
-    if value_heads.has_value_head(where):
-        if device_map:
-            raise InputError(f"model {model}: its value head is not transformers' own, and takes no device_map")
+    own_head = value_heads.has_value_head(where) or reward_heads.is_gated(where)
+    if own_head and device_map:
+        raise InputError(f"model {model}: its head is not transformers' own, and takes no device_map")
+    if reward_heads.is_gated(where):
+        if new_head or adapter:
+            raise InputError(f"model {model}: a reward model with a gate scores, and is not trained on")
+        return reward_heads.load(where, pick_dtype(dtype), tokenizer, outputs).to(device()).eval(), tokenizer
+    if own_head:
         reward, missing = value_heads.load(where, pick_dtype(dtype)), list[str]()
     else:
         more = {**_labels(outputs), **over_devices(device_map)}
         reward, missing = load_as(AutoModelForSequenceClassification, where, pick_dtype(dtype), **more)
+    if new_head and isinstance(getattr(reward, "score", None), nn.Sequential):
+        raise InputError(f"model {model}: a head of several layers scores, and is not trained on")
     if missing and not adapter:
         if not new_head:
             raise InputError(f"model {model}: is no reward model, it lacks {', '.join(missing)}; train one first")

@@ -2,11 +2,14 @@
 
 Their folders hold the configuration of the language model and weights under names of their own, often in a ``.bin``:
 ``v_head.summary.weight`` (trl) or ``v_head.weight`` beside a trunk that may stand under ``pretrained_model.``,
-``transformer.`` or ``rwtranrsformer.`` (sic). No code of a ``.bin`` runs when it is read.
+``transformer.`` or ``rwtranrsformer.`` (sic). GRM (Yang et al. 2024, arXiv:2406.10216) saves a head of several layers,
+ReLU between them: ``v_head.summary.0.weight``, ``v_head.summary.2.weight``, ... No code of a ``.bin`` runs when it is
+read.
 """
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +50,8 @@ def load(folder: str, dtype: torch.dtype) -> Any:
     tensors = {name: tensor for file in _files(Path(folder)) for name, tensor in _read(file).items()}
     head = {name: tensors.pop(name) for name in list(tensors) if "v_head." in name}
     model.score = _head(folder, head).to(torch.promote_types(dtype, torch.float32))
+    if hasattr(config, "vhead_layer_type") or isinstance(model.score, nn.Sequential):
+        model.config.rankalign_pooling = "last"  # GRM reads the last token by the mask, whatever its id
     wanted, found = dict(model.base_model.state_dict()), {}
     for name, tensor in tensors.items():
         own = next((tail for tail in _tails(name) if tail in wanted), None)
@@ -62,9 +67,11 @@ def load(folder: str, dtype: torch.dtype) -> Any:
     return model
 
 
-def _head(folder: str, tensors: dict[str, Tensor]) -> nn.Linear:
-    """The linear layer of the value head."""
+def _head(folder: str, tensors: dict[str, Tensor]) -> nn.Module:
+    """The linear layer of the value head, or its layers."""
     named = {name[name.index("v_head.") :]: tensor for name, tensor in tensors.items()}
+    if layers := _layers({n.removeprefix("v_head.summary."): t for n, t in named.items()}):
+        return layers
     prefix = next((prefix for prefix in HEADS if f"{prefix}.weight" in named), None)
     if prefix is None or set(named) - {f"{prefix}.weight", f"{prefix}.bias"} or len(named[f"{prefix}.weight"]) != 1:
         raise InputError(
@@ -75,6 +82,20 @@ def _head(folder: str, tensors: dict[str, Tensor]) -> nn.Linear:
     layer = nn.Linear(weight.shape[1], 1, bias=bias is not None)
     layer.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})
     return layer
+
+
+def _layers(tensors: dict[str, Tensor]) -> nn.Sequential | None:
+    """Linear layers numbered 0, 2, ..., with ReLU between them, that end in one output; None for anything else."""
+    count = len(tensors) // 2
+    names = {f"{2 * number}.{what}" for number in range(count) for what in ("weight", "bias")}
+    weights = [tensors[f"{2 * number}.weight"] for number in range(count)] if set(tensors) == names else []
+    fit = all(len(below) == above.shape[1] for below, above in itertools.pairwise(weights))
+    if len(weights) < 2 or not fit or len(weights[-1]) != 1:
+        return None
+    linear = [nn.Linear(weight.shape[1], len(weight)) for weight in weights]
+    head = nn.Sequential(*[part for layer in linear for part in (layer, nn.ReLU())][:-1])
+    head.load_state_dict(tensors)
+    return head
 
 
 def _tails(name: str) -> list[str]:

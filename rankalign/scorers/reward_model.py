@@ -125,7 +125,8 @@ class RewardModelScorer:
 
     def _all_rewards(self, lists: Sequence[list[list[int]]]) -> list[list[float]]:
         # Kernels for trees keep what they know of a row on one device.
-        trees = supports_tree(self.model) and not is_over_devices(self.model)
+        read_by_us = isinstance(getattr(self.model, "score", None), torch.nn.Module)  # gates read two places of a text
+        trees = read_by_us and supports_tree(self.model) and not is_over_devices(self.model)
         found = iter(self._in_trees(lists) if trees else self._padded(list(chain(*lists))))
         return [[next(found) for _ in texts] for texts in lists]
 
@@ -226,6 +227,8 @@ class RewardModelScorer:
                 raise InputError(f"scorer {self.name!r}: {model.config.model_type} models pool in a way of their own")
             model.config.rankalign_pooling = self.pooling
             rewards.pooling_of(model.config)  # says which rules there are
+            if self.pooling == rewards.MEAN and isinstance(model.score, torch.nn.Sequential):
+                raise InputError(f"scorer {self.name!r}: pooling mean takes a linear head, and this one has layers")
         return model, tokenizer
 
     @functools.cached_property
