@@ -54,6 +54,10 @@ class GatedRewardModel(nn.Module):
             are; else the one reward.
     """
 
+    regression: Tensor
+    matrix: Tensor
+    scale: Tensor
+
     def __init__(self, trunk: Any, head: dict[str, Tensor], turn: list[int], objectives: bool) -> None:
         super().__init__()
         self.trunk, self.config, self.turn, self.objectives = trunk, trunk.config, turn, objectives
@@ -142,7 +146,8 @@ def load(folder: str, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase, ou
     config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     tensors = {name: tensor for file in weight_files(folder) for name, tensor in load_file(file).items()}
     wide = torch.promote_types(dtype, torch.float32)
-    trunk = AutoModel.from_config(config, dtype=dtype)
+    auto: Any = AutoModel
+    trunk = auto.from_config(config, dtype=dtype)
     own = {n.removeprefix("model."): tensors.pop(n) for n in list(tensors) if n.startswith("model.")}
     head = {n: t if n.endswith("num_batches_tracked") else t.to(wide) for n, t in tensors.items()}
     try:
