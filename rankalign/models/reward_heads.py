@@ -31,7 +31,7 @@ GATED = {
 TURN = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
 """The gate reads the state at the first token of its last occurrence: the end of the user's turn."""
 TEMPERATURE = 10.0
-# ArmoRM's objectives in the order of its outputs, from its model card.
+# ArmoRM's objectives in the order of its outputs, as they are published with it.
 OBJECTIVES = (
     *(f"helpsteer-{name}" for name in ("helpfulness", "correctness", "coherence", "complexity", "verbosity")),
     *(

@@ -20,6 +20,7 @@ it low.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import importlib
 import json
@@ -304,3 +305,13 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+@functools.cache
+def reward_server() -> str:
+    """The address of a server that rewards an answer by its length, as long as the tests run."""
+
+    def classify(body: dict[str, Any]) -> dict[str, Any]:
+        return {"data": [{"index": 0, "probs": [float(len(body["messages"][-1]["content"]))]}]}
+
+    return f"http://127.0.0.1:{FaultServer(classify, paths=('/classify',)).start().port}/classify"

@@ -19,7 +19,7 @@ from rankalign.errors import InputError
 from rankalign.losses import LOSSES
 from rankalign.losses.ranked import Ranked
 from rankalign.scorers import SCORERS
-from tests.faults.server import FaultServer
+from tests.faults.server import FaultServer, reward_server
 
 PROMPTS = [
     CandidateSet(
@@ -82,6 +82,7 @@ def scorer(kind: str, folder: Path) -> Any:
             "repair": False,
         },
         "reward_model": {"model": "tiny-rm"},
+        "reward_server": {"url": reward_server()},
     }
     return SCORERS.load(kind)("judge", **options[kind])
 

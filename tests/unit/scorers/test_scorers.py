@@ -26,6 +26,7 @@ from rankalign.scorers import SCORERS, attach, grade, reward_model
 from rankalign.scorers.function import FunctionScorer
 from rankalign.scorers.reward_model import RewardModelScorer
 from rankalign.stages.generation import build_scorer
+from tests.faults.server import reward_server
 
 SETS = [
     CandidateSet("a", "Say hi. ", [Response("hi", "p"), Response("hello there", "q", finished=False)], {"ref": "hey"}),
@@ -374,6 +375,7 @@ def test_every_scorer_keeps_the_contract(kind: str, file: Path, tmp_path: Path, 
         "function": {"function": f"{file}:lengths"},
         "judge": {"policy": policy, "prompt": str(tmp_path / "short.jsonl"), "hardened": False, "repair": False},
         "reward_model": {"model": "tiny-rm"},
+        "reward_server": {"url": reward_server()},
     }
     made = SCORERS.load(kind)("judge", **options[kind])
     before = repr(SETS)
