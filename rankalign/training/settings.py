@@ -89,7 +89,7 @@ class DataSettings:
     """Which candidates are read and how they become tokens; read by :func:`rankalign.training.inputs.load_data`."""
 
     data: str = flag(
-        "", "scored candidates in any format: a file, folder, pattern or hub id, PATH[:SPLIT][#COUNT][*WEIGHT],..."
+        "", "scored candidates in any format: file, folder, pattern or hub id, or several: PATH:SPLIT#COUNT*WEIGHT, ..."
     )
     format: str = flag("auto", "format of the data: auto or a name of `rankalign ls formats`")
     eval_data: str = flag("", "held-out candidates; with --eval_strategy steps|epoch they are measured while training")
