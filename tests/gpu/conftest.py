@@ -56,3 +56,11 @@ def watch() -> Iterator[Any]:
     from tests.gpu.pretend_cuda import watch
 
     return watch
+
+
+@pytest.fixture(autouse=True)
+def _programs_of_its_own() -> Iterator[None]:
+    """A test compiles its own: torch counts a function's programs over the process, and refuses the ninth."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
