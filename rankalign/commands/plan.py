@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Plan; see :func:`rankalign.training.plan.plan`."""
     from rankalign.training.arguments import parse
+    from rankalign.training.locate import locate
     from rankalign.training.plan import plan, plan_on_card
     from rankalign.training.plan.cards import memory_of
     from rankalign.training.plan.on_card import Setup
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     config, notes = parse(args.config, args.rest)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
+    locate(config)
     if not args.device:
         if (args.sharding, args.offload, args.vllm_share) != ("none", False, 0.0):
             raise InputError("--sharding, --offload and --vllm_share are planned for a card: name it with --device")

@@ -63,7 +63,7 @@ def parse(text: str) -> list[Part]:
     return found
 
 
-def located(text: str, cache: Path, **reading: Any) -> str:
+def located(text: str, cache: Path, as_records: bool = False, **reading: Any) -> str:
     """A path for a specification. Several data sets, and a part of one, are mixed by ``convert`` into the cache, once.
 
     Which records a number or a weight takes is decided by :class:`rankalign.data.mixing.Mixture`, so it is the same
@@ -72,6 +72,7 @@ def located(text: str, cache: Path, **reading: Any) -> str:
     Args:
         text: data sets with commas between them, each ``PATH[:SPLIT][#COUNT][*WEIGHT]``.
         cache: where mixtures are kept.
+        as_records: also a data set that is taken whole becomes a file of our records there.
         reading: ``from_format``, ``skip_invalid`` and ``ignore_columns`` of :func:`rankalign.data.convert.convert`.
 
     Raises:
@@ -79,7 +80,7 @@ def located(text: str, cache: Path, **reading: Any) -> str:
     """
     told = parse(text)
     paths = [_split(part) for part in told]
-    if len(told) == 1 and not told[0].count:
+    if len(told) == 1 and not told[0].count and not (as_records and not is_mixture(paths[0], cache)):
         return paths[0]  # a weight of the only one is all of it
     weighted = any(part.weight for part in told)
     mixture = Mixture(
@@ -87,6 +88,11 @@ def located(text: str, cache: Path, **reading: Any) -> str:
         limits=tuple(part.count or ALL for part in told) if any(part.count for part in told) else (),
     )
     return str(_mixed(paths, mixture, cache, reading))
+
+
+def is_mixture(path: str, cache: Path) -> bool:
+    """Whether the file was made by :func:`located` or :func:`held_out`: it holds our records, whatever it came from."""
+    return Path(path).parent == cache / "mixed"
 
 
 def _split(part: Part) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from accelerate import PartialState
 
-from rankalign.data.specs import held_out, located
+from rankalign.data.specs import held_out, is_mixture, located
 from rankalign.models import load as models
 from rankalign.training.arguments import TrainConfig
 
@@ -16,18 +18,25 @@ def locate(config: TrainConfig) -> None:
         InputError: a data set is neither here nor to be had.
     """
     cache = models.cache_dir()
-    reading = {
-        "from_format": config.format,
-        "skip_invalid": config.skip_invalid,
-        "ignore_columns": config.ignore_columns,
-    }
+
+    def reading() -> dict[str, Any]:
+        return {
+            "from_format": config.format,
+            "skip_invalid": config.skip_invalid,
+            "ignore_columns": config.ignore_columns,
+        }
+
     with PartialState().main_process_first():  # one fetches and mixes, the others find it done
-        if config.data:
-            config.data = located(config.data, cache, **reading)
-        if config.eval_data:
-            config.eval_data = located(config.eval_data, cache, **reading)
+        sets = {name: text for name in ("data", "eval_data") if (text := getattr(config, name))}
+        paths = {name: located(text, cache, **reading()) for name, text in sets.items()}
+        if any(is_mixture(path, cache) for path in paths.values()):
+            # One setting names the format of both, and a mixture is of our records: the other one becomes that too.
+            if config.format != "auto":
+                paths = {name: located(path, cache, as_records=True, **reading()) for name, path in paths.items()}
+            config.format = "auto"
+        for name, path in paths.items():
+            setattr(config, name, path)
         if config.eval_split:
-            config.data, config.eval_data = held_out(config.data, config.eval_split, cache, **reading)
+            config.data, config.eval_data = held_out(config.data, config.eval_split, cache, **reading())
             config.eval_split = 0.0  # which records they are is in their bytes, and so in the identity
-        if config.data.startswith(str(cache / "mixed")):
-            config.format = "auto"  # they are records of ours now
+            config.format = "auto"
