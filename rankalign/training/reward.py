@@ -10,13 +10,15 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, overload
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rankalign.data.encode import TokenList
+from rankalign.data.spool import View
 from rankalign.errors import InputError
 from rankalign.losses.reward import axis_errors, axis_regression, per_token
 from rankalign.models import load as models
@@ -179,7 +181,7 @@ class RewardTrainer(RankTrainer):
         super().__init__(model, config, self._prepared(train), self._prepared(evaluation), layout, **more)
 
     def _prepared(self, examples: Sequence[Example]) -> Sequence[Example]:
-        fair = _Fair(examples, self.lm_config)
+        fair = View(examples, range(len(examples)), partial(_fair, self.lm_config))
         changed = sum(e.tokens.scores != fair[i].tokens.scores for i, e in enumerate(examples))
         if changed:
             print(f"reward: in {changed} prompts, equal responses share the mean of their scores", file=sys.stderr)
@@ -229,24 +231,8 @@ class RewardTrainer(RankTrainer):
         return losses
 
 
-class _Fair(Sequence[Example]):
-    """Examples by :func:`one_score_a_text`, each when it is asked for."""
-
-    def __init__(self, examples: Sequence[Example], config: Any) -> None:
-        self.examples, self.config = examples, config
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        example = self.examples[index]
-        return replace(example, tokens=one_score_a_text(example.tokens, self.config))
+def _fair(config: Any, example: Example) -> Example:
+    return replace(example, tokens=one_score_a_text(example.tokens, config))
 
 
 def one_score_a_text(tokens: TokenList, config: Any) -> TokenList:
