@@ -17,8 +17,9 @@ from rankalign.engines.sampling import drawn
 from rankalign.errors import InputError
 from rankalign.rows.attention import PREFIX
 from rankalign.rows.linears import fast_linears
-from rankalign.rows.logps import ATTENTION_FAMILIES
 from rankalign.rows.norms import fuse_norms
+from rankalign.rows.trunk import ATTENTION
+from rankalign.rows.verdict import verdict_of
 
 SPARE = 64
 """Positions by which the room of a cached layer grows; the library's own layer copies itself at every token."""
@@ -70,16 +71,16 @@ def _room(old: Tensor | None, have: int, new: Tensor) -> Tensor:
 DAMAGED = "the model's logits are not finite: its weights are damaged or need a wider dtype"
 
 
-def _takes_whole_mask(config: Any) -> bool:
+def _takes_whole_mask(base: Any) -> bool:
     """Whether what a new token sees is the same in every layer, and may be handed on as (R, 1, 1, T), as it is.
 
     transformers else asks the device at every token whether there is padding at all.
     """
-    text = config.get_text_config()
+    text = base.config.get_text_config()
     alike = set(getattr(text, "layer_types", None) or ["full_attention"]) == {"full_attention"}
     windowed = getattr(text, "sliding_window", None) is not None or not alike
     kernel = str(text._attn_implementation).removeprefix(PREFIX)
-    return text.model_type in ATTENTION_FAMILIES and not windowed and kernel == "sdpa"
+    return not windowed and kernel == "sdpa" and verdict_of(base).way == ATTENTION
 
 
 class Rows:
@@ -107,7 +108,7 @@ class Rows:
         if self._memory is None:
             raise InputError(f"engine 'hf' cannot decode with {type(base).__name__}: it has no key-value cache")
         self._model = adapted
-        self._one_column = base.device.type == "cuda" and _takes_whole_mask(base.config)
+        self._one_column = base.device.type == "cuda" and _takes_whole_mask(base)
         if base.device.type == "cuda":
             fuse_norms(base)
         self._cache: Any = DynamicCache(config=base.config)

@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 
 from rankalign.engines.decode import Rows
 from rankalign.errors import InputError
-from rankalign.rows.logps import ATTENTION_FAMILIES, MASK_FAMILIES
 from rankalign.rows.positions import forget_longer, reach
 
 _BATCHES = "_rankalign_batches"
@@ -36,9 +35,8 @@ def rows_of(model: PreTrainedModel, prompts: Sequence[Sequence[int]], limit: int
     if own is not None and max(map(len, prompts)) + limit > own:
         return UncachedRows(model, prompts)
     if _BATCHES not in vars(base):
-        known = base.config.model_type in ATTENTION_FAMILIES | MASK_FAMILIES
         # Kept with the model: tried once for all engines that share it.
-        setattr(base, _BATCHES, known or _decodes_in_batches(model, base))
+        setattr(base, _BATCHES, _decodes_in_batches(model, base))
         if not vars(base)[_BATCHES]:
             print(
                 f"{type(base).__name__} cannot decode several texts from a cache as it does one: every token of every "

@@ -20,6 +20,7 @@ def add_lora(
     dropout: float = 0.05,
     targets: str | Sequence[str] = "auto",
     dora: bool = False,
+    parameters: Sequence[str] = (),
 ) -> Any:
     """Put trainable low-rank adapters on a model and freeze the rest; says on stderr how many weights train.
 
@@ -30,6 +31,7 @@ def add_lora(
         dropout: on the adapter's input.
         targets: names of the layers to adapt; ``auto`` is every linear layer but the output head.
         dora: also learn the length of each weight column (DoRA, arXiv:2402.09353).
+        parameters: names of weights to adapt that are no layer by themselves, as those of experts.
 
     Returns:
         The ``PeftModel``; under ``model.disable_adapter()`` it computes what the base does.
@@ -41,6 +43,7 @@ def add_lora(
 
     if targets != "auto":
         check_targets(model, targets)
+    check_parameters(model, parameters, dropout, dora)
     # peft then trains and saves the head as well.
     classifier = type(model).__name__.endswith("ForSequenceClassification")
     config = LoraConfig(
@@ -50,6 +53,7 @@ def add_lora(
         target_modules="all-linear" if targets == "auto" else list(targets),
         task_type=TaskType.SEQ_CLS if classifier else TaskType.CAUSAL_LM,
         use_dora=dora,
+        target_parameters=list(parameters) or None,
     )
     named: Any = model
     if Path(named.name_or_path).is_dir():  # the adapter names its base, and must find it from any folder
@@ -71,6 +75,24 @@ def check_targets(model: Any, targets: Sequence[str]) -> None:
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in full):
             raise InputError(f"--lora_target_modules: no layer is named {target!r}{did_you_mean(target, known)}")
+
+
+def check_parameters(model: Any, names: Sequence[str], dropout: float, dora: bool) -> None:
+    """Refuse a weight that the model does not have, and what peft cannot do with weights that are no layer.
+
+    Raises:
+        InputError: naming it, and the nearest name that the model has.
+    """
+    if not names:
+        return
+    known = [name for name, _ in model.named_parameters()]
+    for name in names:
+        if not any(own == name or own.endswith(f".{name}") for own in known):
+            near = did_you_mean(name.split(".")[-1], {own.split(".")[-1] for own in known})
+            raise InputError(f"--lora_target_parameters: no weight is named {name!r}{near}")
+    if dropout or dora:
+        what = "--lora_dropout" if dropout else "--use_dora"
+        raise InputError(f"--lora_target_parameters: peft adapts such weights without {what}: leave it out")
 
 
 def say_trainable(adapted: Any) -> Any:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from rankalign.errors import InputError
-from rankalign.rows.logps import COMPILED, causal_lm
+from rankalign.rows.logps import causal_lm
+from rankalign.rows.trunk import COMPILED
 
 
 def compile_layers(model: nn.Module, backend: str = "inductor", mode: str | None = None) -> int:

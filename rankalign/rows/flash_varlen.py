@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import activate_flash_attention_impl, restore_flash_attention_impl
 
 from rankalign.errors import InputError
+from rankalign.rows.sinks import join_sinks, sink_slopes
 from rankalign.rows.tree import Forest, Span
 from rankalign.rows.upload import to_device
 
@@ -205,7 +206,13 @@ def prepare(
 
 
 def ragged_attention(
-    query: Tensor, key: Tensor, value: Tensor, forest: Forest, scaling: float, window: int | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    forest: Forest,
+    scaling: float,
+    window: int | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """(1, tokens, heads, dim) attention of every token to its path.
 
@@ -216,13 +223,14 @@ def ragged_attention(
         forest: the trees of the row, prompts first.
         scaling: factor on the scores.
         window: how many tokens of its path a token sees, itself included; None for all.
+        sinks: (heads,) score of each head's sink, where it has one.
     """
     row, _ = prepare(forest, query.device)
     assert row is not None  # rows for a GPU are made with their prompts first
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
     if window is not None:
-        return _windowed(q, k, v, row, scaling, window)[None]
-    return _joined(q, k, v, row, forest, scaling)[None]
+        return _windowed(q, k, v, sinks, row, scaling, window)[None]
+    return _joined(q, k, v, sinks, row, forest, scaling)[None]
 
 
 def _flash(
@@ -261,23 +269,28 @@ class _Joined(torch.autograd.Function):
     """Two calls, each on slices."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, row: Ragged, forest: Forest, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, row: Ragged, forest: Forest, scale: float
+    ) -> Tensor:
         out, lse = _flash(q, k[row.left_out :], v[row.left_out :], row.own, row.own, True, scale)
         at = row.asked - row.left_out
         if at < len(q):
             more, more_lse = _flash(q[at:], k[: row.asked], v[: row.asked], row.answers, row.question, False, scale)
             _join(out[at:], lse[:, at:], more, more_lse)
-        ctx.save_for_backward(q, k, v, out, lse)
+        out, lse = _beside(out, lse, sinks)
+        ctx.save_for_backward(q, k, v, sinks, out, lse)
         ctx.row, ctx.forest, ctx.scale = row, forest, scale
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse = ctx.saved_tensors
+        q, k, v, sinks, out, lse = ctx.saved_tensors
+        of_sinks = _of_sinks(grad, out, lse, sinks)
         rows = ctx.forest.active_rows(grad.device) if ctx.forest.prefix is None else None
         if rows is None:
-            return *_joined_backward(grad, (q, k, v), out, lse, ctx.row, ctx.scale), None, None, None
+            found = _joined_backward(grad, (q, k, v), out, lse, ctx.row, ctx.scale)
+            return *found, of_sinks, None, None, None
         if ctx.row.reached is None or ctx.row.reached[0] is not rows:
             ctx.row.reached = rows, Ragged.of(_closed_up(ctx.forest.active_spans()), 0)
             ctx.row.reached[1].send(grad.device)
@@ -285,7 +298,7 @@ class _Joined(torch.autograd.Function):
         grad, q, k, v, out = (t.index_select(0, rows) for t in (grad, q, k, v, out))
         found = _joined_backward(grad, (q, k, v), out, lse[:, rows], ctx.row.reached[1], ctx.scale)
         whole = (t.new_zeros(size, *t.shape[1:]).index_copy_(0, rows, t) for t in found)
-        return *whole, None, None, None
+        return *whole, of_sinks, None, None, None
 
 
 def _closed_up(trees: list[tuple[Span, list[Span]]]) -> list[tuple[Span, list[Span]]]:
@@ -323,27 +336,43 @@ def _join(out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> None:
     lse.copy_(joint)
 
 
+def _beside(out: Tensor, lse: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(tokens, heads, dim) output and (heads, tokens) log-sum-exps with the heads' sinks among the scores."""
+    if sinks is None:
+        return out, lse
+    joint, share = join_sinks(lse, sinks[:, None])
+    return (out * share.t()[..., None]).to(out.dtype), joint
+
+
+def _of_sinks(grad: Tensor, out: Tensor, lse: Tensor, sinks: Tensor | None) -> Tensor | None:
+    """(heads,) gradient of the sinks."""
+    return None if sinks is None else sink_slopes(grad, out, lse.t(), sinks).sum(0).to(sinks.dtype)
+
+
 class _Windowed(torch.autograd.Function):
     """One call over keys gathered along each path."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, row: Ragged, scale: float, window: int) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, row: Ragged, scale: float, window: int
+    ) -> Tensor:
         index, keys = row.paths(window)
         out, lse = _flash(q, k[index], v[index], row.own, keys, True, scale, window - 1)
-        ctx.save_for_backward(q, k, v, out, lse)
+        out, lse = _beside(out, lse, sinks)
+        ctx.save_for_backward(q, k, v, sinks, out, lse)
         ctx.row, ctx.scale, ctx.window = row, scale, window
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse = ctx.saved_tensors
+        q, k, v, sinks, out, lse = ctx.saved_tensors
         index, keys = ctx.row.paths(ctx.window)
         inputs = (q, k[index], v[index])
         dq, *rest = _flash_backward(grad, inputs, out, lse, ctx.row.own, keys, True, ctx.scale, ctx.window - 1)
         wide = torch.promote_types(k.dtype, torch.float32)  # a prompt's keys add up over its responses
         dk, dv = (k.new_zeros(k.shape, dtype=wide).index_add_(0, index, t.to(wide)).to(k.dtype) for t in rest)
-        return dq, dk, dv, None, None, None
+        return dq, dk, dv, _of_sinks(grad, out, lse, sinks), None, None, None
 
 
 _joined: Callable[..., Tensor] = _Joined.apply

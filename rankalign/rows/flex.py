@@ -58,7 +58,7 @@ def flex_attention(
         out: Tensor = _compiled()(
             query, key, value, score_mod=_capped(softcap), block_mask=mask, scale=scaling, enable_gqa=True
         )
-    return out.transpose(1, 2)
+    return out.transpose(1, 2).contiguous()
 
 
 @contextmanager

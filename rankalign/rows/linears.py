@@ -87,7 +87,7 @@ class _Linears(TorchFunctionMode):
         """Whether a * b multiplies an activation of the row by another, by a number a row, or by a number a column."""
         if self.forest is None or not (_is_plain(a) and _is_plain(b)) or a.dtype != b.dtype:
             return False
-        rows, width = (1, self.forest.size), max(*a.shape[-1:], *b.shape[-1:], 0)
+        rows, width = (1, self.forest.size), max((*a.shape[-1:], *b.shape[-1:]), default=0)
         shapes = ((*rows, width), (*rows, 1), (width,))
         return shapes[0] in (a.shape, b.shape) and a.shape in shapes and b.shape in shapes
 

@@ -17,27 +17,17 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from rankalign.errors import InputError
-from rankalign.rows.attention import install
-from rankalign.rows.flash_varlen import prepare
+from rankalign.rows import trunk
+from rankalign.rows.experts import balance_of
 from rankalign.rows.head import head_layer, head_of, label_logps
-from rankalign.rows.linears import fast_linears
-from rankalign.rows.norms import fuse_norms
 from rankalign.rows.own import replaced_forward, trunk_of
 from rankalign.rows.positions import forget_longer, reach
-from rankalign.rows.recipes import bound_by_host, cheap_again
 from rankalign.rows.tree import Lists, Rows, Tokens, padded_rows, tree_row
 from rankalign.rows.upload import to_device
+from rankalign.rows.verdict import verdict_of
 from rankalign.rows.wide import in_float32, rounds_products
 
 LAYOUTS = ("auto", "tree", "padded")
-
-# Families whose gradients on tree rows are tested against one response at a time. The first take the trees through the
-# attention interface of transformers, the others only take a mask of the whole row. ALiBi models read positions off
-# the mask and recurrent layers read their neighbours, so neither can be here.
-ATTENTION_FAMILIES = frozenset(
-    ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "opt")
-)
-MASK_FAMILIES = frozenset(("gptj",))
 
 # Largest mean difference of a token's log-prob between two ways to compute it that is rounding and not a mistake.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}
@@ -45,7 +35,6 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torc
 T = TypeVar("T")
 
 _TRIED = "_rankalign_tried"
-COMPILED = "_rankalign_compiled"  # on a model whose layers torch traces, which cannot follow recipes and rows left out
 
 
 Spans = Sequence[Sequence[Sequence[tuple[int, int]]]]
@@ -141,10 +130,15 @@ def _counted(responses: Lists, unlearned: Spans) -> Tensor:
 
 
 def supports_tree(model: nn.Module) -> bool:
-    """Whether tree rows are proven exact for the model's architecture."""
-    config = causal_lm(model).config
-    upcast = getattr(config, "reorder_and_upcast_attn", False)  # an attention of its own in GPT-2
-    return config.model_type in ATTENTION_FAMILIES | MASK_FAMILIES and not upcast
+    """Whether tree rows are proven exact for models of this configuration, see :mod:`rankalign.rows.proof`."""
+    return bool(verdict_of(causal_lm(model)).way)
+
+
+def why_padded(model: nn.Module) -> str:
+    """Why a model cannot have tree rows, in words; empty where it can."""
+    lm = causal_lm(model)
+    verdict = verdict_of(lm)
+    return "" if verdict.way else f"no tree rows for this {lm.config.model_type} model: {verdict.reason}"
 
 
 def choose_layout(model: nn.Module, prompts: Sequence[Tokens], responses: Lists) -> tuple[str, str]:
@@ -170,7 +164,7 @@ def choose_layout(model: nn.Module, prompts: Sequence[Tokens], responses: Lists)
             _check_causal(lm, lambda some: lm(input_ids=some, use_cache=False).logits)
         _check_head(lm, prompts, responses)
         if not supports_tree(model):
-            return "padded", f"tree rows are not known to be exact for {lm.config.model_type} models"
+            return "padded", why_padded(lm)
         tree = _flat_logps(model, prompts, responses, "tree")
         tolerance = TOLERANCE[precision(lm)]
         if precision(lm).itemsize == 2:  # twice what padded rows, which are plain transformers, lose by it themselves
@@ -316,7 +310,8 @@ def _flat_logps(model: nn.Module, prompts: Sequence[Tokens], responses: Lists, l
         pairs = [(p, r) for p, candidates in zip(prompts, responses, strict=True) for r in candidates]
         return torch.cat([_flat_logps(model, [p], [[r]], "padded") for p, r in pairs])
     rows = lay_out(lm, prompts, responses, layout)
-    note = rows.forest.note_gradient if rows and rows.forest else None
+    # The balance of experts is a matter of all tokens, of answers without a gradient of their own too.
+    note = rows.forest.note_gradient if rows and rows.forest and not balance_of(lm) else None
 
     def compute() -> Tensor:
         layer = head_layer(lm)
@@ -339,7 +334,7 @@ def check_request(lm: Any, prompts: Sequence[Tokens], layout: str) -> None:
     if layout not in LAYOUTS:
         raise InputError(f"unknown layout {layout!r} (one of: {', '.join(LAYOUTS)})")
     if layout == "tree" and not supports_tree(lm):
-        raise InputError(f"tree rows are not known to be exact for {lm.config.model_type} models; use layout 'padded'")
+        raise InputError(f"{why_padded(lm)}; use layout 'padded'")
     if not all(len(p) for p in prompts):
         raise ValueError("every prompt needs at least one token to predict the first token of a response")
 
@@ -384,12 +379,7 @@ def _longest(prompts: Sequence[Tokens], responses: Lists) -> int:
 
 def on_device(lm: Any, rows: Rows) -> Rows:
     """The rows where the model lies, with all that its layers will ask of them, in one copy."""
-    device, parts = lm.device, (rows.ids, rows.positions, rows.predictors, rows.labels)
-    if all(part.device == device for part in parts):
-        return rows
-    trees = rows.forest if device.type == "cuda" and lm.config.model_type in ATTENTION_FAMILIES else None
-    sent = prepare(trees, device, _windows(lm.config), parts)[1] if trees else to_device(device, *parts)
-    return replace(rows, ids=sent[0], positions=sent[1], predictors=sent[2], labels=sent[3])
+    return trunk.on_device(lm, rows, verdict_of(lm).way)
 
 
 def label_states(lm: Any, rows: Rows, embeddings: Tensor | None = None) -> Tensor:
@@ -410,34 +400,9 @@ def hidden_states(lm: Any, rows: Rows, embeddings: Tensor | None = None) -> Tens
         rows: its input.
         embeddings: (rows, tokens, hidden) of the input tokens, where they have been looked up before.
     """
-    rows = on_device(lm, rows)
-    device, forest = lm.device, rows.forest
-    tokens = {"input_ids": rows.ids} if embeddings is None else {"inputs_embeds": embeddings}
-    if supports_tree(lm):
-        fuse_norms(lm)
-    reached = forest if forest and torch.is_grad_enabled() and not forest.prefix else None
-    # What is known of the families whose rows may be trees, in-place operations among it, is not known of others.
-    slow = bound_by_host(lm, rows.positions.numel()) or hasattr(lm, COMPILED)
-    again = cheap_again(lm, reached) if supports_tree(lm) and not slow else nullcontext()
-    linears = nullcontext() if slow else fast_linears(lm, reached)
-    if forest is None:
-        with linears, again:
-            return trunk_of(lm)(**tokens, use_cache=False).last_hidden_state
-    if lm.config.model_type in MASK_FAMILIES:
-        extra: dict[str, Any] = {"attention_mask": forest.bias(lm.dtype, device)}
-    else:
-        install(lm.config)
-        # A 4-D mask is handed on as it is, so the model builds none; attention reads the forest alone.
-        extra = {"attention_mask": torch.zeros(1, 1, 1, 1, device=device), "forest": forest}
-    extra |= {**tokens, "position_ids": rows.positions}
-    with linears, again:
-        return trunk_of(lm)(use_cache=False, **extra).last_hidden_state
-
-
-def _windows(config: Any) -> list[int]:
-    """Sliding windows of a model's layers."""
-    window = getattr(config.get_text_config(), "sliding_window", None)
-    return [window] if window else []
+    listener, rows = balance_of(lm), on_device(lm, rows)
+    with listener.listen(rows) if listener else nullcontext():
+        return trunk.run_trunk(lm, trunk_of(lm), rows, verdict_of(lm).way, embeddings)
 
 
 def _unwrapped(model: Any) -> Any:

@@ -19,6 +19,7 @@ def masked_attention(
     dropout: float = 0.0,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """(1, tokens, heads, dim) attention; arguments as of :func:`rankalign.rows.attention.tree_attention`."""
     offset = forest.offset
@@ -27,8 +28,8 @@ def masked_attention(
         rows = [(max(a - offset, 0), b - offset) for a, b in tree.pieces if b > offset]
         q, k, v = _pick(query, rows), _pick(key, tree.pieces), _pick(value, tree.pieces)
         mask = forest.mask(i, window, query.device)[-q.shape[2] :]
-        if softcap:
-            piece = _capped(q, k, v, mask, scaling, dropout, softcap)
+        if softcap or sinks is not None:
+            piece = _plain(q, k, v, mask, scaling, dropout, softcap, sinks)
         elif query.is_cuda:
             # With `enable_gqa` and a mask SDPA has its math kernel alone on a GPU; over repeated keys a lean one.
             k, v = _repeated(q, k, v)
@@ -38,7 +39,7 @@ def masked_attention(
         parts = torch.split(piece, [b - a for a, b in rows], 2)
         placed += [(a, part) for (a, _), part in zip(rows, parts, strict=True)]
     placed.sort(key=lambda pair: pair[0])  # where prompts stand first, a tree is two pieces of the row
-    return torch.cat([part for _, part in placed], 2).transpose(1, 2)
+    return torch.cat([part for _, part in placed], 2).transpose(1, 2).contiguous()  # as layers expect it
 
 
 def _pick(tensor: Tensor, spans: list[Span]) -> Tensor:
@@ -52,12 +53,24 @@ def _repeated(query: Tensor, *keys: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.repeat_interleave(query.shape[1] // t.shape[1], 1) for t in keys)
 
 
-def _capped(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, dropout: float, softcap: float
+def _plain(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    scaling: float,
+    dropout: float,
+    softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
-    """Attention with soft-capped scores, which no kernel of SDPA offers."""
+    """Attention with soft-capped scores or with sinks, which no kernel of SDPA offers."""
     key, value = _repeated(query, key, value)
-    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * (scaling / softcap))
+    scores = query @ key.transpose(2, 3) * scaling
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~mask, -torch.inf)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)], -1)
     wide = torch.promote_types(query.dtype, torch.float32)
-    weights = scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=wide).to(query.dtype)
-    return drop(weights, dropout) @ value
+    weights = scores.softmax(-1, dtype=wide).to(query.dtype)
+    return drop(weights[..., : key.shape[2]], dropout) @ value

@@ -20,6 +20,7 @@ from rankalign.rows.logps import (
     lay_out,
     precision,
     supports_tree,
+    why_padded,
 )
 from rankalign.rows.tree import Lists, Tokens
 from rankalign.rows.upload import to_device
@@ -235,7 +236,7 @@ def choose_layout(model: nn.Module, prompts: Sequence[Tokens], responses: Lists)
     if not _close(ours, theirs, TOLERANCE[kind] * (1 + float(ours.abs().max()))):
         raise InputError(f"{lm.config.model_type} models compute their score in a way that rankalign does not know")
     if not supports_tree(model):
-        return "padded", f"tree rows are not known to be exact for {lm.config.model_type} models"
+        return "padded", why_padded(model)
     padded, tree = (_all_rewards(model, prompts, responses, layout) for layout in ("padded", "tree"))
     if precision(lm).itemsize > 2:
         alike = _close(tree, padded, TOLERANCE[precision(lm)] * (1 + float(padded.abs().max())))

@@ -134,6 +134,7 @@ class Forest:
             pass by the LM head and read by everything below it.
         ragged: the row as :mod:`rankalign.rows.flash_varlen` takes it, made when a layer first asks.
         blocks: by sliding window, the row as :mod:`rankalign.rows.flex` takes it, likewise.
+        attended: how many layers have attended along the trees.
     """
 
     trees: tuple[Tree, ...]
@@ -143,6 +144,7 @@ class Forest:
     active: list[list[bool]] | None = None
     ragged: Any = None
     blocks: dict[int | None, Any] = field(default_factory=dict)
+    attended: int = 0
     _masks: dict[tuple[int, int | None, torch.device], Tensor] = field(default_factory=dict, repr=False)
     _rows: Tensor | None = field(default=None, repr=False)
 
@@ -214,6 +216,7 @@ class Rows:
         forest: the trees of the one row; None for padded rows.
         predictors: (labels,) int64, index into the flattened (rows * tokens) hidden states.
         labels: (labels,) int64, the response tokens, list after list.
+        lengths: of padded rows, how many tokens of each are no padding.
     """
 
     ids: Tensor
@@ -221,6 +224,7 @@ class Rows:
     forest: Forest | None
     predictors: Tensor
     labels: Tensor
+    lengths: tuple[int, ...] = ()
 
 
 def merged(spans: Sequence[Span]) -> list[Span]:
@@ -288,6 +292,7 @@ def padded_rows(prompts: Sequence[Tokens], responses: Lists) -> Rows:
         forest=None,
         predictors=torch.tensor([p for tree in trees for p in tree.predictors()], dtype=torch.long),
         labels=_labels(responses),
+        lengths=tuple(map(len, rows)),
     )
 
 

@@ -18,7 +18,6 @@ from rankalign.errors import InputError
 from rankalign.rows.checks import Checks
 from rankalign.rows.head import head_of, label_logps
 from rankalign.rows.logps import (
-    ATTENTION_FAMILIES,
     TOLERANCE,
     Spans,
     causal_lm,
@@ -36,6 +35,7 @@ from rankalign.rows.logps import (
 from rankalign.rows.recipes import layers_run_again
 from rankalign.rows.tree import Forest, Lists, Prefix, Rows, Tokens, branch_row, cut, tree_row, tree_tokens
 from rankalign.rows.upload import to_device
+from rankalign.rows.verdict import verdict_of
 
 # Share of a hidden state that rounding in 16 bits may change: deep models lose a few hundredths, dropout a third.
 MOST_ROUNDING = 0.1
@@ -376,4 +376,4 @@ def _padded_cost(prompts: Sequence[Tokens], responses: Lists, chunk: list[Candid
 
 def _can_keep_prefix(model: nn.Module) -> bool:
     """Whether attention can store a prompt's keys: not with a mask for trees, nor where backward runs layers again."""
-    return not layers_run_again(model) and causal_lm(model).config.model_type in ATTENTION_FAMILIES
+    return not layers_run_again(model) and verdict_of(causal_lm(model)).keeps_prefix

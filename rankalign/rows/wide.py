@@ -11,7 +11,14 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-_WITH_WEIGHTS = frozenset((functional.linear, functional.layer_norm, functional.rms_norm, torch.rms_norm, torch.addmm))
+_GROUPED = ((functional, "grouped_mm"), (torch, "_grouped_mm"))  # of experts, where this torch has them
+_WITH_WEIGHTS = frozenset(
+    (
+        *(functional.linear, functional.layer_norm, functional.rms_norm, torch.rms_norm, torch.addmm),
+        *(torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm),
+        *(getattr(home, name) for home, name in _GROUPED if hasattr(home, name)),
+    )
+)
 
 
 @contextmanager
@@ -61,3 +68,24 @@ class _Widened(TorchFunctionMode):
 
 def _wide(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Norms, angles and scores that a model of float64 weights computes in float32 stay in float64 in this context."""
+    with _Doubled():
+        yield
+
+
+class _Doubled(TorchFunctionMode):
+    """Casts to float32 become casts to float64."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is Tensor.float:
+            func = Tensor.double
+        if kwargs.get("dtype") is torch.float32:
+            kwargs["dtype"] = torch.float64
+        if func in (Tensor.to, Tensor.type):
+            args = tuple(torch.float64 if arg is torch.float32 else arg for arg in args)
+        return func(*args, **kwargs)

@@ -27,6 +27,7 @@ from rankalign.training.identity import identity
 from rankalign.training.measures import WATCHED, measured_names
 from rankalign.training.old_names import modernise
 from rankalign.training.ppo_settings import FOREIGN, PPOSettings
+from rankalign.training.router_loss import check_coefficient
 from rankalign.training.settings import (
     GROUPS,
     METHODS,
@@ -180,6 +181,7 @@ class TrainConfig(TrainingArguments):
             raise InputError(
                 "--thoughts mask is for --method rank or sft: others learn no tokens of answers in the data"
             )
+        check_coefficient(self)
         if self.two_pass == "always" and not self.can_two_pass:
             raise InputError("--two_pass always needs log-probabilities (not --method reward) and no dropout")
         watched = "--watch" if self.watch else "the best checkpoint by ROUGE" if self.best_by_rouge else ""

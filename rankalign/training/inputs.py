@@ -192,7 +192,8 @@ def _adapted(settings: ModelSettings, model: Any) -> Any:
         print(f"LoRA: training the adapter {settings.model} on, with its own rank and scale", file=sys.stderr)
         return adapters.say_trainable(model)
     rank, scale, dropout = settings.lora_r, settings.lora_alpha, settings.lora_dropout
-    return adapters.add_lora(model, rank, scale, dropout, settings.lora_targets, settings.use_dora)
+    what = settings.lora_targets, settings.use_dora, settings.lora_parameters
+    return adapters.add_lora(model, rank, scale, dropout, *what)
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -39,6 +39,7 @@ from rankalign.training.ledger import NAME, Ledger, LedgerFile
 from rankalign.training.meter import Meter
 from rankalign.training.packing import RowFill, pack
 from rankalign.training.processes import keep_digits
+from rankalign.training.router_loss import refuse_two_passes, router_loss
 from rankalign.training.tally import Tally
 
 Watch = Callable[[Any], Mapping[str, float]]
@@ -95,6 +96,7 @@ class RankTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.config, self.layout, self.held_out = config, layout, evaluation
         self.loss, self.keywords = config.loss_entry, config.loss_keywords()
+        self.router_loss = router_loss(config, model)
         ledger = Ledger()
         beta = {**config.loss_entry.defaults, **self.keywords}.get("beta")
         self.dashboards = Dashboards(beta if isinstance(beta, float | int) else 1.0) if config.report_to else None
@@ -147,6 +149,8 @@ class RankTrainer(Trainer):
         ranked = to_ranked(examples, logps)
         losses = self.loss.function(ranked, **self.keywords)
         parts = self.loss.parts(ranked, **self.keywords)
+        if self.router_loss is not None:
+            losses, parts = self.router_loss.add(losses, parts)
         meter.add(ranked, losses, parts, ids=[e.tokens.id for e in examples])
         return losses
 
@@ -272,7 +276,10 @@ class RankTrainer(Trainer):
         """Whether these examples run twice, first for their log-probabilities alone."""
         if self.config.two_pass != "auto":
             return self.config.two_pass == "always"
-        return self.config.can_two_pass and self._size(part) > self.config.token_budget
+        asked = self.config.can_two_pass and self._size(part) > self.config.token_budget
+        if asked:
+            refuse_two_passes(self.router_loss, self._size(part), self.config.token_budget)
+        return asked
 
     def _two_pass_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None

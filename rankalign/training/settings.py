@@ -50,6 +50,11 @@ class ModelSettings:
     lora_target_modules: str = flag(
         "auto", "modules to adapt, comma-separated; auto takes all linear ones but the head"
     )
+    lora_target_parameters: str = flag(
+        "",
+        "weights to adapt that are no module, comma-separated: those of experts, such as "
+        "mlp.experts.gate_up_proj,mlp.experts.down_proj",
+    )
     pooling: str = flag("", "reward: where a new head reads: last_non_pad (as transformers), last, first_eos or mean")
     freeze_layers: float = flag(0.0, "reward: share of the lower layers, and the embeddings, that stay as they are")
     keep_float32: bool = flag(False, "save float32 weights also where the start model's are bfloat16 or float16")
@@ -60,7 +65,7 @@ class ModelSettings:
             raise InputError("--use_dora is a kind of --use_lora: give both (and not with --method ppo)")
         if self.use_lora:
             self.lora_targets  # noqa: B018 - refuses an empty name before the model is loaded
-        for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"):
+        for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters"):
             if not self.use_lora and getattr(self, name) != getattr(ModelSettings, name):
                 raise InputError(f"--{name} {getattr(self, name)} does nothing without --use_lora")
         if self.dtype not in WEIGHTS:
@@ -82,6 +87,11 @@ class ModelSettings:
         if not all(names):
             raise InputError(f"--lora_target_modules {self.lora_target_modules!r}: a name is empty")
         return "auto" if names in (["auto"], ["all-linear"]) else names
+
+    @property
+    def lora_parameters(self) -> list[str]:
+        """The names of the weights to adapt that are no module."""
+        return [name.strip() for name in self.lora_target_parameters.split(",") if name.strip()]
 
 
 @dataclass(frozen=True)
@@ -155,6 +165,11 @@ class LossSettings:
     rrhf_weight: float | None = flag(None, "weight of RRHF's rank term beside its SFT term (paper: 1)")
     length_penalty: float | None = flag(None, "RRHF: log-probabilities are divided by length to this power (1)")
     beta: float | None = flag(None, "strength of the pull to the reference in DPO and its relatives")
+    router_aux_loss_coef: float | None = flag(
+        None,
+        "mixtures of experts: weight of the routers' load-balancing loss; by itself that of the model's config where "
+        "it has output_router_logits, else 0",
+    )
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

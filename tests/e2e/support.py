@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
+import json
+import math
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,28 +22,33 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rankalign.data.records import CandidateSet, Response, write
 from rankalign.models import delta, tiny
 from rankalign.models import load as models
-from rankalign.rows.logps import list_logps, supports_tree
+from rankalign.rows.logps import list_logps, supports_tree, why_padded
 from rankalign.training.arguments import parse_settings
 from rankalign.training.run import train
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "support.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "support.md"
+FOUND = ROOT / "runs" / "support.jsonl"  # a line a family, so that an interrupted run goes on
 HEAD = """# Supported architectures
 
-Written by `python -m tests.e2e.support`; do not edit. A random model of two layers of each family goes through:
+Written by `python -m tests.e2e.support` (`make support`) with transformers {version}; do not edit. A random model of
+few layers of each family goes through:
 
 * **RRHF**: two updates on two lists of three answers, and the saved folder loads again with other weights;
 * **LoRA**: the same on an adapter over all linear layers, or over those named (`lora_target_modules`);
 * **reward model**: two updates of `--method reward` from the policy; the saved folder loads in plain transformers;
-* **layout**: what `layout: auto` takes. `tree` (prompts shared, nothing padded) where values and gradients on packed
-  rows are those on padded rows, in float64 to 1e-5 (some models compute parts in float32 in any case); else `padded`;
+* **DPO**: two updates of `--loss dpo --gradient_checkpointing true`, which begin at a loss of ln 2;
+* **layout**: what `layout: auto` takes, by proof and not by name. `tree` (prompts shared, nothing padded) where values
+  and gradients on packed rows are those on padded rows, here once more in float64 to 1e-5 (some models compute parts in
+  float32 in any case); else `padded`, for the reason below the table;
 * **delta**: made between start and result, applied, and every weight file back bit for bit.
 
-A dash in the column of reward models means that transformers has no sequence classifier of the family. Families that
-are not listed run if transformers loads them: rows are padded then, and the first batch is compared with the model's
-own forward pass.
+A dash means that transformers has no sequence classifier of the family, or no checkpointing for it. Families that are
+not listed run if transformers loads them: a small copy of each is tried on tree rows when it is first met, and the
+first batch is compared with the model's own forward pass.
 
-| family | class | RRHF | LoRA | reward model | layout | delta |
-|---|---|---|---|---|---|---|
+| family | class | RRHF | LoRA | reward model | DPO | layout | delta |
+|---|---|---|---|---|---|---|---|
 """
 
 _LLAMA = {
@@ -54,6 +63,14 @@ _LLAMA = {
 _GPT = {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64}
 _NEOX = {key: value for key, value in _LLAMA.items() if key not in ("num_key_value_heads", "head_dim")}
 _MOE = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_ROUTED = {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_ROUTED |= {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+_LATENT = {**_NEOX, **_ROUTED, "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8}
+_LATENT |= {"v_head_dim": 8}
+_LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+_LINEAR |= {**_LLAMA, "layer_types": ["linear_attention", "full_attention"]}
+_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 4, "mamba_d_state": 8, "mamba_expand": 2}
+_WINDOWS = {**_LLAMA, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
 
 # Family: (prefix of transformers' classes, settings of a tiny one).
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -68,20 +85,55 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "OPT": ("OPT", {**_NEOX, "ffn_dim": 24, "word_embed_proj_dim": 16}),
     "BLOOM": ("Bloom", {"hidden_size": 16, "n_layer": 2, "n_head": 4}),
     "LLaMA, Alpaca, Vicuna": ("Llama", _LLAMA),
+    "Llama 4, text": ("Llama4Text", {**_LLAMA, **_MOE, "num_experts_per_tok": 1, "intermediate_size_mlp": 24}),
     "Mistral": ("Mistral", {**_LLAMA, "sliding_window": 8}),
+    "Ministral": ("Ministral", _WINDOWS),
+    "Ministral 3": ("Ministral3", _LLAMA),
     "Mixtral": ("Mixtral", {**_LLAMA, **_MOE}),
     "Qwen2": ("Qwen2", _LLAMA),
     "Qwen3": ("Qwen3", _LLAMA),
     "Qwen3, mixture of experts": ("Qwen3Moe", {**_LLAMA, **_MOE}),
+    "Qwen3-Next": ("Qwen3Next", {**_LINEAR, **_MOE, "shared_expert_intermediate_size": 24}),
+    "Qwen3.5, text": ("Qwen3_5Text", _LINEAR),
     "Gemma": ("Gemma", _LLAMA),
     "Gemma 2": ("Gemma2", {**_LLAMA, "sliding_window": 8}),
     "Gemma 3, text": ("Gemma3Text", {**_LLAMA, "sliding_window": 8}),
-    "Phi-3": ("Phi3", _NEOX),
+    "Gemma 4, text": (
+        "Gemma4Text",
+        {
+            **_LLAMA, "num_hidden_layers": 4, "num_kv_shared_layers": 2, "sliding_window": 8, "global_head_dim": 8,
+            "layer_types": ["sliding_attention", "full_attention"] * 2, "vocab_size_per_layer_input": 64,
+            "hidden_size_per_layer_input": 8,
+        },
+    ),
+    "Phi": ("Phi", _NEOX),
+    "Phi-3, Phi-4": ("Phi3", _NEOX),
+    "OLMo 2": ("Olmo2", _NEOX),
+    "OLMo 3": ("Olmo3", _WINDOWS),
+    "SmolLM3": ("SmolLM3", {**_LLAMA, "no_rope_layers": [1, 0]}),
+    "GLM-4": ("Glm4", _LLAMA),
+    "GLM-4, mixture of experts": ("Glm4Moe", {**_LLAMA, **_ROUTED}),
+    "gpt-oss": ("GptOss", {**_WINDOWS, **_MOE}),
+    "DeepSeek-V3": ("DeepseekV3", _LATENT),
     "Falcon": ("Falcon", {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}),
+    "Falcon-H1": ("FalconH1", {**_LLAMA, **_MAMBA, "mamba_d_ssm": 32}),
     "Granite": ("Granite", _LLAMA),
+    "Granite 4, hybrid": (
+        "GraniteMoeHybrid",
+        {**_LLAMA, **_MAMBA, **_MOE, "layer_types": ["mamba", "attention"], "shared_intermediate_size": 24},
+    ),
     "Cohere": ("Cohere", _LLAMA),
+    "Cohere 2": ("Cohere2", _WINDOWS),
+    "LFM2": ("Lfm2", {**_LLAMA, "layer_types": ["conv", "full_attention"]}),
+    "Nemotron-H": (
+        "NemotronH",
+        {
+            **_LLAMA, **_ROUTED, "layers_block_type": ["mamba", "attention"], "mamba_num_heads": 4, "mamba_head_dim": 8,
+            "ssm_state_size": 8, "n_groups": 1,
+        },
+    ),
     "Mamba": ("Mamba", {"hidden_size": 16, "num_hidden_layers": 2}),
-}
+}  # fmt: skip
 # Where LoRA cannot take all linear layers: peft refuses Mamba's output projection, which its kernels bypass.
 TARGETS = {"Mamba": "in_proj,x_proj"}
 YES, NO = "✓", "–"
@@ -89,19 +141,29 @@ YES, NO = "✓", "–"
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; a cell is :data:`YES`, :data:`NO`, or a word."""
+    """One line of the table; a cell is :data:`YES`, :data:`NO`, or some words.
+
+    Attributes:
+        why: the reason where rows are padded, which stands below the table.
+    """
 
     family: str
     kind: str
     rrhf: str
     lora: str
     reward: str
+    dpo: str
     layout: str
     delta: str
+    why: str = ""
 
     def line(self) -> str:
         """As Markdown."""
-        return "| " + " | ".join(vars(self).values()) + " |"
+        return "| " + " | ".join([value for name, value in vars(self).items() if name != "why"]) + " |"
+
+    def note(self) -> str:
+        """The reason as Markdown."""
+        return f"* {self.family}: {self.why}" if self.why else ""
 
 
 def save(family: str, folder: Path) -> None:
@@ -136,10 +198,20 @@ def trained(model: Path, output: Path, **settings: Any) -> Path:
         "model": str(model), "data": str(lists(output.with_suffix(".jsonl"))), "output_dir": str(output),
         "max_steps": 2, "template": "raw", "max_length": 60, "learning_rate": 1e-3, "warmup_steps": 0,
         "save_strategy": "no", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "use_cpu": True,
-        "disable_tqdm": True, **settings,
+        "disable_tqdm": True, "logging_steps": 1, **settings,
     }  # fmt: skip
     assert train(parse_settings(content))["steps"] == 2
     return output
+
+
+def checkpointed(base: Path, output: Path) -> str:
+    """Two updates of DPO under checkpointing, the first at ln 2."""
+    if not models.load_policy(str(base)).supports_gradient_checkpointing:
+        return NO
+    result = trained(base, output, loss="dpo", gradient_checkpointing=True)
+    history = json.loads((result / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    first = next(line["loss"] for line in history if "loss" in line)
+    return attempt(abs(first - math.log(2)) < 1e-4 and changed(base, result))
 
 
 def changed(base: Path, result: Path) -> bool:
@@ -150,11 +222,13 @@ def changed(base: Path, result: Path) -> bool:
     return bool(torch.isfinite(pair[1]).all()) and not torch.equal(*pair)
 
 
-def layout(base: Path) -> str:
-    """``tree`` where packed rows give the padded ones' log-probabilities and gradients in float64, else ``padded``."""
+def layout(base: Path) -> tuple[str, str]:
+    """``tree`` where packed rows give the padded ones' log-probabilities and gradients in float64, else ``padded`` and
+    why."""
     model = models.load_policy(str(base)).double()
+    model.set_experts_implementation("eager")  # there are no grouped products of float64
     if not supports_tree(model):
-        return "padded"
+        return "padded", why_padded(model)
     prompts, responses = [[5, 9, 7, 20, 21], [8]], [[[30, 31, 32], [33], [34, 35]], [[40, 41], [42, 43, 44]]]
     found = []
     for rows in ("tree", "padded"):
@@ -166,7 +240,7 @@ def layout(base: Path) -> str:
     assert len(found[0]) == len(found[1])
     worst = float((found[0] - found[1]).abs().max())
     assert worst < 1e-5, f"packed and padded rows differ by {worst}"
-    return "tree"
+    return "tree", ""
 
 
 def same_files(one: Path, other: Path) -> bool:
@@ -207,20 +281,26 @@ def examine(family: str, folder: Path) -> Row:
     made, recovered = folder / "delta", folder / "recovered"
     delta.make(str(base), str(result), str(made))
     delta.apply(str(base), str(made), str(recovered))
+    rows, why = layout(base)
     return Row(
         family,
         type(models.load_policy(str(base))).__name__,
         attempt(changed(base, result)),
         attempt(changed(base, adapter)) + (f" on {TARGETS[family]}" if family in TARGETS else ""),
         attempt(graded(base, folder / "reward")) if has_classifier(base) else NO,
-        layout(base),
+        checkpointed(base, folder / "dpo"),
+        rows,
         attempt(same_files(result, recovered)),
+        why.partition(": ")[2],
     )
 
 
-def page(rows: Iterable[Row]) -> str:
+def page(rows: Iterable[Row], version: str = transformers.__version__) -> str:
     """The whole page."""
-    return HEAD + "\n".join(row.line() for row in rows) + "\n"
+    known = list(rows)
+    notes = [row.note() for row in known if row.why]
+    text = HEAD.format(version=version) + "\n".join(row.line() for row in known) + "\n"
+    return text + "\nWhy rows are padded:\n\n" + "\n".join(notes) + "\n" if notes else text
 
 
 def on_page(row: Row) -> bool:
@@ -228,18 +308,47 @@ def on_page(row: Row) -> bool:
     return row.line() in PAGE.read_text(encoding="utf-8").splitlines()
 
 
-def main(families: Mapping[str, Any] = FAMILIES) -> int:
-    """Try every family, print the page and write it."""
-    rows = []
-    for family in families:
+def found_before(path: Path) -> dict[str, Row]:
+    """What an earlier run of the same versions has found, by family."""
+    if not path.exists():
+        return {}
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [Row(**line["row"]) for line in lines if line["transformers"] == transformers.__version__]
+    return {row.family: row for row in rows}
+
+
+def main(families: Mapping[str, Any] = FAMILIES, found: Path = FOUND, seconds: float = math.inf) -> int:
+    """Try every family that is not known yet, until the time is up; print the page and write it when all are there."""
+    start, known = time.monotonic(), found_before(found)
+    found.parent.mkdir(parents=True, exist_ok=True)
+    for family in [name for name in families if name not in known]:
+        if time.monotonic() - start > seconds:
+            break
         print(family, file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            rows.append(examine(family, Path(folder)))
-    text = page(rows)
+            try:
+                known[family] = examine(family, Path(folder))
+            except Exception as error:  # the others are still to be tried
+                print(f"{family}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                continue
+        with open(found, "a", encoding="utf-8") as stream:
+            line = {"transformers": transformers.__version__, "row": vars(known[family])}
+            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+    missing = [name for name in families if name not in known]
+    if missing:
+        print(f"not known yet: {', '.join(missing)}; run it again", file=sys.stderr)
+        return 1
+    text = page([known[name] for name in families])
     print(text)
     PAGE.write_text(text, encoding="utf-8")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no family after so many seconds")
+    parser.add_argument("--again", action="store_true", help="forget what earlier runs have found")
+    given = parser.parse_args()
+    if given.again:
+        FOUND.unlink(missing_ok=True)
+    sys.exit(main(seconds=given.seconds))

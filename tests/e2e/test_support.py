@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import support
-from tests.e2e.support import FAMILIES, PAGE, YES, Row
+from tests.e2e.support import FAMILIES, NO, PAGE, YES, Row
 
-FAST = ("GPT-2", "BLOOM", "LLaMA, Alpaca, Vicuna")
+FAST = ("GPT-2", "BLOOM", "gpt-oss")
 ALL = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow, id=name) for name in FAMILIES]
 
 
@@ -17,6 +17,8 @@ ALL = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow, id=nam
 def test_family(family: str, tmp_path: Path) -> None:
     row = support.examine(family, tmp_path)
     assert (row.rrhf, row.lora[:1], row.delta) == (YES, YES, YES)
+    assert row.dpo in (YES, NO)
+    assert bool(row.why) == (row.layout == "padded")
     assert support.on_page(row), "docs/support.md is out of date: run `python -m tests.e2e.support`"
 
 
@@ -25,7 +27,30 @@ def test_the_page_has_every_family_and_column() -> None:
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [row[0] for row in cells[1:]] == list(FAMILIES)
     assert cells[0] == support.HEAD.splitlines()[-2].strip("| ").split(" | ")
-    assert PAGE.read_text(encoding="utf-8") == support.page(Row(*row) for row in cells[1:])
+    text = PAGE.read_text(encoding="utf-8")
+    notes = dict(line[2:].split(": ", 1) for line in text.partition("Why rows are padded:")[2].strip().splitlines())
+    version = text.partition("with transformers ")[2].partition(";")[0]
+    assert text == support.page([Row(*row, notes.get(row[0], "")) for row in cells[1:]], version)
+
+
+def test_a_run_goes_on_where_another_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, tried = tmp_path / "found.jsonl", []
+
+    def examined(family: str, folder: Path) -> Row:
+        tried.append(family)
+        if family == "c" and tried.count("c") == 1:
+            raise RuntimeError("once")
+        return Row(family, "Kind", YES, YES, NO, YES, "padded", YES, "it shifts tokens")
+
+    monkeypatch.setattr(support, "examine", examined)
+    monkeypatch.setattr(support, "PAGE", tmp_path / "support.md")
+    assert support.main({"a": 0, "b": 0}, found, seconds=-1) == 1
+    assert support.main({"a": 0, "c": 0}, found) == 1
+    assert not (tmp_path / "support.md").exists()
+    assert support.main({"a": 0, "c": 0, "b": 0}, found) == 0
+    assert tried == ["a", "c", "c", "b"]
+    text = (tmp_path / "support.md").read_text(encoding="utf-8")
+    assert text.splitlines()[-3:] == [f"* {name}: it shifts tokens" for name in ("a", "c", "b")]
 
 
 def test_files_that_differ_in_a_bit_are_not_the_same(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from rankalign.data.encode import TokenList
 from rankalign.data.token_table import Joined
 from rankalign.errors import InputError
 from rankalign.models import load as models
-from rankalign.rows.logps import ATTENTION_FAMILIES, MASK_FAMILIES, list_logps
+from rankalign.rows.logps import list_logps, supports_tree
 from rankalign.rows.rewards import list_rewards
 from rankalign.rows.tree import tree_tokens
 from rankalign.training.arguments import TrainConfig
@@ -217,10 +217,10 @@ def _counts(lists: Sequence[TokenList], counts: dict[str, int]) -> dict[str, Any
 
 
 def _layout(config: TrainConfig, model: Any) -> str:
-    """``auto`` is decided by numbers when training starts; here by the family."""
+    """``auto`` is decided by numbers of the model itself when training starts; here by those of a small copy."""
     if config.layout != "auto":
         return config.layout
-    return "tree" if model.config.model_type in ATTENTION_FAMILIES | MASK_FAMILIES else "padded"
+    return "tree" if supports_tree(model) else "padded"
 
 
 # --- how sure ----------------------------------------------------------------------------------------------------

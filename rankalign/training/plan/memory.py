@@ -247,7 +247,8 @@ def build(settings: ModelSettings, reward: bool = False, dtype: str = "float32",
             disable_dropout(model)
         if settings.use_lora:
             rank, scale, dropout = settings.lora_r, settings.lora_alpha, settings.lora_dropout
-            model = adapters.add_lora(model, rank, scale, dropout, settings.lora_targets)
+            what = settings.lora_targets, settings.use_dora, settings.lora_parameters
+            model = adapters.add_lora(model, rank, scale, dropout, *what)
     if settings.freeze_layers:
         freeze_lower(model, settings.freeze_layers)
     return model

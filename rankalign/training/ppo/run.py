@@ -159,7 +159,7 @@ def _layout(config: PPOConfig, policy: Any, critic: Any, questions: list[Questio
     if config.layout != "auto":
         return config.layout, "as asked"
     if critic is not None and not logps.supports_tree(critic):
-        return "padded", f"tree rows are not known to be exact for {critic.config.model_type} models"
+        return "padded", logps.why_padded(critic)
     first = [question.tokens for question in questions[: config.per_device_train_batch_size]]
     with mixed(config.precision):
         return logps.choose_layout(policy, first, [[tokens] for tokens in first])
