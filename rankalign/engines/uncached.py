@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from rankalign.engines.decode import Rows
 from rankalign.errors import InputError
 from rankalign.rows.positions import forget_longer, reach
+from rankalign.rows.verdict import verdict_of
 
 _BATCHES = "_rankalign_batches"
 _ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3}  # of a logit's size; wider for narrower types
@@ -36,7 +37,9 @@ def rows_of(model: PreTrainedModel, prompts: Sequence[Sequence[int]], limit: int
         return UncachedRows(model, prompts)
     if _BATCHES not in vars(base):
         # Kept with the model: tried once for all engines that share it.
-        setattr(base, _BATCHES, _decodes_in_batches(model, base))
+        # What sees its path alone, by positions and masks that it is given, does so beside other texts as well.
+        known = bool(verdict_of(base).way)
+        setattr(base, _BATCHES, known or _decodes_in_batches(model, base))
         if not vars(base)[_BATCHES]:
             print(
                 f"{type(base).__name__} cannot decode several texts from a cache as it does one: every token of every "

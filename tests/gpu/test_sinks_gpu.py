@@ -8,9 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from rankalign.rows import attention
+from rankalign.rows import attention, flash_varlen
 from rankalign.rows.tree import Forest, Prefix
 from tests.numerics.test_sinks import SIZES, along_trees, by_definition, forest_of, inputs, seen
+
+
+@pytest.fixture(autouse=True)
+def _any_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flash_varlen, "ANY_TYPE", True)
 
 
 def on_device(tensors: list[Tensor]) -> list[Tensor]:
