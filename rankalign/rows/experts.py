@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.utils.output_capturing import OutputRecorder
 
 from rankalign.errors import InputError
 from rankalign.rows.own import trunk_of
@@ -35,6 +34,8 @@ class Balance:
     """
 
     def __init__(self, lm: Any) -> None:
+        from transformers.utils.output_capturing import OutputRecorder  # no part of earlier versions
+
         function: Any = getattr(sys.modules[class_of(lm).__module__], "load_balancing_loss_func", None)
         recorder = (getattr(trunk_of(lm), "_can_record_outputs", None) or {}).get("router_logits")
         if function is None or not isinstance(recorder, OutputRecorder):

@@ -122,7 +122,7 @@ class _Run:
             return str(error)
         except Exception as error:  # a model that is told of trees may fail in any way
             return f"it fails on them: {_short(error)}"
-        apart = float((states - expected).norm() / expected.norm())
+        apart = float((states.detach() - expected).norm() / expected.norm())
         if apart <= ROUNDING:
             return ""
         return f"on a small copy hidden states differ by {apart:.0e} from those of padded rows"

@@ -47,6 +47,8 @@ def _verdict(lm: Any) -> Verdict:
     if not isinstance(trunk, transformers.PreTrainedModel):
         return Verdict(NEITHER, "it has no trunk of transformers")
     kind, config = class_of(trunk), trunk.config
+    if getattr(config, "reorder_and_upcast_attn", False):  # of GPT-2, where the type matters and the form does not
+        return Verdict(NEITHER, "its attention computes in float32 (reorder_and_upcast_attn), which rows would not")
     key = kind, _fingerprint(kind, config)
     if key not in _proven:
         own = kind.__module__.startswith("transformers.")

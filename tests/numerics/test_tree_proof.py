@@ -221,6 +221,11 @@ def test_gradients_are_looked_at_and_not_values_alone(monkeypatch: pytest.Monkey
     assert "gradients of" in found.reason
 
 
+def test_an_attention_of_another_type_is_left_to_the_model() -> None:
+    config = transformers.GPT2Config(vocab_size=61, n_embd=16, n_layer=2, n_head=4, reorder_and_upcast_attn=True)
+    assert "float32" in why_padded(transformers.GPT2LMHeadModel(config))
+
+
 # --- what is kept ------------------------------------------------------------------------------------------------
 
 

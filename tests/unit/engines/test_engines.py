@@ -15,7 +15,7 @@ from transformers import DynamicCache, GenerationConfig
 from rankalign.data import encode as batching
 from rankalign.data import records
 from rankalign.data.records import CandidateSet, Response
-from rankalign.engines import Policy, SamplingParams
+from rankalign.engines import Policy, SamplingParams, uncached
 from rankalign.engines.decode import Ending, Rows
 from rankalign.engines.hf import MAX_ROWS, MAX_TOKENS, HFEngine
 from rankalign.errors import InputError
@@ -302,6 +302,7 @@ class Scripted(torch.nn.Module):
         self.device = torch.device("cpu")
         self.script = [*tiny.build_tokenizer()(text, add_special_tokens=False)["input_ids"], 2]
         self.steps = 0
+        setattr(self, uncached._BATCHES, True)  # a trial would take steps of the script
 
     def forward(self, input_ids: Any, attention_mask: Any, past_key_values: DynamicCache, use_cache: bool) -> Any:
         logits = torch.zeros(*input_ids.shape, 262)
