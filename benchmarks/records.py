@@ -144,6 +144,7 @@ STAGES: dict[str, Stage] = {
         "report",
         lambda f: rankalign("report", str(f / "run")),
         note="six candidates, one answer before and one after, a prompt",
+        made="run/report.html",
     ),
     "resume": Stage(
         "open a journal of so many items",

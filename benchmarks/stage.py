@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks.results import ROOT
@@ -26,6 +28,7 @@ class Stage:
         stale: names in the folder that are removed before the first of these, so that nothing is finished already.
         most: largest size that is tried; 0 for all.
         note: printed behind the figures.
+        made: name in the folder of a file that is made, whose size belongs to the figures.
     """
 
     title: str
@@ -34,6 +37,7 @@ class Stage:
     stale: tuple[str, ...] = ()
     most: int = 0
     note: str = ""
+    made: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,14 @@ class Cost:
         wall: seconds.
         peak: bytes resident at most, in the largest of these processes.
         failed: its exit code, or ``stopped`` where it ran into the limit; empty where it ended well.
+        made: bytes of the file that the stage names.
     """
 
     cpu: float
     wall: float
     peak: int
     failed: str = ""
+    made: int = 0
 
 
 def python(*words: str) -> list[str]:
@@ -88,11 +94,26 @@ def measure(stage: Stage, folder: Path, limit: float) -> Cost:
     """Prepare and run a stage on the data of one size."""
     log = folder / "log.txt"
     for name in stage.stale:
-        (folder / name).unlink(missing_ok=True)
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
     for command in stage.prepare(folder):
         if (before := run(command, limit, log)).failed:
             raise SystemExit(f"{' '.join(command)}: {before.failed}, see {log}")
-    return run(stage.command(folder), limit, log)
+    cost = run(stage.command(folder), limit, log)
+    made = folder / stage.made
+    return replace(cost, made=made.stat().st_size) if made.is_file() else cost
+
+
+def kept_or_measured(name: str, stage: Stage, folder: Path, limit: float, again: bool) -> Cost:
+    """What the folder says that the stage took there, or what it takes now, which the folder keeps."""
+    file = folder / "costs.json"
+    costs = json.loads(file.read_text()) if file.exists() else {}
+    if again or name not in costs:
+        costs[name] = asdict(measure(stage, folder, limit))
+        file.write_text(json.dumps(costs, indent=1))
+    return Cost(**costs[name])
 
 
 HEADER = ("what", "size", "CPU s", "wall s", "peak MB", "CPU grows as", "peak over the smallest", "")
@@ -113,4 +134,6 @@ def line_of(stage: Stage, found: dict[int, Cost]) -> list[str]:
         small, large = sizes[-2:]
         exponent = math.log(found[large].cpu / found[small].cpu) / math.log(large / small)
         grows, ratio = f"n^{exponent:.2f}", f"{found[large].peak / found[sizes[0]].peak:.2f}x"
-    return [stage.title, *seen, grows, ratio, stage.note]
+    made = " / ".join(f"{cost.made / 1e6:.1f}" for cost in found.values() if cost.made)
+    note = "; ".join(filter(None, (stage.note, f"{stage.made}: {made} MB" if made else "")))
+    return [stage.title, *seen, grows, ratio, note]
