@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from rankalign.data import shares
 
 Array = NDArray[np.float64]
 Statistic = Callable[[Array], Array]
+"""From (B, K) sums over the prompts of B resamples, (B,) values, or (B, S) of several statistics."""
 
 DRAWS = 10_000  # 250 of them lie beyond either end of a 95 % interval
 LEVEL = 0.95
@@ -51,12 +52,12 @@ def bootstrap(columns: ArrayLike, statistic: Statistic, draws: int = DRAWS, seed
 
     Args:
         columns: (P, K), K numbers a prompt.
-        statistic: takes (B, K) sums over the prompts of B resamples, returns (B,).
+        statistic: takes (B, K) sums over the prompts of B resamples, returns (B,) or, of S statistics, (B, S).
         draws: number of resamples.
         seed: seed of numpy's PCG64 generator.
 
     Returns:
-        (draws,) values.
+        (draws,) or (draws, S) values.
     """
     table = np.asarray(columns, dtype=np.float64)
     if not len(table):
@@ -64,11 +65,12 @@ def bootstrap(columns: ArrayLike, statistic: Statistic, draws: int = DRAWS, seed
     rng = np.random.default_rng(seed)
     table, always = _grouped(table, rng) if len(table) > GROUPS else (table, None)
     units = len(table)
+    columns_of = [np.ascontiguousarray(column) for column in table.T]
     step = max(1, _CELLS // units)
     parts = []
     for start in range(0, draws, step):
         chosen = rng.integers(units, size=(min(step, draws - start), units))
-        sums = np.column_stack([column[chosen].sum(axis=1) for column in table.T])
+        sums = np.column_stack([np.take(column, chosen).sum(axis=1) for column in columns_of])
         parts.append(statistic(sums if always is None else sums + always))
     return np.concatenate(parts)
 
@@ -93,6 +95,24 @@ def mean_interval(values: ArrayLike, level: float = LEVEL, draws: int = DRAWS, s
     numbers = np.asarray(values, dtype=np.float64)
     means = bootstrap(numbers[:, None], lambda sums: sums[:, 0] / len(numbers), draws, seed)
     return Estimate(float(numbers.mean()), percentile_interval(means, level))
+
+
+def mean_intervals(
+    columns: Mapping[str, ArrayLike], level: float = LEVEL, draws: int = DRAWS, seed: int = 0
+) -> dict[str, Estimate]:
+    """:func:`mean_interval` of each column, to the same bits; columns of one length share their resamples."""
+    numbers = {name: np.asarray(values, dtype=np.float64) for name, values in columns.items()}
+    found = dict[str, Estimate]()
+    for count in dict.fromkeys(map(len, numbers.values())):
+        alike = {name: values for name, values in numbers.items() if len(values) == count}
+        means = bootstrap(np.column_stack(list(alike.values())), _sums, draws, seed) / count
+        for (name, values), own in zip(alike.items(), means.T, strict=True):
+            found[name] = Estimate(float(values.mean()), percentile_interval(own, level))
+    return {name: found[name] for name in numbers}
+
+
+def _sums(sums: Array) -> Array:
+    return sums
 
 
 def ratio_interval(
@@ -153,10 +173,12 @@ def cluster_means(groups: Sequence[Sequence[float]]) -> Array:
 
 def binomial_tail(successes: int, trials: int, chance: float) -> float:
     """``P(X <= successes)`` for X binomial."""
-    from scipy.special import bdtr
+    from scipy.special import betaincc
 
-    # Beyond its last value scipy gives NaN.
-    return float(bdtr(min(successes, trials), trials, chance)) if successes >= 0 else 0.0
+    if successes < 0 or successes >= trials:
+        return float(successes >= 0)
+    # To the last bits, where scipy's own `bdtr` keeps nine digits of a million trials.
+    return float(betaincc(successes + 1, trials - successes, chance))
 
 
 def clopper_pearson(successes: int, trials: int, level: float = LEVEL) -> Interval:
@@ -187,6 +209,5 @@ def _check(successes: float, trials: int) -> None:
 
 def sign_test(wins: int, losses: int) -> float:
     """Two-sided p-value of the sign test: wins and losses equally likely, ties left out; 1 where nothing is decided."""
-    from scipy.stats import binomtest
-
-    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+    # Twice the smaller tail, less what both hold where they are equal; `scipy.stats` takes a second to import.
+    return min(1.0, 2 * binomial_tail(min(wins, losses), wins + losses, 0.5)) if wins + losses else 1.0

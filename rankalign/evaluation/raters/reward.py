@@ -14,7 +14,7 @@ from rankalign.data.templates import cut_at_stop
 from rankalign.errors import InputError
 from rankalign.evaluation import EvalResult, drawn, scored
 from rankalign.evaluation.columns import Columns
-from rankalign.evaluation.statistics import mean_interval
+from rankalign.evaluation.statistics import mean_intervals
 from rankalign.scorers import Scorer
 
 
@@ -50,7 +50,7 @@ def evaluate_reward(
     known = {key: rows.known(key) for key in ("mean", "std", "max")}
     if not (full := len(known["mean"])):
         raise InputError(f"no response has a score by judge {name!r}")
-    means = {key: mean_interval(numbers, seed=seed) for key, numbers in known.items()}
+    means = mean_intervals(known, seed=seed)
     counts = {
         "candidates": draws / full,
         "unscored": float(unscored),
@@ -144,6 +144,6 @@ def evaluate_best_of_n(sets: Sequence[CandidateSet], judge: str, ns: Sequence[in
     if max(sizes) > limit or min(sizes) < 1:
         raise InputError(f"best of {max(sizes)} cannot be estimated: record {shortest!r} has {limit} scored responses")
     rows = [{"id": key} | {f"best_of_{n}": expected_best(lists[key], n) for n in sizes} for key in lists]
-    means = {f"best_of_{n}": mean_interval([row[f"best_of_{n}"] for row in rows], seed=seed) for n in sizes}
+    means = mean_intervals({f"best_of_{n}": [row[f"best_of_{n}"] for row in rows] for n in sizes}, seed=seed)
     metrics = {name: mean.value for name, mean in means.items()} | {"unscored_prompts": float(len(sets) - len(lists))}
     return EvalResult(metrics, len(rows), {name: mean.interval for name, mean in means.items()}, rows)

@@ -17,7 +17,7 @@ from rankalign.evaluation.pairwise.scores import match
 from rankalign.evaluation.statistics import Array, Estimate, bootstrap, mean_interval, percentile_interval
 from rankalign.evaluation.tables import cell, interval
 from rankalign.evaluation.texts.collapse import new_phrase, variety_drop
-from rankalign.evaluation.texts.lexical import PROBES, probe
+from rankalign.evaluation.texts.lexical import PROBES, length, probe, prompt_text
 
 Pair = tuple[CandidateSet, CandidateSet]
 
@@ -156,8 +156,13 @@ def _collapse(pairs: Sequence[Pair], seed: int, names: tuple[str, str]) -> list[
 
 
 def _means(record: CandidateSet) -> dict[str, float]:
-    found = [probe(response, record.prompt) for response in drawn(record)]
+    found = [probe(response.words(), prompt_text(record.prompt)) for response in drawn(record)]
     return {name: sum(row[name] for row in found) / len(found) for name in PROBES}
+
+
+def _length(record: CandidateSet) -> float:
+    found = [length(response) for response in drawn(record)]
+    return sum(found) / len(found)
 
 
 def _message(
@@ -176,7 +181,7 @@ def _length_flag(pairs: Sequence[Pair], judge: str, seed: int) -> list[Flag]:
     for old, new in pairs:
         a, b = scored(old, judge), scored(new, judge)
         if a and b:
-            gains.append((sum(b) / len(b) - sum(a) / len(a), _means(new)["words"] - _means(old)["words"]))
+            gains.append((sum(b) / len(b) - sum(a) / len(a), _length(new) - _length(old)))
     found = correlation(gains, seed)
     if found is None or found.interval.low <= 0 or found.value < LENGTH_CORRELATION:
         return []
@@ -199,7 +204,7 @@ def length_correlation(sets: Sequence[CandidateSet], judge: str, seed: int = 0) 
     groups = []
     for record in sets:
         scores = [(r, score_of(record, r, judge)) for r in drawn(record)]
-        group = [(score, probe(r, record.prompt)["words"]) for r, score in scores if score is not None]
+        group = [(score, length(r)) for r, score in scores if score is not None]
         if group:
             groups.append(np.array(group, dtype=np.float64))
     if groups and max(map(len, groups)) > 1:
@@ -216,15 +221,13 @@ def correlation(points: Sequence[tuple[float, float]], seed: int = 0) -> Estimat
 
 def _estimate(groups: Sequence[Array], seed: int) -> Estimate | None:
     """Correlation of the (n, 2) points of all groups; sums of squares and products are all that a resample needs."""
-    from scipy.stats import pearsonr
-
     if len(groups) < 3:  # two points always lie on a line
         return None
     columns = np.array([[len(g), *g.sum(axis=0), *(g**2).sum(axis=0), float(g[:, 0] @ g[:, 1])] for g in groups])
     if not math.isfinite(float(_pearson(columns.sum(axis=0, keepdims=True))[0])):
         return None
     draws = bootstrap(columns, _pearson, seed=seed)
-    value = float(pearsonr(*np.concatenate(groups).T).statistic)
+    value = float(np.asarray(np.corrcoef(np.concatenate(groups).T))[0, 1])
     return Estimate(value, percentile_interval(draws[np.isfinite(draws)]))
 
 

@@ -8,15 +8,14 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rankalign.data.records import CandidateSet, score_of
-from rankalign.data.words import words
 from rankalign.errors import missing_extra
-from rankalign.evaluation import drawn, scored
+from rankalign.evaluation import EvalResult, drawn, scored
 from rankalign.evaluation.pairwise.scores import compare_by_score
 from rankalign.evaluation.raters.reward import evaluate_reward
 from rankalign.evaluation.report import plots
@@ -25,7 +24,7 @@ from rankalign.evaluation.report.hack import REPETITION, Flag, find_hacks, lengt
 from rankalign.evaluation.report.runs import Run, read_run
 from rankalign.evaluation.report.samples import sample_of, samples, sides
 from rankalign.evaluation.tables import Table, cell, from_dict, interval, printable
-from rankalign.evaluation.texts.lexical import evaluate_lexical
+from rankalign.evaluation.texts.lexical import evaluate_lexical, length
 from rankalign.storage.files import write_text
 from rankalign.storage.jsonl import write_rows
 
@@ -141,9 +140,16 @@ def _repetition(result: dict[str, Any]) -> list[str]:
     return [f"The share of repeated 3-grams rose from {before:.1%} to {after:.1%}."]
 
 
-def before_after(run: Run) -> Table:
+def rewards_of(run: Run) -> dict[str, EvalResult]:
+    """Rewards of the records ``before``, ``after`` and ``candidates``, of those that have any."""
+    sides = {"before": run.before, "after": run.after, "candidates": run.candidates}
+    known = {name: sets for name, sets in sides.items() if any(scored(record, run.judge) for record in sets)}
+    return {name: evaluate_reward(sets, run.judge) for name, sets in known.items()}
+
+
+def before_after(run: Run, rewards: Mapping[str, EvalResult]) -> Table:
     """Reward and the measures beside it, before and after, as far as they are known."""
-    old, new = (_measures(run, when) for when in ("before", "after"))
+    old, new = (_measures(run, rewards, when) for when in ("before", "after"))
     rows: list[list[Any]] = []
     for name, label, share in MEASURES:
         before, after = old.get(name), new.get(name)
@@ -163,7 +169,7 @@ def _shown(value: float | None, share: bool, sign: str = "") -> str | None:
     return text.replace("-", "\N{MINUS SIGN}", 1)
 
 
-def _measures(run: Run, when: str) -> dict[str, float]:
+def _measures(run: Run, rewards: Mapping[str, EvalResult], when: str) -> dict[str, float]:
     """What is known of one side: from its records where they are there, else from ``result.json``."""
     keys = ("reward", "length", "repetition", "perplexity", "kl")
     found = {key: value for key in keys if (value := run.result.get(f"{key}_{when}")) is not None}
@@ -173,8 +179,8 @@ def _measures(run: Run, when: str) -> dict[str, float]:
     if sets:
         texts = evaluate_lexical(sets).metrics
         found |= texts | ({"length": texts["words"]} if "words" in texts else {})
-    if any(scored(record, run.judge) for record in sets):
-        found["reward"] = evaluate_reward(sets, run.judge).metrics["mean"]
+    if when in rewards:
+        found["reward"] = rewards[when].metrics["mean"]
     return found
 
 
@@ -191,10 +197,10 @@ class Figure:
     legend: list[str] = field(default_factory=list)
 
 
-def reward_figures(run: Run) -> list[Figure]:
+def reward_figures(run: Run, rewards: Mapping[str, EvalResult]) -> list[Figure]:
     """Rewards before, after and of the training candidates; distributions; reward against length."""
     old, new = _lengths_and_scores(run.before, run.judge), _lengths_and_scores(run.after, run.judge)
-    figures, sides, label = list(_levels(run)), ["before", "after"], f"reward ({run.judge})"
+    figures, sides, label = list(_levels(run, rewards)), ["before", "after"], f"reward ({run.judge})"
     if old and new:
         title = "Distribution on held-out prompts"
         svg = plots.histogram("histogram", title, [s for _, s in old], [s for _, s in new], label)
@@ -221,19 +227,17 @@ def _drawn(count: int) -> str:
 
 def _lengths_and_scores(sets: Sequence[CandidateSet], judge: str) -> list[tuple[float, float]]:
     draws = ((record, response) for record in sets for response in drawn(record))
-    return [(float(len(words(r.words()))), s) for record, r in draws if (s := score_of(record, r, judge)) is not None]
+    return [(length(r), s) for record, r in draws if (s := score_of(record, r, judge)) is not None]
 
 
-def _levels(run: Run) -> Iterable[Figure]:
+def _levels(run: Run, rewards: Mapping[str, EvalResult]) -> Iterable[Figure]:
     values: dict[str, tuple[float, tuple[float, float] | None]] = {}
-    for key, sets in (("before", run.before), ("after", run.after)):
-        if any(scored(record, run.judge) for record in sets):
-            result = evaluate_reward(sets, run.judge)
-            values[key] = (result.metrics["mean"], result.ci95["mean"])
+    for key in ("before", "after"):
+        if key in rewards:
+            values[key] = (rewards[key].metrics["mean"], rewards[key].ci95["mean"])
         elif f"reward_{key}" in run.result:
             values[key] = (float(run.result[f"reward_{key}"]), None)
-    if any(scored(record, run.judge) for record in run.candidates):
-        result = evaluate_reward(run.candidates, run.judge)
+    if result := rewards.get("candidates"):
         values |= {f"candidates, {k}": (result.metrics[k], result.ci95[k]) for k in ("mean", "max")}
     else:
         keys = (("candidates, mean", "train_mean_reward"), ("candidates, max", "train_max_reward"))
@@ -309,11 +313,12 @@ def render(run: Run) -> str:
     pages.filters |= {"cell": cell, "interval": interval, "printable": printable, "pretty": _pretty}
     flags = find_hacks(run.before, run.after, run.judge) if run.before and run.after else []
     shown, total = samples(run)
-    top = headline(run, flags)
+    top, rewards = headline(run, flags), rewards_of(run)
     tables = [from_dict(row) for row in run.result.get("tables", [])]
     return pages.get_template("report.html").render(
-        run=run, headline=top, flags=flags, table=before_after(run), tables=tables,
-        figures=reward_figures(run), curves=training_figures(run.log), samples=shown, total=total, samples_file=SAMPLES,
+        run=run, headline=top, flags=flags, table=before_after(run, rewards), tables=tables,
+        figures=reward_figures(run, rewards), curves=training_figures(run.log),
+        samples=shown, total=total, samples_file=SAMPLES,
         warnings=training_warnings(run.log), ledger=ledger_parts(run), checks=check_tables(run.checks),
         # The page's content policy lets in what has these hashes and nothing else.
         css=css, script=script, css_hash=_hash(css), script_hash=_hash(script), data=embed(run.result),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from array import array
-from collections.abc import Iterable
 from typing import IO
 
 import numpy as np
@@ -28,19 +27,18 @@ class Different:
         self._held, self._kept = array("q"), np.zeros(0, dtype=np.int64)
         self._parts: list[IO[bytes]] = []
 
-    def add(self, hashes: Iterable[int]) -> None:
-        """Add things, each as the hash that Python gives it."""
-        before = len(self._held)
-        self._held.extend(hashes)
-        self.total += len(self._held) - before
+    def add(self, hashes: NDArray[np.int64] | NDArray[np.uint64]) -> None:
+        """Add things, each as 64 bits of its hash."""
+        self._held.frombytes(hashes.tobytes())
+        self.total += len(hashes)
         if len(self._held) >= _HELD:
             self._settle()
 
     def _settle(self) -> None:
-        fresh = np.unique(np.frombuffer(self._held, dtype=np.int64))
+        fresh = _sorted_out(np.array(self._held, dtype=np.int64))
         self._held = array("q")
         if not self._parts:
-            self._kept = np.union1d(self._kept, fresh)
+            self._kept = _sorted_out(np.concatenate([self._kept, fresh]))
             if len(self._kept) <= 2 * _HELD:
                 return
             self._parts = [tempfile.TemporaryFile() for _ in range(_PARTS)]  # noqa: SIM115  (closed by `count`)
@@ -58,9 +56,17 @@ class Different:
         found = 0
         for file in self._parts:
             file.seek(0)
-            found += len(np.unique(np.frombuffer(file.read(), dtype=np.int64)))
+            found += len(_sorted_out(np.fromfile(file, dtype=np.int64)))
             file.close()
         return found
+
+
+def _sorted_out(hashes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The different ones, rising; sorts ``hashes``, which takes a tenth of the time of `np.unique`'s table."""
+    hashes.sort()
+    first = np.ones(len(hashes), dtype=bool)
+    np.not_equal(hashes[1:], hashes[:-1], out=first[1:])
+    return hashes[first]
 
 
 def _edges() -> NDArray[np.int64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -13,8 +13,9 @@ from rankalign.data.words import words
 from rankalign.errors import InputError, missing_extra
 from rankalign.evaluation import EvalResult, drawn, policies
 from rankalign.evaluation.columns import Columns
-from rankalign.evaluation.statistics import mean_interval
+from rankalign.evaluation.statistics import mean_intervals
 from rankalign.evaluation.texts.different import Different
+from rankalign.evaluation.texts.numbered import Keys, different, hashed, runs
 from rankalign.registry import did_you_mean
 
 # Bullets, numbers and headings; East Asian marks need no blank behind them.
@@ -28,18 +29,21 @@ _REFUSAL = re.compile(
     r"|as an? (?:ai|artificial intelligence|(?:large )?language model)\b)",
     re.IGNORECASE,
 )
+_OF_REFUSALS = ("sorry", "i can", "i won", "i will", "able", "as a")
 REFUSAL_WINDOW = 200
 COPY_N = 4
 NGrams = list[tuple[str, ...]]
 
 
-# Probes of one text, and those of the answers to one prompt, ask for the same words one after the other.
-_words = lru_cache(maxsize=8)(words)
+@lru_cache(maxsize=8)
+def _hashes(text: str) -> Keys:
+    """(W,) a text's words; its probes, and those of the answers to one prompt, ask for the same one after the other."""
+    return hashed(words(text))
 
 
 def ngrams(items: Sequence[str], n: int) -> NGrams:
     """All runs of ``n`` neighbours, in order; empty where there are fewer items."""
-    return [tuple(items[i : i + n]) for i in range(len(items) - n + 1)]
+    return list(zip(*(items[start:] for start in range(n)), strict=False))
 
 
 def distinct(texts: Sequence[str], n: int) -> float | None:
@@ -56,20 +60,19 @@ def repetition(text: str, n: int = 3) -> float:
 
     0 for a text with fewer than ``n`` words.
     """
-    grams = ngrams(_words(text), n)
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+    grams = runs(_hashes(text), n)
+    return 1 - different(grams) / len(grams) if len(grams) else 0.0
 
 
 def copying(text: str, prompt: str, n: int = COPY_N) -> float:
     """Share of a text's n-grams of words that stand in the prompt; 0 for a text with fewer than ``n`` words."""
-    grams = ngrams(_words(text), n)
-    source = _gram_set(prompt, n)
-    return sum(gram in source for gram in grams) / len(grams) if grams else 0.0
+    grams, source = runs(_hashes(text), n), _run_set(prompt, n)
+    return sum(map(source.__contains__, grams.tolist())) / len(grams) if len(grams) and source else 0.0
 
 
 @lru_cache(maxsize=2)
-def _gram_set(text: str, n: int) -> frozenset[tuple[str, ...]]:
-    return frozenset(ngrams(words(text), n))
+def _run_set(text: str, n: int) -> frozenset[int]:
+    return frozenset(runs(_hashes(text), n).tolist())
 
 
 def list_density(text: str) -> float:
@@ -80,7 +83,11 @@ def list_density(text: str) -> float:
 
 def is_refusal(text: str) -> bool:
     """Whether the first 200 characters hold one of the common English phrases of refusal."""
-    return bool(_REFUSAL.search(text[:REFUSAL_WINDOW]))
+    begins = text[:REFUSAL_WINDOW]
+    # Each phrase holds one of these, and most answers hold none: a tenth of the expression's time.
+    if begins.isascii() and not any(map(begins.lower().__contains__, _OF_REFUSALS)):
+        return False
+    return bool(_REFUSAL.search(begins))
 
 
 def prompt_text(prompt: Prompt) -> str:
@@ -90,7 +97,7 @@ def prompt_text(prompt: Prompt) -> str:
 
 # One number a response, each with what it measures; the hack report reads the same ones.
 PROBES: dict[str, Callable[[str, str], float]] = {
-    "words": lambda text, prompt: float(len(_words(text))),
+    "words": lambda text, prompt: float(len(_hashes(text))),
     "characters": lambda text, prompt: float(len(text)),
     "repetition": lambda text, prompt: repetition(text),
     "copying": copying,
@@ -99,14 +106,18 @@ PROBES: dict[str, Callable[[str, str], float]] = {
 }
 
 
-def probe(response: Response, prompt: Prompt) -> dict[str, float]:
-    """All of :data:`PROBES` on what one response says; its thoughts are measured apart, see :func:`probe_thought`."""
-    return {name: measure(response.words(), prompt_text(prompt)) for name, measure in PROBES.items()}
+def length(response: Response) -> float:
+    """How many words an answer says."""
+    return float(len(words(response.words())))
 
 
-def probe_thought(response: Response) -> dict[str, float]:
+def probe(said: str, asked: str) -> dict[str, float]:
+    """All of :data:`PROBES` on what one response says to a prompt; thoughts are measured apart, see below."""
+    return {name: measure(said, asked) for name, measure in PROBES.items()}
+
+
+def probe_thought(thought: str) -> dict[str, float]:
     """Length and repetition of what a model thought before it answered."""
-    thought = response.thought()
     return {"thought_words": float(len(words(thought))), "thought_repetition": repetition(thought)}
 
 
@@ -134,19 +145,23 @@ def evaluate_lexical(
     thinking = any(
         response.thought() for record in sets for response in record.responses if response.policy != (reference or None)
     )
-    rows, empty, alone, different = Columns(), 0, 0, {n: Different() for n in (1, 2, 3)}
+    rows, empty, alone, counted = Columns(), 0, 0, {n: Different() for n in (1, 2, 3)}
     for record in sets:
         group = [r for r in drawn(record) if not reference or r.policy != reference]
         if not group:
             empty += 1
             continue
-        rows.add(record.id, _means(record, group, tokenizer, reference, thinking))
-        alone += bool(reference) and not any(r.policy == reference for r in record.responses)
-        for response in group:
-            for n, grams in different.items():
-                grams.add(map(hash, ngrams(_words(response.words()), n)))
-    means = {name: mean_interval(rows.known(name), seed=seed) for name in rows.names}
-    variety = {f"distinct_{n}": grams.count() / grams.total for n, grams in different.items() if grams.total}
+        texts = [response.words() for response in group]
+        found = _means(texts, prompt_text(record.prompt), counted, tokenizer)
+        if thinking:
+            found |= _mean_of([probe_thought(response.thought()) for response in group])
+        golden = [r.words() for r in record.responses if r.policy == reference] if reference else []
+        if golden:
+            found |= {name: sum(own) / len(own) for name, own in rouge(texts, [golden] * len(texts)).items()}
+        alone += bool(reference) and not golden
+        rows.add(record.id, found)
+    means = mean_intervals({name: rows.known(name) for name in rows.names}, seed=seed)
+    variety = {f"distinct_{n}": grams.count() / grams.total for n, grams in counted.items() if grams.total}
     metrics = {name: mean.value for name, mean in means.items()} | variety
     metrics["empty_prompts"] = float(empty)
     if reference:
@@ -162,21 +177,21 @@ def _check_reference(sets: Sequence[CandidateSet], reference: str) -> None:
         raise InputError(f"all answers are by reference {reference!r}, so none is left to compare with them")
 
 
-def _means(
-    record: CandidateSet, group: list[Response], tokenizer: Any, reference: str, thinking: bool = False
-) -> dict[str, float]:
-    """Mean of each probe over one prompt's draws."""
-    probes = [probe(response, record.prompt) for response in group]
-    values = {name: [found[name] for found in probes] for name in PROBES}
-    if thinking:
-        apart = [probe_thought(response) for response in group]
-        values |= {name: [found[name] for found in apart] for name in apart[0]}
-    if tokenizer is not None:
-        values["tokens"] = [len(tokenizer(r.words(), add_special_tokens=False)["input_ids"]) for r in group]
-    golden = [response.words() for response in record.responses if response.policy == reference]
-    if reference and golden:
-        values |= rouge([response.words() for response in group], [golden] * len(group))
-    return {name: sum(numbers) / len(numbers) for name, numbers in values.items()}
+def _means(texts: Sequence[str], asked: str, counted: Mapping[int, Different], tokenizer: Any) -> dict[str, float]:
+    """Mean of each probe over one prompt's draws, whose runs of words are counted on the way."""
+    probes = []
+    for text in texts:
+        found = probe(text, asked)
+        for n, grams in counted.items():
+            grams.add(runs(_hashes(text), n))
+        if tokenizer is not None:
+            found["tokens"] = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        probes.append(found)
+    return _mean_of(probes)
+
+
+def _mean_of(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
 class RougeWords:
@@ -188,6 +203,8 @@ class RougeWords:
 
     def tokenize(self, text: str) -> list[str]:
         """Lower-case tokens."""
+        if text.isascii():
+            return _LATIN.findall(text.lower())  # the same, seven times as fast: each of its signs is in a plain word
         return [token for word in words(text) for token in (_LATIN.findall(word) if _plain(word) else [word])]
 
 

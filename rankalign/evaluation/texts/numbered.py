@@ -11,9 +11,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int32]
+Keys = NDArray[np.uint64]
 # Odd numbers of 64 bits by which the words of a run are told apart by their places. Two of n different runs share a
 # sum of products with a chance of about n^2 / 2^65: 10^-5 for 10^7 runs.
 _FACTORS = np.random.default_rng(20_26).integers(1 << 62, 1 << 63, size=16, dtype=np.uint64) * 2 + 1
+
+
+def hashed(text: Sequence[str]) -> Keys:
+    """(W,) 64 bits of each word, which this process alone gives it."""
+    return np.fromiter(map(hash, text), dtype=np.int64, count=len(text)).view(np.uint64)
+
+
+def runs(numbers: Keys, size: int) -> Keys:
+    """Keys of all runs of ``size`` neighbours among (W,) numbers of words, in order; equal runs have equal ones."""
+    count = max(len(numbers) - size + 1, 0)
+    if size == 1:
+        return numbers
+    keys = numbers[:count] * _FACTORS[0]
+    for at in range(1, size):
+        keys += numbers[at : at + count] * _FACTORS[at]
+    return keys
+
+
+def different(keys: Keys) -> int:
+    """How many different ones there are."""
+    rising = np.sort(keys)
+    return int(np.count_nonzero(rising[1:] != rising[:-1])) + bool(len(keys))
 
 
 class Vocabulary:

@@ -249,13 +249,13 @@ def test_flags_make_a_rise_doubtful(tmp_path: Path) -> None:
 def test_table_before_and_after(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path))
     run.result |= {"train_mean_reward": 1.25, "train_max_reward": 2.0}
-    table = report.before_after(run)
+    table = report.before_after(run, report.rewards_of(run))
     rows = {row[0]: row[1:] for row in table.rows}
     assert rows["Perplexity, start model"] == ["9.5", "10.5", "+1"]
     assert rows["Repeated 3-grams"] == ["0.0 %", "0.0 %", "+0.0 %"]
     assert rows["Length, words"] == ["11", "11", "+0"]
     assert table.note == "Reward of the training candidates: mean 1.25, best of each prompt 2."
-    assert report.before_after(Run("r", result={"reward_after": -1.0})).rows == [["Reward", None, "−1", None]]
+    assert report.before_after(Run("r", result={"reward_after": -1.0}), {}).rows == [["Reward", None, "−1", None]]
 
 
 def test_samples_keep_their_order_and_the_rest_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

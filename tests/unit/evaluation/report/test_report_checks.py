@@ -84,7 +84,7 @@ def test_a_folder_of_checks_alone_makes_a_page(tmp_path: Path) -> None:
     assert (
         page.index('<th scope="row">p0</th>') < page.index('<th scope="row">p1</th>') < page.index("Hardest examples")
     )
-    assert report.before_after(read_run(tmp_path)).rows == [
+    assert report.before_after(read_run(tmp_path), {}).rows == [
         ["KL to the start model, nats an answer", None, "3.25", None]
     ]
     (tmp_path / "kl.json").write_text('{"metrics": []}')

@@ -12,6 +12,8 @@ from rankalign.evaluation import statistics
 from rankalign.evaluation.columns import Columns
 from rankalign.evaluation.texts import different
 from rankalign.evaluation.texts.lexical import rouge
+from rankalign.evaluation.texts.numbered import different as different_keys
+from rankalign.evaluation.texts.numbered import hashed, runs
 from rankalign.evaluation.texts.variety import _rouge_l, common_subsequence
 
 
@@ -21,9 +23,20 @@ def test_different_things_are_counted_exactly(held: int, monkeypatch: pytest.Mon
     draw, counted, known = random.Random(held), different.Different(), set[tuple[str, int]]()
     for _ in range(400):
         things = [("w", draw.randrange(3000)) for _ in range(draw.randrange(30))]
-        counted.add(map(hash, things))
+        counted.add(np.array([hash(thing) for thing in things], dtype=np.int64))
         known.update(things)
     assert counted.count() == len(known)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_runs_are_different_where_their_words_are(size: int) -> None:
+    draw = random.Random(size)
+    for _ in range(200):
+        text = draw.choices("abcde", k=draw.randrange(30))
+        tuples = [tuple(text[at : at + size]) for at in range(len(text) - size + 1)]
+        keys = runs(hashed(text), size)
+        assert len(keys) == len(tuples)
+        assert len(set(zip(keys.tolist(), tuples, strict=True))) == len(set(tuples)) == different_keys(keys)
 
 
 def test_a_common_subsequence_is_as_long_as_the_table_says() -> None:
@@ -38,6 +51,15 @@ def test_a_common_subsequence_is_as_long_as_the_table_says() -> None:
         assert common_subsequence(one, other) == table[-1]
         expected = rouge([" ".join(other)], [[" ".join(one)]])["rougeL"][0]
         assert _rouge_l(one, other) == expected
+
+
+def test_intervals_of_several_columns_are_those_of_each() -> None:
+    draw = np.random.default_rng(3)
+    columns = {"x": draw.normal(size=50), "short": draw.normal(size=7), "y": draw.normal(size=50), "none": np.zeros(50)}
+    found = statistics.mean_intervals(columns, draws=999, seed=4)
+    assert list(found) == list(columns)
+    for name, values in columns.items():
+        assert found[name] == statistics.mean_interval(values, draws=999, seed=4)  # to the bit
 
 
 def test_columns_are_the_rows() -> None:

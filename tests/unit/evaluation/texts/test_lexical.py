@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -64,11 +66,71 @@ def test_list_density() -> None:
         ("I cannot provide that.", True),
         ("I can help you with that.", False),
         ("The minister is sorry, but unmoved.", False),
+        ("I WILL NOT write this.", True),
+        ("I won't comply.", True),
+        ("I am unable to comment.", True),
+        ("I'm not able to say.", True),
+        ("Being asked as a large language model: no.", True),
+        ("I’m very sorry, I can’t.", True),
+        ("I am sorry, but no.", True),
+        ("I am not asked.", False),
         ("x" * 300 + " I cannot help.", False),
     ],
 )
 def test_refusals(text: str, wanted: bool) -> None:
     assert lexical.is_refusal(text) is wanted
+
+
+def test_a_refusal_is_looked_for_where_it_may_stand() -> None:
+    """Each wording of the expression, so that none is passed over by the look at single words before it."""
+    verbs = ["help", "assist", "answer", "provide", "fulfil", "comply", "discuss", "give", "create", "write", "do that"]
+    cannot = ["can not", "cannot", "can't", "won't", "will not", "am not able", "am unable", "'m unable"]
+    found = [f"i {way} {to}{verb}" for way in cannot for to in ("", "to ") for verb in verbs]
+    found += [f"i{am} {very}sorry{end}" for am in (" am", "'m") for very in ("", "so ") for end in (", but", " i can")]
+    found += ["i am unable to", "i'm not able to", "as an ai", "as a language model", "as an artificial intelligence"]
+    assert all(lexical.is_refusal(wording.upper()) for wording in found)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_measures_are_those_of_tuples_of_words(seed: int) -> None:
+    draw = random.Random(seed)
+
+    def text() -> str:
+        return " ".join(draw.choices(["ab", "cd", "Ab", "é", "好", "don't"], k=draw.randrange(12)))
+
+    sets = [CandidateSet(str(n), text(), [Response(text()) for _ in range(draw.randrange(1, 4))]) for n in range(40)]
+    result = evaluate_lexical(sets)
+    texts = [words(response.text) for record in sets for response in record.responses]
+    for n in (1, 2, 3):
+        grams = [gram for own in texts for gram in _runs(own, n)]
+        assert result.metrics[f"distinct_{n}"] == len(set(grams)) / len(grams)
+    copied, repeated = [], []
+    for record in sets:
+        source = _runs(words(str(record.prompt)), 4)
+        own = [words(response.text) for response in record.responses]
+        copied.append(np.mean([_share(gram in source for gram in _runs(each, 4)) for each in own]))
+        repeated.append(np.mean([1 - _share(g not in r[:k] for k, g in enumerate(r)) if (r := _runs(each, 3)) else 0
+                                 for each in own]))  # fmt: skip
+    assert [row["copying"] for row in result.rows] == pytest.approx(copied)
+    assert [row["repetition"] for row in result.rows] == pytest.approx(repeated)
+    assert 0 < result.metrics["copying"] < 1
+
+
+def _runs(text: list[str], n: int) -> list[tuple[str, ...]]:
+    return [tuple(text[at : at + n]) for at in range(len(text) - n + 1)]
+
+
+def _share(found: Iterable[bool]) -> float:
+    which = list(found)
+    return sum(which) / len(which) if which else 0.0
+
+
+def test_rouge_words_of_ascii_are_cut_as_all_others_are() -> None:
+    draw, tokens = random.Random(0), lexical.RougeWords().tokenize
+    for _ in range(500):
+        text = "".join(draw.choices("aZ09_' .,\n-\t\x1f", k=draw.randrange(20)))
+        # Behind a word that is not ASCII the same text goes the long way.
+        assert tokens("é " + text) == ["é", *tokens(text)]
 
 
 def test_evaluate_lexical_averages_over_prompts_and_draws() -> None:
@@ -126,6 +188,8 @@ def test_answers_are_distinct_below_seven_tenths_of_rouge_l() -> None:
     assert distinct_answers([cat, "the cat sat on a mat", "a cat sat on a mat"]) == 2
     assert distinct_answers([cat, "the cat sat on a mat", "dogs"], alike=0.9) == 3
     assert distinct_answers([]) == 0
+    # All words in common, but in the other order.
+    assert distinct_answers([cat, " ".join(reversed(cat.split()))]) == 2
 
 
 def test_evaluate_variety_is_over_prompts_with_several_answers() -> None:
