@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +13,19 @@ from rankalign.data.formats.answered import answer_messages as answer_messages
 from rankalign.data.formats.answered import answered as answered
 from rankalign.data.formats.answered import spelt as spelt
 from rankalign.data.formats.answered import talk as talk
+from rankalign.data.formats.kept import complete as complete
+from rankalign.data.formats.kept import keep as keep
+from rankalign.data.formats.kept import lost_details as lost_details
+from rankalign.data.formats.kept import lost_sizes as lost_sizes
+from rankalign.data.formats.kept import note_of as note_of
+from rankalign.data.formats.ranking import DEFAULT_JUDGES as DEFAULT_JUDGES
+from rankalign.data.formats.ranking import best as best
+from rankalign.data.formats.ranking import label_column as label_column
+from rankalign.data.formats.ranking import paired as paired
+from rankalign.data.formats.ranking import pick_judge as pick_judge
+from rankalign.data.formats.ranking import scored_responses as scored_responses
+from rankalign.data.formats.ranking import strict_pairs as strict_pairs
+from rankalign.data.formats.ranking import wanted as wanted
 from rankalign.data.formats.system import put_system, take_system, without_system
 from rankalign.data.formats.unread import NOTHING, Ignored, refusal, unread
 from rankalign.data.ids import FreshIds
@@ -26,11 +38,9 @@ from rankalign.data.messages import (
 from rankalign.data.records import PREFERENCE as PREFERENCE
 from rankalign.data.records import CandidateSet, Checker, Prompt, Response, judges
 from rankalign.data.templates import render
-from rankalign.errors import InputError, RecordError, number_of
-from rankalign.storage.jsonl import OnError, Row, kind
+from rankalign.errors import RecordError, number_of
+from rankalign.storage.jsonl import OnError, Row
 
-# Where records carry several judges and none is named, the first of these that is there ranks.
-DEFAULT_JUDGES = (PREFERENCE, "score", "overall_score", "helpfulness")
 EQUAL_PAIRS = "pairs of equal answers"
 # A row from the better response, the worse one and the judge who says so.
 Build = Callable[[Response, Response, str], dict[str, Any]]
@@ -243,88 +253,6 @@ def own_id(columns: dict[str, Any], names: Iterable[str]) -> str | None:
     return next((str(value) for value in values if type(value) in (str, int) and str(value).strip()), None)
 
 
-# --- columns -----------------------------------------------------------------------------------------------------
-
-
-def keep(name: str, note: dict[str, Any], row: dict[str, Any], used: Iterable[str]) -> dict[str, Any]:
-    """``meta`` of a record read from ``row``: the columns not ``used``, and the layout ``note`` under ``name``.
-
-    A column that happens to have the name of a format goes into the note, where it cannot be taken for one.
-    """
-    taken = set(used)
-    columns = {key: value for key, value in row.items() if key not in taken}
-    homonyms = {key: columns.pop(key) for key in list(columns) if key in FORMATS}
-    return {**columns, name: {**note, "columns": homonyms} if homonyms else note}
-
-
-def note_of(record: CandidateSet, name: str) -> dict[str, Any] | None:
-    """The layout note that format ``name`` left in the record, or None for a record from elsewhere."""
-    note = record.meta.get(name)
-    return note if isinstance(note, dict) else None
-
-
-def complete(row: dict[str, Any], record: CandidateSet, name: str, losses: Losses) -> dict[str, Any]:
-    """``row`` with the kept columns of ``record`` put back, and its id where the record comes from elsewhere."""
-    note = note_of(record, name)
-    kept = {key: value for key, value in record.meta.items() if key not in FORMATS}
-    for key in record.meta:
-        if (key in FORMATS and key != name and record.meta[key]) or (key in kept and key in row):
-            losses.add(f"meta.{key}")
-    kept = {"id": record.id, **kept} if note is None else {**kept, **note.get("columns", {})}
-    first = {"id": kept["id"]} if "id" in kept else {}
-    return {**first, **row, **{key: value for key, value in kept.items() if key not in row}}
-
-
-def lost_details(
-    responses: Iterable[Response],
-    losses: Losses,
-    held: Iterable[str] = (),
-    policy: bool = True,
-    meta: bool = True,
-    messages: bool = True,
-) -> None:
-    """Count what a row of plain texts cannot say of its responses.
-
-    Args:
-        responses: those that are written.
-        losses: takes the counts, named by the field that is lost.
-        held: judges whose scores the row does hold.
-        policy: whether names of policies are lost.
-        meta: whether ``meta`` of a response is lost.
-        messages: whether calls of tools, their results and thoughts are lost.
-    """
-    judges = set(held)
-    for response in responses:
-        lost = {
-            "response.policy": policy and response.policy != "unknown",
-            "response.finished": not response.finished,
-            "response.count": response.count != 1,
-            "response.sampling": response.sampling,
-            "response.tokens": response.tokens,
-            "response.meta": meta and response.meta,
-            "response.messages": messages and response.messages is not None,
-            **{f"scores.{name}": score is not None for name, score in response.scores.items() if name not in judges},
-        }
-        for field, is_lost in lost.items():
-            if is_lost:
-                losses.add(field)
-
-
-def lost_sizes(
-    responses: Sequence[Response], judge: str, losses: Losses, kept: Collection[str] = (PREFERENCE, "label")
-) -> None:
-    """Count scores of which a row keeps the order and not the size.
-
-    Args:
-        responses: those that are written.
-        judge: by whose scores they are ordered.
-        losses: takes the count.
-        kept: judges whose scores are nothing but an order.
-    """
-    if responses and judge not in kept:
-        losses.add(f"sizes of scores.{judge}", len(responses))
-
-
 # --- texts and messages ------------------------------------------------------------------------------------------
 
 
@@ -348,105 +276,6 @@ def dialogue_text(prompt: Prompt, losses: Losses) -> str:
     return render(spoken, "hh") if spoken else ""
 
 
-def label_column(response: Response, column: str = "label") -> dict[str, bool]:
-    """The column that says whether an answer is wanted, where a judge ``label`` said so."""
-    label = response.scores.get("label")
-    return {column: bool(label)} if label in (0, 1) else {}
-
-
-def wanted(check: Checker, value: Any, column: str) -> float:
-    """1 for an answer that people wanted, 0 for one that they did not, from a boolean or a number.
-
-    Raises:
-        RecordError: it is neither.
-    """
-    if isinstance(value, bool | int | float) and value in (0, 1):
-        return float(value)
-    shown = f"{value:g}" if isinstance(value, int | float) else kind(value)
-    raise check.fail(column, f"expected true or false, or 1 or 0, found {shown}")
-
-
 def instruction_text(instruction: str, further: str) -> str:
     """An Alpaca instruction and its input as one user turn."""
     return f"{instruction}\n\n{further}" if further else instruction
-
-
-def paired(chosen: Response, rejected: Response) -> list[Response]:
-    """Two answers of a data set as responses of policies ``chosen`` and ``rejected``, scored 1 and 0."""
-    for response, policy, score in ((chosen, "chosen", 1.0), (rejected, "rejected", 0.0)):
-        response.policy, response.scores = policy, {PREFERENCE: score, **response.scores}
-    return [chosen, rejected]
-
-
-# --- scores ------------------------------------------------------------------------------------------------------
-
-
-def pick_judge(record: CandidateSet, wanted: str = "") -> str | None:
-    """The judge whose scores rank this record, or None where it has no scores.
-
-    Raises:
-        InputError: several judges scored it, none is asked for and none is a default.
-    """
-    if wanted:
-        return wanted
-    names = list(dict.fromkeys(name for r in record.responses for name, score in r.scores.items() if score is not None))
-    if len(names) < 2:
-        return names[0] if names else None
-    for name in DEFAULT_JUDGES:
-        if name in names:
-            return name
-    raise InputError(f"record {record.id!r} has scores of several judges ({', '.join(names)}): name one with --judge")
-
-
-def strict_pairs(scores: Sequence[float | None], losses: Losses, mode: str = "all") -> list[tuple[int, int]]:
-    """Pairs ``(i, j)`` with ``scores[i] > scores[j]``, best first: C(K, 2) less the ties, or best and worst alone.
-
-    Counted in ``losses``: ``ties`` (pairs of equal scores), ``responses without a score``, and
-    ``prompts without a strict pair``.
-
-    Raises:
-        InputError: ``mode`` is neither ``all`` nor ``best-worst``.
-    """
-    known = {index: score for index, score in enumerate(scores) if score is not None}
-    if missing := len(scores) - len(known):
-        losses.add("responses without a score", missing)
-    order = sorted(known, key=lambda index: -known[index])
-    every = list(combinations(order, 2))
-    found = [(i, j) for i, j in every if known[i] > known[j]]
-    if ties := len(every) - len(found):
-        losses.add("ties", ties)
-    if not found:
-        losses.add("prompts without a strict pair")
-    if mode == "all":
-        return found
-    if mode != "best-worst":
-        raise InputError(f"pairs must be 'all' or 'best-worst', got {mode!r}")
-    if len(found) > 1:
-        losses.add("pairs other than best and worst", len(found) - 1)
-    return [(order[0], order[-1])] if found else []
-
-
-def scored_responses(
-    record: CandidateSet, wanted: str, losses: Losses, at_least: int = 2
-) -> tuple[str, list[Response]]:
-    """The ranking judge and the responses that have its score, none where they are fewer than ``at_least``."""
-    judge = pick_judge(record, wanted) or ""
-    scored = [response for response in record.responses if response.scores.get(judge) is not None]
-    if missing := len(record.responses) - len(scored):
-        losses.add("responses without a score", missing)
-    if len(scored) >= at_least:
-        return judge, scored
-    losses.add("prompts with fewer than two scored responses" if at_least == 2 else "prompts without a scored response")
-    return judge, []
-
-
-def best(record: CandidateSet, judge: str | None, losses: Losses) -> Response | None:
-    """The response to write where a row holds one: highest score, the first of equals; others are counted as lost."""
-    if not record.responses:
-        losses.add("prompts without a response")
-        return None
-    if len(record.responses) > 1:
-        losses.add("responses other than the best", len(record.responses) - 1)
-    scores = record.scores(judge) if judge else []
-    top = max((score for score in scores if score is not None), default=None)
-    return record.responses[0 if top is None else scores.index(top)]
