@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from rankalign.data.formats.common import answered
+from rankalign.data.formats.answered import answered
 from rankalign.data.formats.hh import read_dialogue
 from rankalign.data.records import CandidateSet, Checker, Prompt, Response
 

@@ -11,17 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankalign.data.formats import Losses
-from rankalign.data.formats.common import (
-    RowFormat,
-    best,
-    complete,
-    instruction_text,
-    keep,
-    lost_details,
-    note_of,
-    pick_judge,
-    prompt_text,
-)
+from rankalign.data.formats.common import RowFormat, instruction_text, prompt_text
+from rankalign.data.formats.kept import complete, keep, lost_details, note_of
+from rankalign.data.formats.ranking import best, pick_judge
 from rankalign.data.records import CandidateSet, Checker, Message, Response
 
 COLUMNS = ("instruction", "input", "output")

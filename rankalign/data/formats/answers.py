@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from rankalign.data.formats import FORMATS, Losses
-from rankalign.data.formats.common import Dropped, lost_details
+from rankalign.data.formats.common import Dropped
+from rankalign.data.formats.kept import lost_details
 from rankalign.data.formats.unread import says_something, unread
 from rankalign.data.records import CandidateSet, Checker, Response
 from rankalign.errors import RecordError

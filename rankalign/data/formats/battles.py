@@ -14,19 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankalign.data.formats import Losses
-from rankalign.data.formats.common import (
-    PREFERENCE,
-    Dropped,
-    RowFormat,
-    answer_messages,
-    answered,
-    complete,
-    keep,
-    lost_details,
-    note_of,
-)
+from rankalign.data.formats.answered import answer_messages, answered
+from rankalign.data.formats.common import Dropped, RowFormat
+from rankalign.data.formats.kept import complete, keep, lost_details, note_of
 from rankalign.data.formats.pairs import FIRST, SECOND, TIE, worded
-from rankalign.data.records import CandidateSet, Checker, Message, Response
+from rankalign.data.records import PREFERENCE, CandidateSet, Checker, Message, Response
 from rankalign.data.templates import as_messages
 from rankalign.storage.jsonl import dumps, loads
 

@@ -26,16 +26,10 @@ from rankalign.data.formats.aliases import (
     score_by,
     spelling,
 )
-from rankalign.data.formats.common import (
-    RowFormat,
-    answer_messages,
-    complete,
-    keep,
-    lost_details,
-    note_of,
-    scored_responses,
-    spelt,
-)
+from rankalign.data.formats.answered import answer_messages, spelt
+from rankalign.data.formats.common import RowFormat
+from rankalign.data.formats.kept import complete, keep, lost_details, note_of
+from rankalign.data.formats.ranking import scored_responses
 from rankalign.data.formats.unread import unread
 from rankalign.data.records import CandidateSet, Checker, Response
 

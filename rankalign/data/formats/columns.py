@@ -13,7 +13,8 @@ from typing import Any
 
 from rankalign.data.formats import Losses
 from rankalign.data.formats.alpaca import read_instruction
-from rankalign.data.formats.common import RowFormat, complete, keep, lost_details, note_of, prompt_text
+from rankalign.data.formats.common import RowFormat, prompt_text
+from rankalign.data.formats.kept import complete, keep, lost_details, note_of
 from rankalign.data.records import CandidateSet, Checker, Response
 
 Verdicts = dict[str, tuple[float | None, float | None]]

@@ -1,4 +1,4 @@
-"""What the format files share: ids, extra columns, answers as messages, prompts as text, pairs from scores."""
+"""What the format files share: rows that are records, pairs, ids, prompts as text."""
 
 from __future__ import annotations
 
@@ -9,34 +9,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from rankalign.data.formats import FORMATS, Losses
-from rankalign.data.formats.answered import answer_messages as answer_messages
-from rankalign.data.formats.answered import answered as answered
-from rankalign.data.formats.answered import spelt as spelt
-from rankalign.data.formats.answered import talk as talk
-from rankalign.data.formats.kept import complete as complete
-from rankalign.data.formats.kept import keep as keep
-from rankalign.data.formats.kept import lost_details as lost_details
-from rankalign.data.formats.kept import lost_sizes as lost_sizes
-from rankalign.data.formats.kept import note_of as note_of
-from rankalign.data.formats.ranking import DEFAULT_JUDGES as DEFAULT_JUDGES
-from rankalign.data.formats.ranking import best as best
-from rankalign.data.formats.ranking import label_column as label_column
-from rankalign.data.formats.ranking import paired as paired
-from rankalign.data.formats.ranking import pick_judge as pick_judge
-from rankalign.data.formats.ranking import scored_responses as scored_responses
-from rankalign.data.formats.ranking import strict_pairs as strict_pairs
-from rankalign.data.formats.ranking import wanted as wanted
+from rankalign.data.formats.answered import answer_messages
+from rankalign.data.formats.kept import complete, lost_details, lost_sizes, note_of
+from rankalign.data.formats.ranking import pick_judge, strict_pairs
 from rankalign.data.formats.system import put_system, take_system, without_system
 from rankalign.data.formats.unread import NOTHING, Ignored, refusal, unread
 from rankalign.data.ids import FreshIds
-from rankalign.data.messages import (
-    ROW_FIELDS,
-    SHOWN_COLUMNS,
-    said,
-    text_of,
-)
-from rankalign.data.records import PREFERENCE as PREFERENCE
-from rankalign.data.records import CandidateSet, Checker, Prompt, Response, judges
+from rankalign.data.messages import ROW_FIELDS, SHOWN_COLUMNS, said, text_of
+from rankalign.data.records import PREFERENCE, CandidateSet, Checker, Prompt, Response, judges
 from rankalign.data.templates import render
 from rankalign.errors import RecordError, number_of
 from rankalign.storage.jsonl import OnError, Row

@@ -13,15 +13,9 @@ from typing import Any
 
 from rankalign.data.formats import Losses
 from rankalign.data.formats.alpaca import read_instruction, write_instruction
-from rankalign.data.formats.common import (
-    RowFormat,
-    complete,
-    keep,
-    lost_details,
-    note_of,
-    prompt_text,
-    scored_responses,
-)
+from rankalign.data.formats.common import RowFormat, prompt_text
+from rankalign.data.formats.kept import complete, keep, lost_details, note_of
+from rankalign.data.formats.ranking import scored_responses
 from rankalign.data.records import CandidateSet, Checker, Response
 
 PAIR, LIST = ("completion_a", "completion_b"), "responses_and_scores"

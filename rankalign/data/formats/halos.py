@@ -10,19 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankalign.data.formats import Losses
-from rankalign.data.formats.common import (
-    PREFERENCE,
-    RowFormat,
-    answered,
-    complete,
-    keep,
-    lost_details,
-    note_of,
-    pick_judge,
-    spelt,
-)
+from rankalign.data.formats.answered import answered, spelt
+from rankalign.data.formats.common import RowFormat
+from rankalign.data.formats.kept import complete, keep, lost_details, note_of
+from rankalign.data.formats.ranking import pick_judge
 from rankalign.data.formats.unread import unread
-from rankalign.data.records import CandidateSet, Checker, Response
+from rankalign.data.records import PREFERENCE, CandidateSet, Checker, Response
 from rankalign.data.templates import as_messages
 from rankalign.storage.jsonl import kind
 

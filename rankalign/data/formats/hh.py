@@ -13,18 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankalign.data.formats import Losses
-from rankalign.data.formats.common import (
-    PREFERENCE,
-    Dropped,
-    RowFormat,
-    complete,
-    dialogue_text,
-    keep,
-    lost_details,
-    note_of,
-    paired,
-)
-from rankalign.data.records import CandidateSet, Checker, Message, Response
+from rankalign.data.formats.common import Dropped, RowFormat, dialogue_text
+from rankalign.data.formats.kept import complete, keep, lost_details, note_of
+from rankalign.data.formats.ranking import paired
+from rankalign.data.records import PREFERENCE, CandidateSet, Checker, Message, Response
 
 MARK = "\n\nAssistant:"
 ROLES = {"Human": "user", "Assistant": "assistant"}

@@ -17,18 +17,10 @@ from typing import Any
 
 from rankalign.data.formats import Losses
 from rankalign.data.formats.alpaca import read_instruction
-from rankalign.data.formats.common import (
-    PairFormat,
-    answer_messages,
-    answered,
-    instruction_text,
-    keep,
-    label_column,
-    note_of,
-    paired,
-    talk,
-    wanted,
-)
+from rankalign.data.formats.answered import answer_messages, answered, talk
+from rankalign.data.formats.common import PairFormat, instruction_text
+from rankalign.data.formats.kept import keep, note_of
+from rankalign.data.formats.ranking import label_column, paired, wanted
 from rankalign.data.messages import NOTHING, decoded, text_of
 from rankalign.data.records import CandidateSet, Checker, Message, Prompt, Response
 from rankalign.data.templates import as_messages

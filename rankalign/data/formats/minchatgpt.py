@@ -14,7 +14,8 @@ from typing import Any
 
 from rankalign.data.formats import Losses
 from rankalign.data.formats.answers import AnswerFormat, Table, find
-from rankalign.data.formats.common import Dropped, lost_details, note_of, prompt_text
+from rankalign.data.formats.common import Dropped, prompt_text
+from rankalign.data.formats.kept import lost_details, note_of
 from rankalign.data.records import CandidateSet, Checker, Response
 from rankalign.errors import on_line
 

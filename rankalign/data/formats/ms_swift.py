@@ -5,18 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rankalign.data.formats.common import (
-    PairFormat,
-    answer_messages,
-    answered,
-    keep,
-    label_column,
-    note_of,
-    paired,
-    spelt,
-    talk,
-    wanted,
-)
+from rankalign.data.formats.answered import answer_messages, answered, spelt, talk
+from rankalign.data.formats.common import PairFormat
+from rankalign.data.formats.kept import keep, note_of
+from rankalign.data.formats.ranking import label_column, paired, wanted
 from rankalign.data.records import CandidateSet, Checker, Response
 from rankalign.data.templates import as_messages
 

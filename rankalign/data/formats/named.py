@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from rankalign.data.formats import FORMATS, Format, Losses
-from rankalign.data.formats.common import PREFERENCE, RowFormat, instruction_text, keep
-from rankalign.data.records import CandidateSet, Checker, Message, Prompt, Response
+from rankalign.data.formats.common import RowFormat, instruction_text
+from rankalign.data.formats.kept import keep
+from rankalign.data.records import PREFERENCE, CandidateSet, Checker, Message, Prompt, Response
 from rankalign.errors import InputError
 from rankalign.registry import Entry, Registry
 

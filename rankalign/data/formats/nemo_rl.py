@@ -7,16 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankalign.data.formats import Losses
-from rankalign.data.formats.common import (
-    RowFormat,
-    answer_messages,
-    answered,
-    complete,
-    keep,
-    lost_details,
-    lost_sizes,
-    scored_responses,
-)
+from rankalign.data.formats.answered import answer_messages, answered
+from rankalign.data.formats.common import RowFormat
+from rankalign.data.formats.kept import complete, keep, lost_details, lost_sizes
+from rankalign.data.formats.ranking import scored_responses
 from rankalign.data.records import CandidateSet, Checker, Response
 from rankalign.data.templates import as_messages
 

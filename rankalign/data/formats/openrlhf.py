@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankalign.data.formats import Losses
-from rankalign.data.formats.common import note_of
+from rankalign.data.formats.kept import note_of
 from rankalign.data.formats.trl import Trl
 from rankalign.data.records import CandidateSet, Checker
 from rankalign.errors import RecordError

@@ -14,18 +14,11 @@ from typing import Any, ClassVar
 from rankalign.data.formats import Losses
 from rankalign.data.formats.aliases import PROMPTS, first, number_in, prompt_of, respelt, spelling
 from rankalign.data.formats.alpaca_eval import win_probability
-from rankalign.data.formats.common import (
-    PREFERENCE,
-    RowFormat,
-    answered,
-    complete,
-    keep,
-    lost_details,
-    note_of,
-    spelt,
-)
+from rankalign.data.formats.answered import answered, spelt
+from rankalign.data.formats.common import RowFormat
+from rankalign.data.formats.kept import complete, keep, lost_details, note_of
 from rankalign.data.messages import text_of as message_content
-from rankalign.data.records import CandidateSet, Checker, Response
+from rankalign.data.records import PREFERENCE, CandidateSet, Checker, Response
 from rankalign.storage.jsonl import kind
 
 Scores = dict[str, tuple[float | None, float | None]]

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankalign.data.formats import Losses
-from rankalign.data.formats.common import RowFormat, complete, keep, lost_details, note_of, scored_responses
+from rankalign.data.formats.common import RowFormat
+from rankalign.data.formats.kept import complete, keep, lost_details, note_of
+from rankalign.data.formats.ranking import scored_responses
 from rankalign.data.records import CandidateSet, Checker, Message, Prompt, Response
 
 TAGS = {"<|prompter|>": "user", "<|assistant|>": "assistant"}

@@ -8,10 +8,10 @@ from typing import Any
 
 from rankalign.data.formats import Losses
 from rankalign.data.formats.aliases import number_in
-from rankalign.data.formats.common import PREFERENCE, note_of
+from rankalign.data.formats.kept import note_of
 from rankalign.data.formats.pairs import PairColumns, Scores, text_of, worded
 from rankalign.data.formats.rated import Rated
-from rankalign.data.records import CandidateSet, Checker, Response
+from rankalign.data.records import PREFERENCE, CandidateSet, Checker, Response
 
 _ASKED = {"instruction", "output", "input", "orig_criteria"}
 

@@ -24,17 +24,11 @@ from rankalign.data.formats.aliases import (
     respelt,
     spelling,
 )
-from rankalign.data.formats.common import (
-    RowFormat,
-    answered,
-    instruction_text,
-    lost_details,
-    note_of,
-    pick_judge,
-    prompt_text,
-    spelt,
-)
+from rankalign.data.formats.answered import answered, spelt
+from rankalign.data.formats.common import RowFormat, instruction_text, prompt_text
+from rankalign.data.formats.kept import lost_details, note_of
 from rankalign.data.formats.pairs import HELPSTEER_PAIRS
+from rankalign.data.formats.ranking import pick_judge
 from rankalign.data.formats.unread import unread
 from rankalign.data.records import CandidateSet, Checker, Prompt, Response
 

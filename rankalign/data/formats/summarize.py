@@ -14,18 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankalign.data.formats import Losses
-from rankalign.data.formats.common import (
-    PREFERENCE,
-    Dropped,
-    RowFormat,
-    complete,
-    keep,
-    lost_details,
-    note_of,
-    paired,
-    prompt_text,
-)
-from rankalign.data.records import CandidateSet, Checker, Response
+from rankalign.data.formats.common import Dropped, RowFormat, prompt_text
+from rankalign.data.formats.kept import complete, keep, lost_details, note_of
+from rankalign.data.formats.ranking import paired
+from rankalign.data.records import PREFERENCE, CandidateSet, Checker, Response
 
 MIN_WORDS = 5  # trlX's rule for pairs of summaries
 ENDING = "\nTL;DR:"

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankalign.data.formats import Losses
-from rankalign.data.formats.common import Dropped, RowFormat, complete, keep, lost_details, note_of, scored_responses
+from rankalign.data.formats.common import Dropped, RowFormat
 from rankalign.data.formats.hh import write_dialogue
+from rankalign.data.formats.kept import complete, keep, lost_details, note_of
+from rankalign.data.formats.ranking import scored_responses
 from rankalign.data.formats.trl import split_shared
 from rankalign.data.records import CandidateSet, Checker, Response
 

@@ -16,22 +16,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rankalign.data.formats import Losses
-from rankalign.data.formats.common import (
-    PREFERENCE,
-    RowFormat,
-    answer_messages,
-    answered,
-    complete,
-    keep,
-    label_column,
-    lost_details,
-    note_of,
-    paired,
-    spelt,
-    talk,
-    wanted,
-)
-from rankalign.data.records import CandidateSet, Checker, Prompt, Response
+from rankalign.data.formats.answered import answer_messages, answered, spelt, talk
+from rankalign.data.formats.common import RowFormat
+from rankalign.data.formats.kept import complete, keep, lost_details, note_of
+from rankalign.data.formats.ranking import label_column, paired, wanted
+from rankalign.data.records import PREFERENCE, CandidateSet, Checker, Prompt, Response
 from rankalign.storage.jsonl import kind
 
 ASSISTANT_MARKS = (

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankalign.data.formats import Losses
-from rankalign.data.formats.common import complete, keep, lost_details, note_of, pick_judge, prompt_text
+from rankalign.data.formats.common import prompt_text
+from rankalign.data.formats.kept import complete, keep, lost_details, note_of
+from rankalign.data.formats.ranking import pick_judge
 from rankalign.data.formats.trl import Trl
 from rankalign.data.records import CandidateSet, Checker, Response
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rankalign.data.formats.common import PairFormat, keep, note_of, paired
+from rankalign.data.formats.common import PairFormat
+from rankalign.data.formats.kept import keep, note_of
+from rankalign.data.formats.ranking import paired
 from rankalign.data.records import CandidateSet, Checker, Message, Response
 from rankalign.data.templates import as_messages
 

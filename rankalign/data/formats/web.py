@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rankalign.data.formats import Losses
-from rankalign.data.formats.common import PREFERENCE, RowFormat, complete, keep, lost_details, note_of, prompt_text
-from rankalign.data.records import CandidateSet, Checker, Response
+from rankalign.data.formats.common import RowFormat, prompt_text
+from rankalign.data.formats.kept import complete, keep, lost_details, note_of
+from rankalign.data.records import PREFERENCE, CandidateSet, Checker, Response
 
 Scores = dict[str, float | None]
 
