@@ -171,8 +171,8 @@ def _message(
     factor, unit = (100.0, " %") if share else (1.0, "")
     a, b = (f"{factor * value:.1f}{unit} ({name})" for value, name in zip((old, new), names, strict=True))
     low, high = (f"{factor * bound:+.1f}" for bound in change.interval)
-    noun = {"rose": "rise", "fell": "fall"}[verb]
-    return f"The {words} {verb} from {a} to {b} (95 % interval of the {noun}: {low} to {high})."
+    noun, points = {"rose": "rise", "fell": "fall"}[verb], " percentage points" if share else ""
+    return f"The {words} {verb} from {a} to {b} (95 % interval of the {noun}: {low} to {high}{points})."
 
 
 def _length_flag(pairs: Sequence[Pair], judge: str, seed: int) -> list[Flag]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import hashlib
 import json
 import os
 from array import array
@@ -14,22 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from rankalign.data.records import CandidateSet, score_of
-from rankalign.errors import missing_extra
 from rankalign.evaluation import EvalResult, drawn, scored
-from rankalign.evaluation.pairwise.scores import compare_by_score
 from rankalign.evaluation.raters.reward import evaluate_reward
 from rankalign.evaluation.report import plots
 from rankalign.evaluation.report.checks import check_tables, training_warnings
-from rankalign.evaluation.report.hack import REPETITION, Flag, find_hacks, length_correlation
+from rankalign.evaluation.report.curves import BARE, panels, points
+from rankalign.evaluation.report.example_texts import Texts, texts_of
+from rankalign.evaluation.report.hack import find_hacks, length_correlation
 from rankalign.evaluation.report.runs import Run, read_run
 from rankalign.evaluation.report.samples import sample_of, samples, sides
-from rankalign.evaluation.tables import Table, cell, from_dict, interval, printable
+from rankalign.evaluation.report.summary import best_checkpoint, headline
+from rankalign.evaluation.report.templating import fill
+from rankalign.evaluation.tables import Table, from_dict
 from rankalign.evaluation.texts.lexical import evaluate_lexical, length
 from rankalign.storage.files import write_text
 from rankalign.storage.jsonl import write_rows
 
-TEMPLATES = Path(__file__).parent / "templates"
-SAMPLES = "report.samples.jsonl"
 MOST_EXAMPLES = 10  # of each kind
 # Rows of the table before and after: metric, its label, and whether it is a share; a row without values is left out.
 MEASURES = (
@@ -45,39 +43,10 @@ MEASURES = (
     ("copying", "4-grams of the prompt", True),
     ("refusal", "Refusals", True),
 )
-# Columns of the training log by panel; a panel without any is left out.
-CURVES = {
-    "Loss": ("loss", "rank_loss", "sft_loss", "eval_loss"),
-    "Ranking accuracy": ("ranking_accuracy", "eval_ranking_accuracy", "reward_accuracy"),
-    "Margin": ("margin", "eval_margin"),
-    "Reward while training": ("reward", "mean_reward"),
-    "KL to the start model": ("kl", "approx_kl"),
-    "Learning rate": ("learning_rate",),
-    "Gradient norm": ("grad_norm",),
-}
 
 
-@dataclass
-class Headline:
-    """What came out, in one number and one paragraph.
-
-    Attributes:
-        value: held-out reward after minus before.
-        bounds: its 95 % interval.
-        n: held-out prompts.
-        tone: ``good`` (rose), ``bad`` (fell), ``unclear`` (the interval includes zero) or ``doubt`` (rose, with flags).
-        verdict: sentences.
-    """
-
-    value: float
-    bounds: tuple[float, float]
-    n: int
-    tone: str
-    verdict: str
-
-
-def write_report(folder: str | os.PathLike[str]) -> Path:
-    """Write ``report.html`` into a run folder from what is there, and return its path.
+def write_report(folder: str | os.PathLike[str], target: str | os.PathLike[str] = "") -> Path:
+    """Write a page from what is in a run folder, ``report.html`` there where no other ``target`` is named; its path.
 
     Where there are more prompts than the page shows, ``report.samples.jsonl`` beside it has all of them, a line each.
 
@@ -90,54 +59,39 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     Raises:
         InputError: the folder holds none of these, a file is broken, or Jinja2 or matplotlib is missing.
     """
-    run, target = read_run(folder), Path(folder) / "report.html"
-    page = render(run)
-    table = target.with_name(SAMPLES)
+    run, path = read_run(folder), Path(target) if str(target) else Path(folder) / "report.html"
+    table = path.with_name(f"{path.stem}.samples.jsonl")
+    page = render(run, table.name)
     shown, total = samples(run)
     if len(shown) < total:
         write_rows(table, (dataclasses.asdict(sample_of(*pair, run.judge)) for pair in sides(run)))
     else:
         table.unlink(missing_ok=True)  # of an earlier page
-    write_text(target, page)
-    return target
+    write_text(path, page)
+    return path
 
 
 # --- what it says ------------------------------------------------------------------------------------------------
 
 
-def headline(run: Run, flags: list[Flag]) -> Headline | None:
-    """The difference in held-out reward and what it means; None where the run has no such result."""
-    if "difference" in run.result and "ci95" in run.result:
-        value, bounds, n = run.result["difference"], run.result["ci95"], run.result.get("n_prompts", len(run.after))
-    elif run.before and run.after and run.judge:
-        (system,) = compare_by_score(run.after, run.before, run.judge).systems
-        value, bounds, n = system.difference, system.ci95, system.n
-    else:
-        return None
-    low, high = map(float, bounds)
-    doubts = [flag.message for flag in flags] or _repetition(run.result)
-    tone, sentence = _verdict(float(value), low, high)
-    if doubts and tone == "good":
-        tone = "doubt"
-        sentence += " Something else rose with it, so look before you believe the reward:"
-    return Headline(float(value), (low, high), int(n), tone, " ".join([sentence, *doubts]))
+def remarks(run: Run, warned: int) -> list[tuple[str, str]]:
+    """What else a reader should know first, each with the section that has more of it.
 
-
-def _verdict(value: float, low: float, high: float) -> tuple[str, str]:
-    size = f"{abs(value):.3g}"
-    if low > 0:
-        return "good", f"Held-out reward rose by {size}, and the interval lies above zero."
-    if high < 0:
-        return "bad", f"Held-out reward fell by {size}, and the interval lies below zero."
-    return "unclear", "The interval includes zero: these prompts do not show that the reward changed either way."
-
-
-def _repetition(result: dict[str, Any]) -> list[str]:
-    """A rise of repetition, for runs whose texts are not at hand to test it."""
-    before, after = result.get("repetition_before"), result.get("repetition_after")
-    if before is None or after is None or after - before < REPETITION:
-        return []
-    return [f"The share of repeated 3-grams rose from {before:.1%} to {after:.1%}."]
+    Args:
+        run: the run.
+        warned: how many warnings training gave.
+    """
+    best = best_checkpoint(run.log, run.training, run.checkpoints)
+    suspects = len(run.ledger.mislabelled) if run.ledger else 0
+    wrong = "1 training example is" if suspects == 1 else f"{suspects} training examples are"
+    of = f" (of {len(run.ledger.examples)})" if run.ledger else ""
+    times = "a warning" if warned == 1 else f"{warned} warnings"
+    found = (
+        (best is not None, best.sentence() if best else "", "training"),
+        (warned > 0, f"Training gave {times}.", "training"),
+        (suspects > 0, f"{wrong} probably labelled the wrong way round{of}.", "ledger"),
+    )
+    return [(sentence, section) for holds, sentence, section in found if holds]
 
 
 def rewards_of(run: Run) -> dict[str, EvalResult]:
@@ -155,18 +109,27 @@ def before_after(run: Run, rewards: Mapping[str, EvalResult]) -> Table:
         before, after = old.get(name), new.get(name)
         if before is not None or after is not None:
             change = None if before is None or after is None else after - before
-            rows.append([label, _shown(before, share), _shown(after, share), _shown(change, share, "+")])
+            rows.append([label, _shown(before, share), _shown(after, share), _change(change, share)])
     known = (("mean", "train_mean_reward"), ("best of each prompt", "train_max_reward"))
     parts = [f"{label} {run.result[key]:.3g}" for label, key in known if key in run.result]
-    note = f"Reward of the training candidates: {', '.join(parts)}." if parts else ""
-    return Table("Before and after", ["", "before", "after", "change"], rows, note)
+    notes = [f"Reward of the training candidates: {', '.join(parts)}."] if parts else []
+    if any(str(row[3]).endswith("points") for row in rows):
+        notes.append("Changes of shares are in percentage points.")
+    return Table("Before and after", ["", "before", "after", "change"], rows, " ".join(notes))
 
 
-def _shown(value: float | None, share: bool, sign: str = "") -> str | None:
+def _shown(value: float | None, share: bool) -> str | None:
     if value is None:
         return None
-    text = f"{100 * value:{sign}.1f} %" if share else f"{value:{sign}.3g}"
-    return text.replace("-", "\N{MINUS SIGN}", 1)
+    return (f"{100 * value:.1f} %" if share else f"{value:.3g}").replace("-", "\N{MINUS SIGN}", 1)
+
+
+def _change(value: float | None, share: bool) -> str | None:
+    if value is None:
+        return None
+    text = f"{100 * value:+.1f}" if share else f"{value:+.3g}"
+    text = text[1:] if not float(text) else text.replace("-", "\N{MINUS SIGN}", 1)  # nothing has no sign
+    return f"{text} points" if share else text
 
 
 def _measures(run: Run, rewards: Mapping[str, EvalResult], when: str) -> dict[str, float]:
@@ -206,7 +169,7 @@ def reward_figures(run: Run, rewards: Mapping[str, EvalResult]) -> list[Figure]:
         svg = plots.histogram("histogram", title, [s for _, s in old], [s for _, s in new], label)
         figures.append(Figure(title, svg, "", sides))
         title = "Reward against length"
-        svg = plots.scatter("scatter", title, old, new, ("length in words", label))
+        svg = plots.scatter("scatter", title, old, new, ("length in words", label), whole=True)
         figures.append(Figure(title, svg, f"{_correlation(run)} {_drawn(max(len(old), len(new)))}".strip(), sides))
     by: dict[str, array[float]] = {}
     for record in run.candidates:
@@ -261,76 +224,78 @@ def _correlation(run: Run) -> str:
 def training_figures(log: list[dict[str, Any]]) -> list[Figure]:
     """Curves of the training log, one panel a kind of quantity."""
     figures = []
-    for number, (title, names) in enumerate(CURVES.items()):
+    for title, names in panels({name for row in log for name in row}).items():
         series: dict[str, list[tuple[float, float]]] = {}
         for name in names:
-            points = _points(log, name)
-            if points and points not in series.values():  # a loss with one part is shown once
-                series[name] = points
+            own = points(log, name)
+            if own and own not in series.values():  # a loss with one part is shown once
+                series[name] = own
         if series:
-            svg = plots.curves(f"curve{number}", title, series, smooth=title != "Learning rate")
+            svg = plots.curves(f"curve{len(figures)}", title, series, smooth=title not in BARE)
             figures.append(Figure(title, svg, "", list(series) if len(series) > 1 else []))
     return figures
 
 
-def _points(log: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
-    rows = [(row.get("step"), row.get(name)) for row in log]
-    return [(float(s), float(v)) for s, v in rows if isinstance(s, int | float) and isinstance(v, int | float)]
+@dataclass
+class Finding:
+    """Training examples to look at, of one kind: their figures, and their texts in the same order.
+
+    Attributes:
+        table: the figures.
+        kind: ``mislabelled`` or ``hardest``.
+        texts: of those whose texts are at hand.
+    """
+
+    table: Table
+    kind: str
+    texts: list[Texts]
 
 
-def ledger_parts(run: Run) -> tuple[list[Figure], list[Table]]:
-    """How losses and orders of single examples went, and the examples to look at."""
+def ledger_parts(run: Run) -> tuple[list[Figure], list[Finding], str]:
+    """How losses and orders of single examples went, the examples to look at, and which texts are missing."""
     if run.ledger is None:
-        return [], []
+        return [], [], ""
     found, figures = run.ledger, []
-    points = [(e.margin, e.last_loss) for e in found.examples if e.margin is not None and e.last_loss is not None]
-    if len(points) > 1:
+    places = [(e.margin, e.last_loss) for e in found.examples if e.margin is not None and e.last_loss is not None]
+    if len(places) > 1:
         title, suspects = "Loss against margin", {(e.margin, e.last_loss) for e in found.mislabelled}
-        rest = [point for point in points if point not in suspects]
+        rest = [point for point in places if point not in suspects]
         labels = ("mean margin over epochs", "loss in the last epoch")
-        svg = plots.scatter("ledger", title, [p for p in points if p in suspects], rest, labels)
+        svg = plots.scatter("ledger", title, [p for p in places if p in suspects], rest, labels)
         caption = "One point an example: rings are ranked against their scores over the epochs."
         caption = f"{caption} {_drawn(max(len(suspects), len(rest)))}".strip()
         figures.append(Figure(title, svg, caption))
-    return figures, [table for table in found.tables(MOST_EXAMPLES) if table.rows]
+    lists = [found.mislabelled[:MOST_EXAMPLES], found.hardest[:MOST_EXAMPLES]]
+    texts, missing = texts_of(run, list(dict.fromkeys(example.id for own in lists for example in own)))
+    findings = [
+        Finding(table, kind, [texts[example.id] for example in own if example.id in texts])
+        for kind, own, table in zip(("mislabelled", "hardest"), lists, found.tables(MOST_EXAMPLES), strict=True)
+        if own
+    ]
+    return figures, findings, missing
 
 
 # --- the page ----------------------------------------------------------------------------------------------------
 
 
-def render(run: Run) -> str:
-    """The page as HTML.
+def render(run: Run, samples_file: str = "report.samples.jsonl") -> str:
+    """The page as HTML; ``samples_file`` is where all samples lie if they are too many for it.
 
     Raises:
         InputError: Jinja2 or matplotlib is missing.
     """
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    except ImportError:
-        raise missing_extra("the report", "report") from None
-    css, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    pages = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    pages.filters |= {"cell": cell, "interval": interval, "printable": printable, "pretty": _pretty}
     flags = find_hacks(run.before, run.after, run.judge) if run.before and run.after else []
     shown, total = samples(run)
-    top, rewards = headline(run, flags), rewards_of(run)
+    warnings, top, rewards = training_warnings(run.log), headline(run, flags), rewards_of(run)
     tables = [from_dict(row) for row in run.result.get("tables", [])]
-    return pages.get_template("report.html").render(
-        run=run, headline=top, flags=flags, table=before_after(run, rewards), tables=tables,
-        figures=reward_figures(run, rewards), curves=training_figures(run.log),
-        samples=shown, total=total, samples_file=SAMPLES,
-        warnings=training_warnings(run.log), ledger=ledger_parts(run), checks=check_tables(run.checks),
-        # The page's content policy lets in what has these hashes and nothing else.
-        css=css, script=script, css_hash=_hash(css), script_hash=_hash(script), data=embed(run.result),
+    return fill(
+        "report",
+        run=run, headline=top, said=remarks(run, len(warnings)), flags=flags, tables=tables,
+        table=before_after(run, rewards), figures=reward_figures(run, rewards), curves=training_figures(run.log),
+        samples=shown, total=total,
+        warnings=warnings, ledger=ledger_parts(run), checks=check_tables(run.checks),
+        samples_file=samples_file, data=embed(run.result),
     )  # fmt: skip
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _pretty(value: Any) -> str:
-    return printable(json.dumps(value, ensure_ascii=False, indent=2))
 
 
 def embed(value: Any) -> str:

@@ -22,9 +22,14 @@ XLINK = "{http://www.w3.org/1999/xlink}href"
 
 INK, GRID, BEFORE, AFTER = "#010101", "#020202", "#030303", "#040404"
 SERIES = (AFTER, BEFORE, "#050505", "#060606")
+RUNS = (*SERIES, "#070707", "#080808")
+DASHES = ("solid", "dashed", "dotted")
+MOST_RUNS = len(RUNS) * len(DASHES)
+"""Runs that can be told apart in one figure."""
 _VARIABLES = {
     INK: "currentColor", GRID: "var(--line)", BEFORE: "var(--before)", AFTER: "var(--after)",
     SERIES[2]: "var(--third)", SERIES[3]: "var(--fourth)",
+    RUNS[4]: "var(--fifth)", RUNS[5]: "var(--sixth)",
 }  # fmt: skip
 _KEPT = (
     "fill",
@@ -156,6 +161,38 @@ def curves(name: str, title: str, series: Mapping[str, Points], smooth: bool = T
                 axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)
             axes.plot(steps, main, color=colour, linewidth=1.8, marker="o" if len(steps) == 1 else None)
         axes.set_xlabel("step")
+        _whole(axes, "x")
+    return canvas.svg
+
+
+def style(index: int) -> tuple[int, str] | None:
+    """Colour, from 1, and dash of one of several runs; None for those that are too many to be drawn."""
+    return (index % len(RUNS) + 1, DASHES[index // len(RUNS)]) if index < MOST_RUNS else None
+
+
+def overlay(name: str, title: str, series: Mapping[str, Points], order: Sequence[str], smooth: bool = True) -> str:
+    """One line a run over steps, the running mean alone; a run looks the same in all figures.
+
+    Args:
+        name: of the figure.
+        title: what it shows.
+        series: (step, value) points by run.
+        order: names of all runs, which gives each its :func:`style`.
+        smooth: False draws the values.
+    """
+    canvas = Canvas(name, title)
+    with canvas as axes:
+        for run, points in series.items():
+            if (look := style(order.index(run))) is None:
+                continue
+            steps, values = np.array(points, dtype=np.float64).T
+            if len(steps) > MOST_POINTS:
+                steps, values = binned(steps, values)
+            main = running_mean(values) if smooth else values
+            mark = "o" if len(steps) == 1 else None
+            axes.plot(steps, main, color=RUNS[look[0] - 1], linestyle=look[1], linewidth=1.8, marker=mark)
+        axes.set_xlabel("step")
+        _whole(axes, "x")
     return canvas.svg
 
 
@@ -170,8 +207,8 @@ def running_mean(values: np.ndarray) -> np.ndarray:
     return (sums[last] - sums[first]) / (last - first)
 
 
-def scatter(name: str, title: str, before: Points, after: Points, labels: tuple[str, str]) -> str:
-    """Points before as rings and after as dots; ``labels`` name the two axes."""
+def scatter(name: str, title: str, before: Points, after: Points, labels: tuple[str, str], whole: bool = False) -> str:
+    """Points before as rings and after as dots; ``labels`` name the two axes, ``whole`` says that x is counted."""
     canvas = Canvas(name, title)
     with canvas as axes:
         for points, colour, fill in ((before, BEFORE, "none"), (after, AFTER, AFTER)):
@@ -179,6 +216,8 @@ def scatter(name: str, title: str, before: Points, after: Points, labels: tuple[
             axes.scatter(x, y, s=20, facecolors=fill, edgecolors=colour, linewidths=1.0, alpha=0.75)
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
+        if whole:
+            _whole(axes, "x")
     return canvas.svg
 
 
@@ -193,6 +232,7 @@ def histogram(name: str, title: str, before: Sequence[float], after: Sequence[fl
             axes.stairs(counts, edges, color=colour, linewidth=1.6)
         axes.set_xlabel(label)
         axes.set_ylabel("prompts")
+        _whole(axes, "y")
     return canvas.svg
 
 
@@ -223,6 +263,11 @@ def dots(name: str, title: str, values: Mapping[str, tuple[float, tuple[float, f
         _names(axes, list(values))
         axes.set_xlabel(label)
     return canvas.svg
+
+
+def _whole(axes: Any, axis: str) -> None:
+    """What is counted has no half ticks."""
+    axes.locator_params(axis=axis, integer=True)
 
 
 def _names(axes: Any, names: Sequence[str]) -> None:

@@ -19,6 +19,9 @@ from rankalign.evaluation.report.hard_examples import Findings, find_ledger, rea
 from rankalign.storage import jsonl
 from rankalign.storage.files import read_text
 
+LOGS = (".", "train", "model")
+"""Where in a run's folder its training may lie, and so its ``log.jsonl``."""
+
 
 @dataclass
 class Run:
@@ -37,6 +40,8 @@ class Run:
         checks: contents of the files of :data:`rankalign.evaluation.report.checks.CHECKS`, by name.
         judge: whose scores are shown.
         notes: what had to be left out, in words.
+        folder: where it lies.
+        checkpoints: path in the folder of each checkpoint that is kept, by its step.
     """
 
     name: str
@@ -51,6 +56,14 @@ class Run:
     checks: dict[str, dict[str, Any]] = field(default_factory=dict)
     judge: str = ""
     notes: list[str] = field(default_factory=list)
+    folder: Path = Path()
+    checkpoints: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Settings of the training, from its manifest; empty before that is written."""
+        found = (content["settings"] for content in self.manifests.values() if content.get("stage") == "train")
+        return next((dict(settings) for settings in found if isinstance(settings, dict)), {})
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:
@@ -62,13 +75,14 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     root = Path(folder)
     if not root.is_dir():
         raise InputError(f"{folder}: no such folder")
-    run = Run(root.resolve().name)
+    run = Run(root.resolve().name, folder=root)
     run.result = _json(root / "result.json")
     run.log = _log(root, run)
     for name in ("candidates", "before", "after"):
         setattr(run, name, _records(root / f"{name}.jsonl", run))
     paths = sorted([*root.rglob("manifest.json"), *root.rglob("*.manifest.json")])
     run.manifests = {str(path.relative_to(root)): _json(path) for path in paths}
+    run.checkpoints = _checkpoints(root)
     run.ledger = read_ledger(root) if find_ledger(root) else None
     run.kl = _kl(root / "kl.json")
     run.checks = {name: content for name in CHECKS if (content := _json(root / name))}
@@ -79,6 +93,13 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     names = records.judges(chain(run.after, run.before, run.candidates))
     run.judge = str(run.result.get("judge") or (names[0] if names else ""))
     return run
+
+
+def _checkpoints(root: Path) -> dict[int, str]:
+    """Kept checkpoints, of the run itself before those of stages beneath it."""
+    paths = [p for where in LOGS for p in sorted((root / where).glob("checkpoint-*")) if p.is_dir()]
+    found = [(int(n), str(p.relative_to(root))) for p in paths if (n := p.name.partition("-")[2]).isdecimal()]
+    return dict(reversed(found))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -104,10 +125,7 @@ def _kl(path: Path) -> float | None:
 
 
 def _log(root: Path, run: Run) -> list[dict[str, Any]]:
-    path = next(
-        (p for p in (root / "log.jsonl", root / "train" / "log.jsonl", root / "model" / "log.jsonl") if p.exists()),
-        None,
-    )
+    path = next((p for place in LOGS if (p := root / place / "log.jsonl").exists()), None)
     if path is None or not path.stat().st_size:
         return []
     wrong: list[RecordError] = []

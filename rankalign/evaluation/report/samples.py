@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rankalign.data.records import CandidateSet, score_of
+from rankalign.evaluation.report.marks import Parts, marked
 from rankalign.evaluation.report.runs import Run
 from rankalign.evaluation.tables import printable
 from rankalign.evaluation.texts.lexical import prompt_text
@@ -40,6 +41,13 @@ class Sample:
         if self.score_before is None or self.score_after is None:
             return None
         return self.score_after - self.score_before
+
+    @property
+    def parts(self) -> tuple[Parts, Parts] | None:
+        """Both answers in pieces with what differs marked; None where there are not two, or nothing in common."""
+        if self.before is None or self.after is None or self.before == self.after:
+            return None
+        return marked(self.before, self.after)
 
 
 Pair = tuple[CandidateSet | None, CandidateSet | None]

@@ -19,7 +19,7 @@ from rankalign.data.records import CandidateSet, Response
 from rankalign.errors import InputError
 from rankalign.evaluation import EvalResult, tables
 from rankalign.evaluation.report import page as report
-from rankalign.evaluation.report import plots, samples
+from rankalign.evaluation.report import plots, samples, summary
 from rankalign.evaluation.report.runs import Run, read_run
 from rankalign.storage import jsonl
 
@@ -123,7 +123,7 @@ def hostile_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_section_is_there(plain_html: str) -> None:
     page = Page(plain_html)
     headings = page.texts["h2"]
-    assert headings == ["Held-out reward, after minus before", "Numbers", "Rewards", "Training", "Samples", "Manifest"]
+    assert headings == ["What happened", "Numbers", "Rewards", "Training", "Samples", "Manifest"]
     assert page.texts["h3"][:6] == [
         "Warnings", "Mean reward", "Distribution on held-out prompts", "Reward against length",
         "Training candidates by policy", "Loss",
@@ -207,8 +207,8 @@ def test_pages_are_reproducible(plain_folder: Path, plain_html: str) -> None:
 @pytest.mark.parametrize(
     ("result", "tone", "words"),
     [
-        ({"difference": 0.5, "ci95": [0.2, 0.8]}, "good", "rose by 0.5, and the interval lies above zero."),
-        ({"difference": -0.5, "ci95": [-0.8, -0.2]}, "bad", "fell by 0.5"),
+        ({"difference": 0.5, "ci95": [0.2, 0.8]}, "good", "The interval lies above zero"),
+        ({"difference": -0.5, "ci95": [-0.8, -0.2]}, "bad", "The interval lies below zero"),
         ({"difference": 0.1, "ci95": [-0.2, 0.4]}, "unclear", "includes zero"),
         ({"difference": 0.1, "ci95": [0, 0.4]}, "unclear", "includes zero"),
         (
@@ -219,7 +219,7 @@ def test_pages_are_reproducible(plain_folder: Path, plain_html: str) -> None:
     ],
 )
 def test_verdict_in_plain_words(result: dict[str, Any], tone: str, words: str) -> None:
-    found = report.headline(Run("r", result=result | {"n_prompts": 48}), [])
+    found = summary.headline(Run("r", result=result | {"n_prompts": 48}), [])
     assert found is not None
     assert (found.tone, found.n) == (tone, 48)
     assert words in found.verdict
@@ -227,14 +227,14 @@ def test_verdict_in_plain_words(result: dict[str, Any], tone: str, words: str) -
 
 def test_headline_is_computed_where_the_result_has_none(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path))
-    found = report.headline(run, [])
+    found = summary.headline(run, [])
     wanted = [
         a.responses[0].scores["rm"] - b.responses[0].scores["rm"] for a, b in zip(run.after, run.before, strict=True)
     ]
     assert found is not None
     assert found.value == pytest.approx(np.mean(wanted))
     assert found.bounds[0] < found.value < found.bounds[1]
-    assert report.headline(Run("r"), []) is None
+    assert summary.headline(Run("r"), []) is None
 
 
 def test_flags_make_a_rise_doubtful(tmp_path: Path) -> None:
@@ -252,9 +252,12 @@ def test_table_before_and_after(tmp_path: Path) -> None:
     table = report.before_after(run, report.rewards_of(run))
     rows = {row[0]: row[1:] for row in table.rows}
     assert rows["Perplexity, start model"] == ["9.5", "10.5", "+1"]
-    assert rows["Repeated 3-grams"] == ["0.0 %", "0.0 %", "+0.0 %"]
-    assert rows["Length, words"] == ["11", "11", "+0"]
-    assert table.note == "Reward of the training candidates: mean 1.25, best of each prompt 2."
+    assert rows["Repeated 3-grams"] == ["0.0 %", "0.0 %", "0.0 points"]
+    assert rows["Length, words"] == ["11", "11", "0"]
+    assert table.note == (
+        "Reward of the training candidates: mean 1.25, best of each prompt 2. "
+        "Changes of shares are in percentage points."
+    )
     assert report.before_after(Run("r", result={"reward_after": -1.0}), {}).rows == [["Reward", None, "−1", None]]
 
 
