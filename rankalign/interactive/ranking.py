@@ -20,6 +20,7 @@ from urllib.parse import quote
 from rankalign.data.messages import message_text
 from rankalign.data.records import CandidateSet, Response, judges, write
 from rankalign.errors import InputError
+from rankalign.storage.files import read_text, write_text
 from rankalign.storage.journal import HEADER, Journal, peek
 from rankalign.storage.jsonl import dumps
 
@@ -106,6 +107,11 @@ def labels_folder(output: Path) -> Path:
 def journal_path(output: Path, annotator: str) -> Path:
     """The journal of one annotator; any name makes a valid file name."""
     return labels_folder(output) / f"{quote(annotator, safe='')}.journal"
+
+
+def look_path(output: Path, annotator: str) -> Path:
+    """Where it is noted how an annotator wants the answers shown."""
+    return journal_path(output, annotator).with_suffix(".columns")
 
 
 def read_rankings(output: Path, prints: Mapping[str, str]) -> dict[str, Rankings]:
@@ -213,6 +219,7 @@ class Session:
             at = self._next_open(0) if at is None else at
             turn = len(self._journal.done)
             view = {"annotator": self.annotator, "turn": turn, "can_undo": bool(self.rankings.trail), **self.counts()}
+            view["columns"] = self.columns
             return view | (self._end() if at is None else self._set(at))
 
     def _set(self, at: int) -> dict[str, Any]:
@@ -241,6 +248,21 @@ class Session:
         if not 0 <= at < len(self.queue):
             raise InputError(f"there is no set {at + 1}; there are {len(self.queue)}")
         return self.queue[at]
+
+    # - how it is shown -
+
+    @property
+    def columns(self) -> int:
+        """In how many columns the annotator wants the answers: 1, or 0 for as many as fit."""
+        path = look_path(self.output, self.annotator)
+        return int(path.is_file() and read_text(path).strip() == "1")
+
+    def choose_columns(self, columns: int) -> dict[str, Any]:
+        """Remember the wish from now on, for this annotator and output; returns ``{"columns"}``."""
+        if columns not in (0, 1):
+            raise InputError(f"columns {columns}: give 1, or 0 for as many as fit")
+        write_text(look_path(self.output, self.annotator), f"{columns}\n")
+        return {"columns": columns}
 
     # - what is done -
 
@@ -331,4 +353,4 @@ def _translated(levels: Levels, order: Sequence[int]) -> Levels:
     places = [place for level in levels for place in level]
     if not all(levels) or len(set(places)) < len(places) or not set(places) <= set(range(len(order))):
         raise InputError("a ranking names each answer at most once, and no empty rank")
-    return [sorted(order[place] for place in level) for level in levels]
+    return [[order[place] for place in level] for level in levels]  # tied answers stay as they were put

@@ -49,6 +49,7 @@ OPTIONAL = {
     "datasketch": {"rankalign/data/overlap.py"},
     "vllm": {"rankalign/engines/vllm.py"},
     "gradio": {"rankalign/interactive/pages/chat.py"},
+    "plotext": {"rankalign/interactive/terminal.py"},
     "openpyxl": {"rankalign/storage/workbook.py"},
     "pandas": {"rankalign/data/frame.py", "rankalign/evaluation/export.py"},
     "uvicorn": {"rankalign/interactive/pages/chat.py"},

@@ -100,6 +100,7 @@ const show = (found) => {
   $("annotator").textContent = found.annotator;
   $("progress").max = total;
   $("progress").value = ranked + skipped;
+  lay(found.columns);
   $("counts").textContent = `${ranked} ranked, ${skipped} skipped, ${left} to go`;
   const atEnd = found.at === null;
   $("work").hidden = atEnd;
@@ -136,6 +137,13 @@ const showSet = () => {
     card.append(handle, body);
     return card;
   }));
+};
+
+// One column, or as many as fit.
+const lay = (columns) => {
+  view.columns = columns;
+  $("answers").classList.toggle("one", columns === 1);
+  $("columns").setAttribute("aria-pressed", `${columns === 1}`);
 };
 
 const showEnd = () => {
@@ -296,6 +304,10 @@ const send = (chosen) => act(async () => {
 
 const skip = () => send([]);
 
+const switchColumns = () => enqueue(async () => {
+  lay((await call("api/columns", { columns: view.columns === 1 ? 0 : 1 })).columns);
+});
+
 const finish = () => act(async () => {
   await call("api/finish", {});
   removeEventListener("keydown", onKey);
@@ -318,6 +330,7 @@ const KEYS = {
   "=": tieNext, u: undo, Backspace: undo, s: skip, Enter: commit,
   p: () => load(view.at === null ? view.total - 1 : view.at - 1),
   n: () => load(view.at + 1 < view.total ? view.at + 1 : null),
+  c: () => switchColumns(),
   "?": () => $("keys").showModal(),
 };
 const BUTTONS = { s: "skip", p: "previous", n: "next", Enter: "commit" };
@@ -358,6 +371,7 @@ press("commit", commit);
 press("finish", finish);
 press("previous", KEYS.p);
 press("next", KEYS.n);
+press("columns", switchColumns);
 $("help").addEventListener("click", KEYS["?"]);
 
 // Dropped on a rank it ties, between two it goes in between, back among the answers it is out.

@@ -1,30 +1,16 @@
-"""The server behind the page of ``rankalign label``: loopback only, one token a start, JSON in and out.
-
-The page itself holds no data, so anyone may load it; all that is said about records asks for the token. That one stands
-behind ``#`` in the address, which browsers send to nobody, and travels as a header, which no foreign page can set.
-"""
+"""The server behind the page of ``rankalign label``; see :mod:`rankalign.interactive.pages.local`."""
 
 from __future__ import annotations
 
-import hmac
-import secrets
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib import resources
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 from rankalign.errors import InputError
+from rankalign.interactive.pages.local import LARGEST_BODY, Answer, LocalHandler, LocalServer, Refused, whole
 from rankalign.interactive.ranking import Levels, Session, Stale
-from rankalign.storage.jsonl import dumps, loads
 
-HOST = "127.0.0.1"
-LARGEST_BODY = 1 << 16
-"""Bytes of a request; a ranking of hundreds of answers has a few thousand."""
-SECONDS = 30
-"""How long a connection may keep silent."""
+__all__ = ["LARGEST_BODY", "Handler", "LabelServer"]
+
 FILES = {
     "/": ("label.html", "text/html"),
     "/label.css": ("label.css", "text/css"),
@@ -32,195 +18,73 @@ FILES = {
     "/drag.js": ("drag.js", "text/javascript"),
     "/text.js": ("text.js", "text/javascript"),
 }
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Cache-Control": "no-store",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-}
 
 
-class Refused(Exception):
-    """A request that is answered by an error.
-
-    Args:
-        status: of the answer.
-        reason: one sentence.
-    """
-
-    def __init__(self, status: HTTPStatus, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-
-
-class LabelServer(ThreadingHTTPServer):
+class LabelServer(LocalServer):
     """Serves one session until it is finished or interrupted.
 
     Args:
         session: whose work it is.
         port: to listen on; 0 takes a free one.
 
-    Attributes:
-        token: what the API asks for.
-        hosts: the names under which it answers.
-
     Raises:
         InputError: the port is taken or not allowed.
     """
 
-    daemon_threads = True  # a browser that keeps its connection must not hold up the end
-
     def __init__(self, session: Session, port: int = 0) -> None:
         self.session = session
-        self.token = secrets.token_urlsafe(32)
-        self.files = {path: (_static(name), kind) for path, (name, kind) in FILES.items()}
-        try:
-            super().__init__((HOST, port), Handler)
-        except (OSError, OverflowError) as error:
-            raise InputError(f"port {port}: {getattr(error, 'strerror', None) or error}; take another --port") from None
-        self.hosts = {f"{name}:{self.server_port}" for name in (HOST, "localhost")}
-
-    @property
-    def url(self) -> str:
-        """Where to point the browser."""
-        return f"http://{HOST}:{self.server_port}/#{self.token}"
-
-    def stop_soon(self) -> None:
-        """End :meth:`serve_forever` from a request, which must not wait for it."""
-        threading.Thread(target=self.shutdown, daemon=True).start()
+        super().__init__(Handler, FILES, port)
 
 
-def _static(name: str) -> bytes:
-    return resources.files("rankalign.interactive.pages").joinpath(name).read_bytes()
-
-
-class Handler(BaseHTTPRequestHandler):
+class Handler(LocalHandler):
     """One connection."""
 
     server: LabelServer
-    protocol_version = "HTTP/1.1"
-    server_version, sys_version = "rankalign", ""
-    timeout = SECONDS
 
-    def do_GET(self) -> None:
-        """The page's files and ``/api/view``."""
-        self._respond(self._get)
+    def gets(self) -> Mapping[str, Callable[[Mapping[str, str]], Answer]]:
+        """``view``, of a set by its number or of the one that is next."""
+        return {"view": self._view}
 
-    def do_POST(self) -> None:
-        """``/api/draft``, ``/api/commit``, ``/api/undo`` and ``/api/finish``."""
-        self._respond(self._post)
+    def posts(self) -> Mapping[str, Callable[[Answer], Answer]]:
+        """What an annotator does."""
+        return {
+            "draft": self._draft,
+            "commit": self._commit,
+            "undo": self._undo,
+            "columns": self._columns,
+            "finish": self._finish,
+        }
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: the terminal is the annotator's."""
+    def status_of(self, error: InputError) -> HTTPStatus:
+        """A page that is behind is told so by a status of its own."""
+        return HTTPStatus.CONFLICT if isinstance(error, Stale) else super().status_of(error)
 
-    def _respond(self, answer: Callable[[], tuple[str, bytes]]) -> None:
-        try:
-            self._check_sender()
-            status, (kind, body) = HTTPStatus.OK, answer()
-        except Refused as error:
-            status, (kind, body) = error.status, _json({"error": str(error)})
-        except InputError as error:
-            status = HTTPStatus.CONFLICT if isinstance(error, Stale) else HTTPStatus.UNPROCESSABLE_ENTITY
-            kind, body = _json({"error": str(error)})
-        if status != HTTPStatus.OK:
-            self.close_connection = True  # its body may be unread
-        self.send_response(status)
-        for name, value in HEADERS.items():
-            self.send_header(name, value)
-        self.send_header("Content-Type", f"{kind}; charset=utf-8")
-        self.send_header("Content-Length", str(len(body)))
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(body)
-
-    # - who asks -
-
-    def _check_sender(self) -> None:
-        """Refuse what was sent to another name (DNS rebinding) or by another page."""
-        if self.headers.get("Host") not in self.server.hosts:
-            raise Refused(HTTPStatus.FORBIDDEN, "this server answers on the loopback address only")
-        origin = self.headers.get("Origin")
-        if origin is not None and origin not in {f"http://{host}" for host in self.server.hosts}:
-            raise Refused(HTTPStatus.FORBIDDEN, "requests of other pages are refused")
-
-    def _check_token(self) -> None:
-        scheme, _, given = self.headers.get("Authorization", "").partition(" ")
-        known = hmac.compare_digest(given.encode("utf-8", "replace"), self.server.token.encode())
-        if scheme != "Bearer" or not known:
-            raise Refused(HTTPStatus.FORBIDDEN, "open the address that the command printed, with what follows the #")
-
-    # - what is asked -
-
-    def _get(self) -> tuple[str, bytes]:
-        url = urlsplit(self.path)
-        if url.path in self.server.files:
-            body, kind = self.server.files[url.path]
-            return kind, body
-        if url.path != "/api/view":
-            raise Refused(HTTPStatus.NOT_FOUND, "there is nothing here")
-        self._check_token()
-        at = parse_qs(url.query).get("at", [""])[-1]
+    def _view(self, asked: Mapping[str, str]) -> Answer:
+        at = asked.get("at", "")
         if at and not (at.isascii() and at.isdigit() and len(at) < 10):
             raise Refused(HTTPStatus.BAD_REQUEST, "at: expected the number of a set")
-        return _json(self.server.session.view(int(at) if at else None))
+        return self.server.session.view(int(at) if at else None)
 
-    def _post(self) -> tuple[str, bytes]:
-        actions = {"draft": self._draft, "commit": self._commit, "undo": self._undo, "finish": self._finish}
-        action = actions.get(self.path.removeprefix("/api/"))
-        if action is None or not self.path.startswith("/api/"):
-            raise Refused(HTTPStatus.NOT_FOUND, "there is nothing here")
-        self._check_token()
-        return _json(action(self._body()))
+    def _draft(self, body: Answer) -> Answer:
+        return self.server.session.draft(whole(body, "turn"), whole(body, "at"), _levels(body))
 
-    def _body(self) -> dict[str, Any]:
-        length = self.headers.get("Content-Length", "")
-        if not (length.isascii() and length.isdigit()) or "Transfer-Encoding" in self.headers:
-            raise Refused(HTTPStatus.LENGTH_REQUIRED, "say how long the request is")
-        if len(length) > 9 or int(length) > LARGEST_BODY:  # int() takes long over very many digits
-            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {LARGEST_BODY} bytes")
-        if self.headers.get_content_type() != "application/json":
-            raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "expected application/json")
-        try:
-            body = loads(self.rfile.read(int(length)).decode("utf-8"))
-        except ValueError as error:
-            raise Refused(HTTPStatus.BAD_REQUEST, f"the request is no JSON: {error}") from None
-        if not isinstance(body, dict):
-            raise Refused(HTTPStatus.BAD_REQUEST, "expected a JSON object")
-        return body
+    def _commit(self, body: Answer) -> Answer:
+        return self.server.session.commit(whole(body, "turn"), whole(body, "at"), _levels(body))
 
-    def _draft(self, body: dict[str, Any]) -> dict[str, Any]:
-        return self.server.session.draft(_whole(body, "turn"), _whole(body, "at"), _levels(body))
+    def _undo(self, body: Answer) -> Answer:
+        return self.server.session.undo(whole(body, "turn"))
 
-    def _commit(self, body: dict[str, Any]) -> dict[str, Any]:
-        return self.server.session.commit(_whole(body, "turn"), _whole(body, "at"), _levels(body))
+    def _columns(self, body: Answer) -> Answer:
+        return self.server.session.choose_columns(whole(body, "columns"))
 
-    def _undo(self, body: dict[str, Any]) -> dict[str, Any]:
-        return self.server.session.undo(_whole(body, "turn"))
-
-    def _finish(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _finish(self, body: Answer) -> Answer:
         facts = self.server.session.write()
         self.close_connection = True
         self.server.stop_soon()
         return facts
 
 
-def _json(value: dict[str, Any]) -> tuple[str, bytes]:
-    return "application/json", dumps(value).encode("utf-8")
-
-
-def _whole(body: dict[str, Any], name: str) -> int:
-    value = body.get(name)
-    if type(value) is not int:
-        raise Refused(HTTPStatus.BAD_REQUEST, f"{name}: expected a whole number")
-    return value
-
-
-def _levels(body: dict[str, Any]) -> Levels:
+def _levels(body: Answer) -> Levels:
     levels = body.get("levels")
     if not isinstance(levels, list) or not all(
         isinstance(level, list) and all(type(place) is int for place in level) for level in levels

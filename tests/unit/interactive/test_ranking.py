@@ -73,7 +73,10 @@ def test_the_page_learns_nothing_but_texts(tmp_path: Path) -> None:
     with Session(sets, tmp_path / "bob.jsonl", "ann", overlap=True) as session:
         view = session.view()
     counts = {"total", "ranked", "skipped", "left"}
-    assert set(view) == {"annotator", "turn", "can_undo", "at", "status", "prompt", "answers", "levels"} | counts
+    assert (
+        set(view)
+        == {"annotator", "turn", "can_undo", "at", "status", "prompt", "answers", "levels", "columns"} | counts
+    )
     assert (view["status"], view["levels"], view["prompt"]) == ("open", [], [{"role": "", "content": "Question 0?"}])
     assert sorted(view["answers"]) == [f"text 0.{i}" for i in range(4)]
 
@@ -129,13 +132,28 @@ def test_drafts_and_undo_survive_a_restart_under_another_seed(tmp_path: Path) ->
     with Session(sets, output, "ann", seed=0) as session:
         rank(session, [[4], [0]])
         order = shown_order(session.queue[1], "ann", 0)
-        session.draft(2, 1, [[order.index(3)], [order.index(1), order.index(2)]])
+        session.draft(2, 1, [[order.index(3)], [order.index(2), order.index(1)]])
     with Session(sets, output, "ann", seed=7) as session:
         view = session.view()
-        texts = [sorted(view["answers"][place] for place in level) for level in view["levels"]]
-        assert (view["at"], texts) == (1, [["text 1.3"], ["text 1.1", "text 1.2"]])
+        texts = [[view["answers"][place] for place in level] for level in view["levels"]]
+        assert (view["at"], texts) == (1, [["text 1.3"], ["text 1.2", "text 1.1"]])  # ties in the order they were put
         view = session.undo(view["turn"] + 1)
         assert [[view["answers"][place] for place in level] for level in view["levels"]] == [["text 0.4"], ["text 0.0"]]
+
+
+def test_columns_are_remembered_for_each_annotator(tmp_path: Path) -> None:
+    output, sets = tmp_path / "out.jsonl", make_sets()
+    with Session(sets, output, "ann/../x.y") as session:
+        assert session.view()["columns"] == 0
+        assert session.choose_columns(1) == {"columns": 1}
+        with pytest.raises(InputError, match="give 1, or 0"):
+            session.choose_columns(2)
+    with Session(sets, output, "ann/../x.y") as session:
+        assert session.view()["columns"] == 1
+    with Session(sets, output, "bob") as session:
+        assert session.view()["columns"] == 0
+        assert session.choose_columns(0) == {"columns": 0}
+    assert {path.parent for path in tmp_path.rglob("*.columns")} == {tmp_path / "out.jsonl.labels"}
 
 
 def test_a_page_that_is_behind_overwrites_nothing(tmp_path: Path) -> None:
@@ -385,6 +403,8 @@ def test_the_own_page_is_served_under_both_names(server: LabelServer) -> None:
         (400, "/api/commit", b'{"turn": true, "at": 0, "levels": []}', {}),
         (400, "/api/commit", b'{"turn": 1, "at": 0, "levels": [[0.5]]}', {}),
         (400, "/api/commit", b'{"turn": 1, "at": 0, "levels": {}}', {}),
+        (422, "/api/columns", b'{"columns": 7}', {}),
+        (400, "/api/columns", b'{"columns": "1"}', {}),
         (409, "/api/commit", b'{"turn": 0, "at": 0, "levels": []}', {}),
         (422, "/api/commit", b'{"turn": 1, "at": 3, "levels": []}', {}),
         (422, "/api/commit", b'{"turn": 1, "at": -1, "levels": []}', {}),

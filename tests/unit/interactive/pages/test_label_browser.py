@@ -95,7 +95,7 @@ def saved(page: Any, at: int, levels: list[list[int]]) -> None:
     """Wait until the draft, in places as shown, is on disk."""
     record = page.session.queue[at]
     order = shown_order(record, page.session.annotator, 0)
-    wanted = [sorted(order[place] for place in level) for level in levels]
+    wanted = [[order[place] for place in level] for level in levels]
     for _ in range(200):
         if page.session.rankings.drafts.get(record.id) == wanted:
             return
@@ -209,6 +209,36 @@ def test_dragging_places_ties_reorders_and_takes_out(label: Opener) -> None:
     saved(page, 0, [[3], [1], [0]])
 
 
+def test_tied_answers_stay_in_the_order_they_were_put(label: Opener) -> None:
+    page = label(make_sets(1))
+    keys(page, "4", "=", "2", "=", "3")
+    wanted = [["4", "2", "3"]]
+    assert ranking(page) == wanted
+    saved(page, 0, [[3, 1, 2]])
+    page.reload()
+    page.wait_for_selector(".card")
+    assert ranking(page) == wanted
+
+
+def test_cards_are_wide_enough_to_read_and_one_column_is_remembered(label: Opener) -> None:
+    page = label(make_sets(2))
+    lefts = "[...new Set([...document.querySelectorAll('.card')].map((c) => Math.round(c.getBoundingClientRect().x)))]"
+    widths = "[...document.querySelectorAll('.card')].map((card) => card.getBoundingClientRect().width)"
+    assert len(page.evaluate(lefts)) == 2
+    assert min(page.evaluate(widths)) >= 480
+    keys(page, "c")
+    playwright.expect(page.locator("#columns")).to_have_attribute("aria-pressed", "true")
+    assert len(page.evaluate(lefts)) == 1
+    keys(page, "1", "2")  # no step is lost
+    assert ranking(page) == [["1"], ["2"]]
+    page.reload()
+    page.wait_for_selector(".card")
+    assert len(page.evaluate(lefts)) == 1
+    page.locator("#columns").click()
+    playwright.expect(page.locator("#columns")).to_have_attribute("aria-pressed", "false")
+    assert len(page.evaluate(lefts)) == 2
+
+
 def test_going_back_and_committing_anew_replaces_the_ranking(label: Opener) -> None:
     page = label(make_sets(2, 2))
     keys(page, "1", "2", "Enter")
@@ -309,7 +339,7 @@ def test_tab_reaches_everything_in_order_and_shows_where_it_is(label: Opener) ->
     assert places == sorted(set(places))
     assert all(visible and outline != "none" and name.strip() for *_, visible, outline, name in trail)
     names = [name for _, _, name, *_ in trail]
-    assert names == ["help", "next", *["handle"] * 4, *["chip"] * 2, "undo", "skip", "commit"]
+    assert names == ["help", "next", "columns", *["handle"] * 4, *["chip"] * 2, "undo", "skip", "commit"]
 
 
 def test_the_help_opens_by_key_and_holds_the_others_back(label: Opener) -> None:
