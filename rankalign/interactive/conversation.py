@@ -131,6 +131,7 @@ class Conversation:
         messages: user and assistant in turn; of two answers the better went on (of a tie the left one).
         duel: the answers to vote on next, if any.
         shown: how the last answers read, from left to right.
+        cut: which of them the token limit ended; what was stopped was not.
         stopping: set it to end the answers under way where they are.
     """
 
@@ -139,6 +140,7 @@ class Conversation:
         self.messages: list[Message] = []
         self.duel: Duel | None = None
         self.shown: list[str] = []
+        self.cut: list[bool] = []
         self.stopping = threading.Event()
         self._talk = 0
 
@@ -168,6 +170,7 @@ class Conversation:
         if self._talk != talk:  # begun anew meanwhile
             return
         self.shown = [_bare(answer.text, stop) for answer in answers]
+        self.cut = [not answer.finished and not self.stopping.is_set() for answer in answers]
         if self.chat.two:
             self.duel = Duel(prompt, (answers[0], answers[1]), chosen)
         else:
@@ -195,7 +198,7 @@ class Conversation:
         """Forget everything said; answers under way end."""
         self.stopping.set()
         self._talk += 1
-        self.messages, self.duel, self.shown = [], None, []
+        self.messages, self.duel, self.shown, self.cut = [], None, [], []
 
     def _go_on(self, said: list[Message], answer: str) -> None:
         self.messages = [*said, {"role": "assistant", "content": answer}]

@@ -84,6 +84,9 @@ class Repl:
             self.say(EMPTY)
         if self.talk.stopping.is_set():
             self.say("(stopped)")
+        elif any(self.talk.cut):
+            limit = self.chosen.sampling.max_new_tokens
+            self.say(f"(cut at the limit of {limit} tokens; --max_new_tokens raises it)")
 
     def _write(self, text: str) -> str:
         """Print the answer as it grows; returns all of it."""

@@ -57,8 +57,8 @@ def _figure(panel: Mapping[str, Any], width: int, colours: bool) -> str:
     plotext.theme("default" if colours else "clear")
     plotext.plotsize(width, ROWS)
     for series in panel["series"]:
-        steps, values = zip(*series["points"], strict=True)
-        plotext.plot(steps, values, label=series["name"] if len(panel["series"]) > 1 else None)
+        at, values = zip(*series["points"], strict=True)
+        plotext.plot(at, values, label=series["name"] if len(panel["series"]) > 1 else None)
     steps = sorted({round(x) for series in panel["series"] for x, _ in series["points"]})
     marks = sorted({steps[round(place * (len(steps) - 1) / 4)] for place in range(5)})
     plotext.xticks(marks, [str(step) for step in marks])

@@ -46,7 +46,7 @@ def _same(left: list[str], right: list[str]) -> tuple[list[bool], list[bool]]:
     inner = [side[begin : len(side) - end] for side in keys]
     blocks = [(0, 0, begin), (len(left) - end, len(right) - end, end)]
     if max(map(len, inner)) <= MOST_TOKENS:  # beyond that all between the common ends counts as different
-        matcher = SequenceMatcher(None, *inner, autojunk=False)
+        matcher = SequenceMatcher(None, inner[0], inner[1], autojunk=False)
         blocks += [(begin + i, begin + j, size) for i, j, size in matcher.get_matching_blocks()]
     for i, j, size in blocks:
         found[0][i : i + size] = found[1][j : j + size] = [True] * size

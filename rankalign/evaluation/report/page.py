@@ -223,7 +223,7 @@ def _correlation(run: Run) -> str:
 
 def training_figures(log: list[dict[str, Any]]) -> list[Figure]:
     """Curves of the training log, one panel a kind of quantity."""
-    figures = []
+    figures: list[Figure] = []
     for title, names in panels({name for row in log for name in row}).items():
         series: dict[str, list[tuple[float, float]]] = {}
         for name in names:
@@ -255,7 +255,7 @@ def ledger_parts(run: Run) -> tuple[list[Figure], list[Finding], str]:
     """How losses and orders of single examples went, the examples to look at, and which texts are missing."""
     if run.ledger is None:
         return [], [], ""
-    found, figures = run.ledger, []
+    found, figures = run.ledger, list[Figure]()
     places = [(e.margin, e.last_loss) for e in found.examples if e.margin is not None and e.last_loss is not None]
     if len(places) > 1:
         title, suspects = "Loss against margin", {(e.margin, e.last_loss) for e in found.mislabelled}

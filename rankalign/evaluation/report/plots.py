@@ -25,7 +25,7 @@ SERIES = (AFTER, BEFORE, "#050505", "#060606")
 RUNS = (*SERIES, "#070707", "#080808")
 DASHES = ("solid", "dashed", "dotted")
 MOST_RUNS = len(RUNS) * len(DASHES)
-"""Runs that can be told apart in one figure."""
+"""Runs that can be told apart in one figure by colour and dash."""
 _VARIABLES = {
     INK: "currentColor", GRID: "var(--line)", BEFORE: "var(--before)", AFTER: "var(--after)",
     SERIES[2]: "var(--third)", SERIES[3]: "var(--fourth)",

@@ -1,4 +1,4 @@
-"""What a run folder holds, read for the report."""
+"""What a run folder holds, read for its report and for one of several runs."""
 
 from __future__ import annotations
 

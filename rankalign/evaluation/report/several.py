@@ -102,7 +102,8 @@ def settings_of(run: Run, place: Path) -> dict[str, Any]:
     outer = {
         key: value for key, value in (own or {}).items() if key not in training and not (training and key == "train")
     }
-    return dict(_flat({**training, **outer}))
+    found = {**training, **outer}
+    return dict(_flat(found)) if found else {}
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -195,17 +196,15 @@ def _answered(item: Compared) -> bool:
 
 def notes(runs: Sequence[Compared]) -> list[str]:
     """What is missing or makes runs hard to compare, a sentence each."""
-    found = []
-    lacks = {
-        "no manifest and no settings.json, so it is not finished and its settings are not known": lambda i: (
-            not i.settings
-        ),
-        "no log.jsonl with steps, so it has no curves": lambda i: not points_of_any(i.run.log),
-        "no held-out result (before.jsonl and after.jsonl with scores, or result.json)": lambda i: i.top is None,
-    }
-    for words, lacking in lacks.items():
-        if names := [item.name for item in runs if lacking(item)]:
-            found.append(f"{', '.join(names)}: {words}.")
+    unknown = [item.name for item in runs if not item.settings]
+    flat = [item.name for item in runs if not points_of_any(item.run.log)]
+    unmeasured = [item.name for item in runs if item.top is None]
+    lacks = (
+        (unknown, "no manifest and no settings.json, so it is not finished and its settings are not known"),
+        (flat, "no log.jsonl with steps, so it has no curves"),
+        (unmeasured, "no held-out result (before.jsonl and after.jsonl with scores, or result.json)"),
+    )
+    found = [f"{', '.join(names)}: {words}." for names, words in lacks if names]
     judges = {item.run.judge for item in runs if item.top is not None}
     if len(judges) > 1:
         found.append(f"The judges differ ({', '.join(sorted(judges))}): rewards of these runs are on different scales.")

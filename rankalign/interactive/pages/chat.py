@@ -50,7 +50,20 @@ CSS = (
     ".gradio-container {max-width: 72rem !important; width: 100% !important; margin: auto}"
     "footer {display: none !important} .message .md {white-space: pre-wrap}"
     "button[aria-label=Clear] {display: none}"  # it would empty the pane and leave the talk as it is
+    # What one answers with stays in reach however long the talk.
+    "#bar {position: sticky; bottom: 0; z-index: 5; background: var(--body-background-fill)}"
+    "#bar {padding-block: .4rem; gap: .4rem}"
+    "#votes, #buttons {flex-wrap: nowrap; gap: .4rem}"
+    "#votes button, #buttons button {min-width: 0; min-height: 2.75rem}"
+    "#status {min-height: 1.5rem} #status p {margin: 0}"
+    ".gradio-container {overflow: clip !important}"  # hidden, it would hold the bar at its own end
+    # The talk scrolls in here, where gradio follows an answer that grows.
+    "#pane0 .bubble-wrap, #pane1 .bubble-wrap {max-height: 65dvh}"
+    "@media (max-width: 40rem) {#pane0 .bubble-wrap, #pane1 .bubble-wrap {max-height: 30dvh}"
+    ".gradio-container main {padding-inline: .6rem !important}"
+    "#votes button, #buttons button {padding-inline: .2rem; font-size: .8125rem}}"
 )
+WORDS = {"left": "Left is better", "right": "Right is better", "tie": "Tie"}
 SIDE_BY_SIDE = "Two models answer in an order drawn by lot. Say which answer is better; the better one goes on."
 
 
@@ -72,22 +85,28 @@ class Page:
         with gr.Blocks(title="rankalign chat", analytics_enabled=False) as page:
             gr.Markdown("# rankalign chat" + (f"\n\n{SIDE_BY_SIDE}" if self.chat.two else ""))
             panes = self._panes()
-            votes = self._vote_buttons()
-            box = gr.Textbox(label="Message", lines=2, max_lines=12, elem_id="message", autofocus=True)
-            with gr.Row():
-                send = gr.Button("Send", variant="primary", elem_id="send")
-                stop = gr.Button("Stop", elem_id="stop")
-                fresh = gr.Button("New conversation", elem_id="fresh")
+            with gr.Column(elem_id="bar"):
+                status = gr.Markdown("", elem_id="status")  # gr.HTML needs eval, which the policy forbids
+                votes = self._vote_buttons()
+                # Of one line: then Enter sends, and Shift and Enter begin another.
+                box = gr.Textbox(
+                    label="Message", lines=1, max_lines=12, elem_id="message", autofocus=True,
+                    placeholder="Enter sends, Shift+Enter breaks the line",
+                )  # fmt: skip
+                with gr.Row(elem_id="buttons"):
+                    send = gr.Button("Send", variant="primary", elem_id="send")
+                    stop = gr.Button("Stop", elem_id="stop")
+                    fresh = gr.Button("New conversation", elem_id="fresh")
             controls = self._controls()
             private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
             # One model in memory, one answer at a time.
             model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
-            out = [box, *panes, *votes]
+            out = [box, status, *panes, *votes]
             gr.on([send.click, box.submit], self.say, [box, *controls], out, **private, **model)
             stop.click(self.stop, None, None, queue=False, **private)  # else it waits behind the answer that it stops
             fresh.click(self.renew, None, out, queue=False, **private)
             for button, choice in zip(votes, CHOICES, strict=False):
-                button.click(self._voter(choice), None, [*panes, *votes], queue=False, **private)
+                button.click(self._voter(choice), None, [status, *panes, *votes], queue=False, **private)
             page.unload(self.leave)
             if not self.chat.two:
                 gr.events.api(self.answer, api_name="chat", **model)
@@ -96,16 +115,16 @@ class Page:
     def _panes(self) -> list[Any]:
         titles = ("Left", "Right") if self.chat.two else (self.chat.speakers[0].policy.model,)
         look: dict[str, Any] = {"render_markdown": False, "latex_delimiters": [], "allow_tags": False}
-        look |= {"height": 420, "buttons": [], "feedback_options": None, "allow_file_downloads": False}
+        look |= {"height": None, "min_height": 120}  # they grow with the talk
+        look |= {"buttons": [], "feedback_options": None, "allow_file_downloads": False}
         with gr.Row():
             return [gr.Chatbot(label=title, elem_id=f"pane{i}", **look) for i, title in enumerate(titles)]
 
     def _vote_buttons(self) -> list[Any]:
         if not self.chat.two:
             return []
-        words = {"left": "Left is better", "right": "Right is better", "tie": "Tie"}
-        with gr.Row():
-            return [gr.Button(words[choice], interactive=False, elem_id=f"vote-{choice}") for choice in CHOICES]
+        with gr.Row(elem_id="votes"):
+            return [gr.Button(WORDS[choice], interactive=False, elem_id=f"vote-{choice}") for choice in CHOICES]
 
     def _controls(self) -> list[Any]:
         start, drawn = self.start.sampling, "; does not count with several beams"
@@ -138,9 +157,10 @@ class Page:
         with _told():
             before = [*talk.messages, {"role": "user", "content": text}]
             for shown in talk.ask(text, _chosen(*settings)):
-                yield ["", *(_pane(before, answer) for answer in shown), *self._buttons(False)]
+                yield ["", "", *(_pane(before, answer) for answer in shown), *self._buttons(False)]
             if talk.shown:
-                yield ["", *(_pane(before, answer or EMPTY) for answer in talk.shown), *self._buttons(True)]
+                said = _status(talk, _chosen(*settings))
+                yield ["", said, *(_pane(before, answer or EMPTY) for answer in talk.shown), *self._buttons(True)]
 
     def stop(self, request: gr.Request) -> None:
         """End the answers under way; what is there of them stays."""
@@ -149,7 +169,7 @@ class Page:
     def renew(self, request: gr.Request) -> list[Any]:
         """Begin a new conversation."""
         self._talk(request).reset()
-        return ["", *([] for _ in range(self.sides)), *self._buttons(False)]
+        return ["", "", *([] for _ in range(self.sides)), *self._buttons(False)]
 
     def leave(self, request: gr.Request) -> None:
         """The browser left the page."""
@@ -180,8 +200,9 @@ class Page:
             talk = self._talk(request)
             with _told():
                 talk.vote(choice)
-            gr.Info("Stored.", duration=2)
-            return [*([_line(m) for m in talk.messages] for _ in range(2)), *self._buttons(False)]
+            count = self.chat.votes.count if self.chat.votes else 0
+            said = f"Stored: {WORDS[choice].lower()}. {count} vote{'s' * (count != 1)} in the file."
+            return [said, *([_line(m) for m in talk.messages] for _ in range(2)), *self._buttons(False)]
 
         return vote
 
@@ -194,6 +215,18 @@ class Page:
 
 def _chosen(temperature: float, top_p: float, top_k: float, beams: float, limit: float, *rest: Any) -> Options:
     return options(temperature, top_p, int(top_k), int(beams), int(limit), int(rest[0] or 0), rest[1], rest[2])
+
+
+def _status(talk: Conversation, chosen: Options) -> str:
+    """What there is to say of answers that have come to their end."""
+    if talk.stopping.is_set():
+        return "Stopped."
+    if not any(talk.cut):
+        return "Which answer is better?" if talk.duel else ""
+    sides = ["The left answer was", "The right answer was"] if len(talk.cut) > 1 else ["The answer was"]
+    who = "Both answers were" if len(talk.cut) > 1 and all(talk.cut) else sides[talk.cut.index(True)]
+    limit = chosen.sampling.max_new_tokens
+    return f"{who} cut at the limit of {limit} tokens; “Most new tokens” under Settings raises it."
 
 
 def _line(message: dict[str, Any]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def test_the_settings_that_differ_and_no_others(folders: list[Path]) -> None:
         "loss": ["dpo", "dpo", HOSTILE[2]],
         "policies[0].n": ["1", "4", "1"],
     }
-    assert table.note.startswith("2 other settings")  # the seed and the policy's name; `train` is the training's own
+    assert table.note.startswith("3 other settings")  # seed, train.lr and the policy's name
 
 
 def test_what_came_out_by_hand(folders: list[Path]) -> None:

@@ -123,6 +123,7 @@ def test_votes_side_by_side(serve: Any, open_page: Any, tmp_path: Path) -> None:
         side = "left" if "Aligned one." in page.locator("#pane0").inner_text() else "right"
         page.click(f"#vote-{side}")
         playwright.expect(page.locator("#vote-tie")).to_be_disabled(timeout=120_000)
+        playwright.expect(page.locator("#status")).to_have_text(f"Stored: {side} is better. 1 vote in the file.")
         assert "Base one." not in page.locator("#pane0").inner_text() + page.locator("#pane1").inner_text()
         say(page, "And?")
         playwright.expect(page.locator("#vote-tie")).to_be_enabled(timeout=120_000)
@@ -137,6 +138,52 @@ def test_votes_side_by_side(serve: Any, open_page: Any, tmp_path: Path) -> None:
     )
     assert second.scores("ann") == [0.5, 0.5]
     assert [m["content"] for m in second.prompt] == ["Why? <b>你好</b>", "Aligned one.", "And?"]
+
+
+class Cut(Scripted):
+    """One whose answers the token limit ends."""
+
+    def stream(self, prompt: CandidateSet, stopping: Callable[[], bool] = lambda: False) -> Iterator[Response]:
+        for response in super().stream(prompt, stopping):
+            yield Response(response.text, response.policy, finished=False)
+
+
+@needs_browser
+def test_enter_sends_shift_enter_breaks_and_a_cut_answer_says_so(serve: Any, open_page: Any) -> None:
+    options = Options(SamplingParams(max_new_tokens=7))
+    page = open_page(serve(Chat([Cut("aligned", [["it ends in the mid"]])]), options).url)
+    box = page.locator("#message textarea")
+    box.fill("first")
+    box.press("Shift+Enter")
+    page.keyboard.type("second")
+    assert box.input_value() == "first\nsecond"
+    box.press("Enter")
+    status = "The answer was cut at the limit of 7 tokens; “Most new tokens” under Settings raises it."
+    playwright.expect(page.locator("#status")).to_have_text(status, timeout=120_000)
+    assert "first\nsecond" in page.locator("#pane0").inner_text()
+    assert box.input_value() == ""
+    page.click("#fresh")
+    playwright.expect(page.locator("#status")).to_have_text("", timeout=120_000)
+
+
+@needs_browser
+def test_votes_stay_in_reach_on_a_phone_and_the_pane_grows(serve: Any, open_page: Any, tmp_path: Path) -> None:
+    speakers = [Scripted(name, [["word " * 300]]) for name in ("base", "aligned")]
+    with contextlib.closing(VoteFile(tmp_path / "votes.jsonl")) as votes:
+        page = open_page(serve(Chat(speakers, votes=votes)).url)
+        page.set_viewport_size({"width": 390, "height": 844})
+        empty = page.locator("#pane0").bounding_box()["height"]
+        page.fill("#message textarea", "Why?")
+        page.press("#message textarea", "Enter")
+        playwright.expect(page.locator("#vote-tie")).to_be_enabled(timeout=120_000)
+        assert page.locator("#pane0").bounding_box()["height"] > empty + 50
+        for at in (0, 10_000):
+            page.evaluate(f"scrollTo(0, {at})")
+            for name in ("#vote-left", "#vote-right", "#vote-tie"):
+                box = page.locator(name).bounding_box()
+                assert 0 <= box["y"] <= 844 - box["height"]
+                assert box["height"] >= 40
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 @needs_browser

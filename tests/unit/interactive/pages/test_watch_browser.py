@@ -64,8 +64,8 @@ def test_a_run_from_before_its_beginning_to_its_end(watch: Any, tmp_path: Path) 
     playwright.expect(page.locator("#status")).to_contain_text("step 59", timeout=20_000)
     assert page.locator("figure h3").all_inner_texts() == ["Loss", "Gradient norm"]
     assert page.locator("figure").first.locator("path.thick").count() == 2
-    ticks = page.locator("figure").first.locator("text[text-anchor=middle]").all_inner_texts()
-    assert ticks == ["20", "40"] or [float(t).is_integer() for t in ticks] == [True] * len(ticks)
+    ticks = page.locator("figure").first.locator("text[text-anchor=middle]").all_text_contents()
+    assert ticks == ["20", "40"]
     box = page.locator("figure svg").first.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     assert "step" in page.locator("figure .legend").first.inner_text()
