@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from rankalign.errors import InputError
@@ -51,6 +52,7 @@ def add_lora(
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules="all-linear" if targets == "auto" else list(targets),
+        exclude_modules=_with_a_way_of_their_own(model) or None,
         task_type=TaskType.SEQ_CLS if classifier else TaskType.CAUSAL_LM,
         use_dora=dora,
         target_parameters=list(parameters) or None,
@@ -75,6 +77,17 @@ def check_targets(model: Any, targets: Sequence[str]) -> None:
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in full):
             raise InputError(f"--lora_target_modules: no layer is named {target!r}{did_you_mean(target, known)}")
+
+
+def _with_a_way_of_their_own(model: Any) -> list[str]:
+    """Linear layers that give more than a product, as Llama 4's routers do; peft would take them for plain ones."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and type(module).forward is not nn.Linear.forward
+        and type(module).__module__.startswith("transformers.models.")
+    ]
 
 
 def check_parameters(model: Any, names: Sequence[str], dropout: float, dora: bool) -> None:

@@ -209,8 +209,8 @@ def checkpointed(base: Path, output: Path) -> str:
     if not models.load_policy(str(base)).supports_gradient_checkpointing:
         return NO
     result = trained(base, output, loss="dpo", gradient_checkpointing=True)
-    history = json.loads((result / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
-    first = next(line["loss"] for line in history if "loss" in line)
+    log = [json.loads(line) for line in (result / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    first = next(line["loss"] for line in log if "loss" in line)
     return attempt(abs(first - math.log(2)) < 1e-4 and changed(base, result))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,8 @@ def run(base: Path, output: Path, **settings: Any) -> dict[str, Any]:
         "disable_tqdm": True, "logging_steps": 1, **settings,
     }  # fmt: skip
     train(parse_settings(content))
-    history = transformers.TrainerState.load_from_json(str(output / "trainer_state.json")).log_history
-    return next(line for line in history if "loss" in line)
+    log = [json.loads(line) for line in (output / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return next(line for line in log if "loss" in line)
 
 
 def test_it_is_logged_and_weighs_as_asked(base: Path, tmp_path: Path) -> None:
@@ -167,3 +168,16 @@ def test_what_peft_cannot_adapt_is_named() -> None:
     with pytest.raises(InputError, match="without --lora_dropout"):
         adapters.add_lora(build("mixtral"), dropout=0.1, parameters=EXPERTS.split(","))
     assert isinstance(adapters.add_lora(build("mixtral"), dropout=0.0, parameters=EXPERTS.split(",")), nn.Module)
+
+
+def test_routers_that_give_more_than_a_product_get_no_adapter() -> None:
+    settings = GROUPED | {"num_local_experts": 2, "num_experts_per_tok": 1, "intermediate_size_mlp": 24}
+    model = AutoModelForCausalLM.from_config(transformers.Llama4TextConfig(**settings)).eval()
+    prompts, responses = lists()
+    with torch.no_grad():
+        before = list_logps(model, prompts, responses)
+        adapted = adapters.add_lora(model, r=2, dropout=0.0).eval()
+        torch.testing.assert_close(list_logps(adapted, prompts, responses), before)
+    names = {name for name, _ in adapted.named_parameters() if "lora_" in name}
+    assert any("q_proj" in name for name in names)
+    assert not any("router" in name for name in names)
