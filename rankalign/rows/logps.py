@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from rankalign.errors import InputError
 from rankalign.rows import trunk
@@ -23,6 +22,7 @@ from rankalign.rows.head import head_layer, head_of, label_logps
 from rankalign.rows.own import replaced_forward, trunk_of
 from rankalign.rows.positions import forget_longer, reach
 from rankalign.rows.tree import Lists, Rows, Tokens, padded_rows, tree_row
+from rankalign.rows.trial import can_be_tried, check_causal, evaluating, try_out
 from rankalign.rows.upload import to_device
 from rankalign.rows.verdict import verdict_of
 from rankalign.rows.wide import in_float32, rounds_products
@@ -33,8 +33,6 @@ LAYOUTS = ("auto", "tree", "padded")
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}
 
 T = TypeVar("T")
-
-_TRIED = "_rankalign_tried"
 
 
 Spans = Sequence[Sequence[Sequence[tuple[int, int]]]]
@@ -156,12 +154,12 @@ def choose_layout(model: nn.Module, prompts: Sequence[Tokens], responses: Lists)
         InputError: the model's own logits give other log-probs than rankalign computes.
     """
     lm = causal_lm(model)
-    with torch.no_grad(), _evaluating(lm):
+    with torch.no_grad(), evaluating(lm):
         padded = _flat_logps(model, prompts, responses, "padded")
-        if not _can_be_tried(lm) and not any(isinstance(w, FakeTensor) or w.is_meta for w in lm.parameters()):
+        if not can_be_tried(lm) and not any(isinstance(w, FakeTensor) or w.is_meta for w in lm.parameters()):
             # Weights are spread: all processes come here together, after a run of the whole model. FSDP2 may hold its
             # last norm and its head as one, which then must run as one.
-            _check_causal(lm, lambda some: lm(input_ids=some, use_cache=False).logits)
+            check_causal(lm, lambda some: lm(input_ids=some, use_cache=False).logits, TOLERANCE[precision(lm)])
         _check_head(lm, prompts, responses)
         if not supports_tree(model):
             return "padded", why_padded(lm)
@@ -194,64 +192,6 @@ def _check_head(lm: Any, prompts: Sequence[Tokens], responses: Lists) -> None:
         raise InputError(f"{lm.config.model_type} models change their logits in a way that rankalign does not know")
 
 
-@torch.no_grad()
-def _try_out(lm: Any) -> None:
-    """Run a few tokens, once a model, to see that it is one whose log-probs rows can give, whatever their layout.
-
-    Raises:
-        InputError: its logits depend on later tokens, or are made of something else than its last hidden states.
-    """
-    if vars(lm).get(_TRIED) or not _can_be_tried(lm):
-        return
-    with _evaluating(lm):
-        ids, states = _check_causal(lm, lambda some: trunk_of(lm)(input_ids=some, use_cache=False).last_hidden_state)
-        # Damaged weights say nothing of how a model is made; a loss that is not finite is named with its prompt.
-        if not bool(states.isfinite().all()):
-            return
-        if not _is_head_known(lm, states[0, :-1], ids):
-            raise InputError(f"{lm.config.model_type} models change their logits in a way that rankalign does not know")
-    setattr(lm, _TRIED, True)
-
-
-def _check_causal(lm: Any, run: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Run five tokens: their ids (1, T), and what ``run`` makes of them (1, T, ...).
-
-    Raises:
-        InputError: what is made of a token depends on later ones.
-    """
-    vocabulary, kind = lm.config.get_text_config().vocab_size, lm.config.model_type
-    ids = torch.tensor([[1 + (vocabulary - 2) * i // 4 for i in range(5)]], device=lm.device)
-    states, early = (run(some) for some in (ids, ids[:, :3]))
-    apart = float((states[:, :3] - early).abs().mean() / early.abs().mean())
-    if bool(states.isfinite().all()) and not apart <= TOLERANCE[precision(lm)]:
-        raise InputError(
-            f"the tokens of this {kind} model see what follows them, so it has no log-probs of answers: load a "
-            "causal model (of an encoder: is_decoder in its config.json)"
-        )
-    return ids, states
-
-
-def _is_head_known(lm: Any, states: Tensor, ids: Tensor) -> bool:
-    """Whether log-probs of ``ids`` (1, T) from the (T - 1, hidden) states before them are those of its logits."""
-    head = lm.get_output_embeddings()
-    if head is None or hasattr(head, "base_layer"):  # a classifier, or an adapter that head_of refuses by name
-        return True
-    try:
-        ours = label_logps(head_of(lm), states, ids[0, 1:])
-    except (RuntimeError, IndexError):  # the model takes more from its trunk than the last hidden states
-        return False
-    logits = lm(input_ids=ids, use_cache=False).logits[0, :-1].to(ours.dtype)
-    theirs = logits.log_softmax(-1).gather(1, ids[0, 1:, None]).squeeze(1)
-    damaged = not bool(theirs.isfinite().all())
-    return damaged or float((ours - theirs).abs().mean()) <= TOLERANCE[precision(lm)]
-
-
-def _can_be_tried(lm: Any) -> bool:
-    """Whether its weights are here: those of sharded models were before they were sharded, a plan's never are."""
-    elsewhere = (DTensor, FakeTensor)
-    return not any(isinstance(w, elsewhere) or hasattr(w, "ds_id") or w.is_meta for w in lm.parameters())
-
-
 def precision(model: nn.Module) -> torch.dtype:
     """The type the model computes in: autocast's where it is on, else that of its weights; float16 stands for TF32."""
     lm = causal_lm(model)
@@ -272,17 +212,6 @@ def as_exact_as_can_be(lm: Any) -> Iterator[torch.dtype]:
         return
     with in_float32(lm):
         yield torch.float32
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 # --- the forward pass --------------------------------------------------------------------------------------------
@@ -342,7 +271,7 @@ def check_request(lm: Any, prompts: Sequence[Tokens], layout: str) -> None:
 def lay_out(lm: Any, prompts: Sequence[Tokens], responses: Lists, layout: str) -> Rows | None:
     """Rows of one of ``LAYOUTS``, or None where no response has a token."""
     check_request(lm, prompts, layout)
-    _try_out(lm)
+    try_out(lm, TOLERANCE[precision(lm)])
     if not any(len(r) for candidates in responses for r in candidates):
         return None
     own = reach(lm)

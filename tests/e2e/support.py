@@ -321,7 +321,10 @@ def main(families: Mapping[str, Any] = FAMILIES, found: Path = FOUND, seconds: f
     """Try every family that is not known yet, until the time is up; print the page and write it when all are there."""
     start, known = time.monotonic(), found_before(found)
     found.parent.mkdir(parents=True, exist_ok=True)
-    for family in [name for name in families if name not in known]:
+    for family in families:
+        known |= found_before(found)  # another run may be at it
+        if family in known:
+            continue
         if time.monotonic() - start > seconds:
             break
         print(family, file=sys.stderr, flush=True)

@@ -13,13 +13,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from rankalign.errors import InputError
-from rankalign.models import adapters, load, merge, tiny
+from rankalign.models import adapters, delta, load, merge, tiny
 from rankalign.rows.experts import balance, own_coefficient
 from rankalign.rows.logps import choose_layout, list_logps
 from rankalign.rows.tree import padded_rows
 from rankalign.training.arguments import parse_settings
 from rankalign.training.run import train
 from tests.e2e.support import lists as scored_lists
+from tests.e2e.support import same_files
 from tests.numerics.test_logps import GROUPED, MOE, gradients, largest_error, lists, weigh
 
 MAKES = {
@@ -160,6 +161,9 @@ def test_adapters_of_experts_train_and_merge(base: Path, tmp_path: Path) -> None
         start = list_logps(load.load_policy(str(base)), prompts, responses)
     torch.testing.assert_close(merged, found, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(start, found, atol=1e-3)
+    delta.make(str(base), str(tmp_path / "lora"), str(tmp_path / "delta"), merge_adapter=True)
+    delta.apply(str(base), str(tmp_path / "delta"), str(tmp_path / "recovered"))
+    assert same_files(tmp_path / "recovered", tmp_path / "merged")
 
 
 def test_what_peft_cannot_adapt_is_named() -> None:
