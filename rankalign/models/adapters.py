@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rankalign.errors import InputError
@@ -79,6 +80,7 @@ def check_targets(model: Any, targets: Sequence[str]) -> None:
             raise InputError(f"--lora_target_modules: no layer is named {target!r}{did_you_mean(target, known)}")
 
 
+@torch.no_grad()
 def _with_a_way_of_their_own(model: Any) -> list[str]:
     """Linear layers that give more than a product, as Llama 4's routers do; peft would take them for plain ones."""
     return [
@@ -87,6 +89,7 @@ def _with_a_way_of_their_own(model: Any) -> list[str]:
         if isinstance(module, nn.Linear)
         and type(module).forward is not nn.Linear.forward
         and type(module).__module__.startswith("transformers.models.")
+        and not isinstance(module(module.weight.new_zeros(1, module.in_features)), Tensor)
     ]
 
 
