@@ -20,6 +20,7 @@ from rankalign.scorers.function import FunctionScorer
 from rankalign.scorers.judge import JudgeScorer
 from rankalign.scorers.reward_model import RewardModelScorer
 from rankalign.scorers.reward_server import RewardServerScorer
+from rankalign.scorers.token_rewards import TokenRewardScorer
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.ppo_settings import PPOSettings
 from rankalign.training.settings import GROUPS
@@ -51,6 +52,7 @@ SECTIONS: list[tuple[str, str, type[Any]]] = [
     ("Scorer `function`", "", FunctionScorer),
     ("Scorer `reward_model`", "", RewardModelScorer),
     ("Scorer `reward_server`", "", RewardServerScorer),
+    ("Scorer `token_rewards`", "", TokenRewardScorer),
     ("Scorer `judge`", "", JudgeScorer),
     (
         "rankalign train",

@@ -19,21 +19,28 @@ from rankalign.evaluation.tables import Table, from_dict, from_result, render
 from rankalign.registry import did_you_mean
 
 EXAMPLE = "rankalign eval reward runs/demo/after.jsonl --judge vader"
-KINDS = ("perplexity", "reward", "lexical", "variety", "agreement", "numerics", "kl", "subsets", "ledger")
+KINDS = ("perplexity", "reward", "lexical", "variety", "agreement", "numerics", "kl", "subsets", "ledger", "suite")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to measure, on which file."""
     parser.add_argument("kind", choices=KINDS, help="what to measure")
-    parser.add_argument("file", help="records with responses, in any known format; ledger: a run's folder")
+    parser.add_argument(
+        "file", help="records with responses, in any known format; ledger: a run's folder; suite: its name"
+    )
+    parser.add_argument("--files", nargs="+", default=(), help="suite: its judgements, scores or answers")
+    parser.add_argument("--questions", default="", help="suite: its data set, to name what is missing or unknown")
+    parser.add_argument("--answers", nargs="+", default=(), help="suite arena-hard: files of answers, to control style")
+    parser.add_argument("--baseline", default="", help="suite: the system that others are set against")
     parser.add_argument("--format", default="auto", help="format of the file: auto or a name of `rankalign ls formats`")
     parser.add_argument("--judge", default="", help="whose scores; needed where several judges scored")
     parser.add_argument("--truth", default="", help="agreement, subsets: the judge whose order counts as right")
     parser.add_argument("--raters", nargs="+", help="agreement: two or more judges or annotators, all alike")
     parser.add_argument(
-        "--function", help="reward, subsets: score now with this function (module:name or file.py:name)"
+        "--function",
+        help="reward, subsets, suite rewardbench2: score now with this function (module:name or file.py:name)",
     )
-    parser.add_argument("--reward_model", help="reward, subsets: score now with this model")
+    parser.add_argument("--reward_model", help="reward, subsets, suite: score now with this model")
     parser.add_argument("--stop", nargs="*", default=(), help="reward: strings that end an answer before it is scored")
     parser.add_argument("--best_of", type=int, nargs="*", help="reward: expected best of so many draws")
     parser.add_argument("--model", default="default", help="perplexity, numerics, kl: the model that reads the answers")
@@ -54,6 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """One evaluation as ``{"metrics", "n", "ci95"}``."""
+    if args.kind == "suite":
+        return _suite(args)
+    for flag in ("files", "questions", "answers", "baseline"):
+        if getattr(args, flag):
+            raise InputError(f"--{flag} goes with `rankalign eval suite NAME`")
     if args.kind == "ledger":
         return _ledger(args)
     intake = intake_of(args)
@@ -72,6 +84,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "skipped": len(intake.errors),
         "warnings": warnings,
     }
+
+
+def _suite(args: argparse.Namespace) -> dict[str, Any]:
+    from rankalign.evaluation.suites import Asked, evaluate_suite
+
+    asked = Asked(args.files, args.questions, args.answers, args.baseline, args.judge, _scorer(args), args.seed)
+    found = evaluate_suite(args.file, asked)
+    ci95 = {name: list(bounds) for name, bounds in found.ci95.items()}
+    shown = [dataclasses.asdict(table) for table in found.tables]
+    files = [Path(file).name for file in args.files]
+    facts = {"metrics": found.metrics, "n": found.n, "ci95": ci95, "remarks": found.remarks}
+    return {"kind": "suite", "suite": args.file, "files": files, **facts, "tables": shown}
 
 
 def _ledger(args: argparse.Namespace) -> dict[str, Any]:
@@ -159,7 +183,12 @@ def _agreement(args: argparse.Namespace, sets: Sequence[CandidateSet]) -> EvalRe
     if not args.judge or not args.truth:
         found = ", ".join(judges(sets)) or "none"
         raise InputError(f"name two judges with --judge and --truth, or raters with --raters (in the data: {found})")
-    return evaluate_agreement(sets, args.judge, args.truth, args.seed)
+    from rankalign.scorers import JUDGE, summary
+
+    result = evaluate_agreement(sets, args.judge, args.truth, args.seed)
+    told = summary(sets).get(JUDGE + args.judge, {})  # of a judge that explains itself
+    result.metrics |= {name: told[name] for name in ("parse_rate", "consistency", "repeatability") if name in told}
+    return result
 
 
 def _kl(args: argparse.Namespace, sets: Sequence[CandidateSet]) -> EvalResult:
@@ -214,5 +243,7 @@ def show(result: dict[str, Any]) -> None:
     """Print the tables."""
     for table in tables(result):
         render(table)
+    for remark in result.get("remarks", ()):
+        print(f"remark: {remark}")
     for warning in result.get("warnings", ()):
         print(f"look at: {warning}")

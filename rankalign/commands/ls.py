@@ -1,4 +1,4 @@
-"""List what there is to choose from: losses, losses of reward models, engines, scorers, formats, templates."""
+"""List what there is to choose from: losses, losses of reward models, engines, scorers, formats, suites, templates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from rankalign.evaluation.tables import Table
 
 EXAMPLE = "rankalign ls losses"
-KINDS = ("losses", "reward-losses", "engines", "scorers", "formats", "templates")
+KINDS = ("losses", "reward-losses", "engines", "scorers", "formats", "suites", "templates")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +43,10 @@ def _entries(kind: str) -> dict[str, Any]:
         from rankalign.data.formats.named import DATASETS
 
         return {**FORMATS, **DATASETS}
+    if kind == "suites":
+        from rankalign.evaluation.suites import SUITES
+
+        return dict(SUITES)
     from rankalign.data.templates import CHAT, TEMPLATES
 
     return {"chat": CHAT, **TEMPLATES}

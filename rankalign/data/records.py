@@ -195,6 +195,7 @@ def choose_judge(sets: Iterable[CandidateSet], judge: str = "") -> str:
 def choose_among(names: Sequence[str], judge: str = "") -> str:
     """As :func:`choose_judge`, of the names of all judges in the data."""
     if judge and judge not in names:
+        refuse_weights(judge, names)
         raise InputError(
             f"no response has a score by judge {judge!r} (judges in the data: {', '.join(names) or 'none'})"
         )
@@ -204,6 +205,21 @@ def choose_among(names: Sequence[str], judge: str = "") -> str:
         what = f"several judges scored: {', '.join(names)}" if names else "no response has a score"
         raise InputError(f"{what}; name one with --judge" if names else f"{what}; run `rankalign score` first")
     return judge or names[0]
+
+
+def refuse_weights(judge: str, names: Sequence[str]) -> None:
+    """Say what to do where several judges are named with weights, as training takes them.
+
+    Raises:
+        InputError: ``judge`` is such as ``rm:0.7,vader:0.3``, of judges in ``names``.
+    """
+    weighed = [part.strip().rpartition(":") for part in judge.split(",")]
+    if all(sign and name in names for name, sign, _ in weighed):
+        parts = ",".join(f"{name}={weight}" for name, _, weight in weighed)
+        raise InputError(
+            f"--judge {judge}: only `rankalign train` weighs judges itself; here make one score of theirs first: "
+            f"rankalign score --combine mean --judges {parts} --name both --input F --output G, then --judge both"
+        )
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

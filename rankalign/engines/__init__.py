@@ -10,6 +10,9 @@ from rankalign.data.records import CandidateSet, Response
 from rankalign.errors import InputError
 from rankalign.registry import Entry, Registry
 
+MOST_LOGPROBS = 20
+"""As many as OpenAI's interface gives."""
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -29,6 +32,9 @@ class SamplingParams:
             answers are the best of each group in turn, group 1 first.
         diversity_penalty: taken off a token's log-probability for every earlier group that chose it at the same step.
         length_penalty: beams are ranked by log-probability / length ** length_penalty.
+        logprobs: with each token of an answer keep the log-probabilities of so many likeliest ones, as the model gives
+            them before temperature and filters (``hf``, ``openai``): ``meta["logprobs"]``, a list with one
+            ``{"token": text, "top": {text: log-probability}}`` a token; 0 keeps none.
 
     Raises:
         InputError: a value out of range, or two that contradict each other.
@@ -46,6 +52,7 @@ class SamplingParams:
     num_beam_groups: int = 1
     diversity_penalty: float = 0.0
     length_penalty: float = 1.0
+    logprobs: int = 0
 
     def __post_init__(self) -> None:
         for problem, broken in self._problems().items():
@@ -69,6 +76,8 @@ class SamplingParams:
             "beams are searched, not drawn: leave temperature, top_k, top_p and min_p out": beams and filtered,
             "diversity_penalty must not be negative": not self.diversity_penalty >= 0,
             "diversity_penalty needs num_beam_groups": self.diversity_penalty > 0 and self.num_beam_groups == 1,
+            "logprobs must lie between 0 and 20": not 0 <= self.logprobs <= MOST_LOGPROBS,
+            "logprobs are of drawn tokens: leave num_beams out": beams and self.logprobs > 0,
         }
 
 
@@ -182,6 +191,7 @@ def identity(policy: Policy) -> dict[str, Any]:
     outputs of before stay finished."""
     young = {name for names in OF_ENGINE.values() for name in names}
     told = {key: value for key, value in asdict(policy).items() if key not in ABOUT_THE_CALL}
+    told["sampling"] = {key: value for key, value in told["sampling"].items() if key != "logprobs" or value}
     return {key: value for key, value in told.items() if key not in young or value != _default(key)}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -200,7 +200,13 @@ class Ending:
         return decoded(self.tokenizer, ids)
 
 
-def sample(rows: Rows, params: SamplingParams, uniforms: Tensor, ends: Ending) -> list[tuple[list[int], bool]]:
+Seen = Callable[[Sequence[int], Tensor], None]
+"""Takes the answers that a step goes on with, by their number, and the (R, V) logits of their next tokens."""
+
+
+def sample(
+    rows: Rows, params: SamplingParams, uniforms: Tensor, ends: Ending, seen: Seen | None = None
+) -> list[tuple[list[int], bool]]:
     """Write one answer a row, token by token.
 
     Args:
@@ -208,22 +214,25 @@ def sample(rows: Rows, params: SamplingParams, uniforms: Tensor, ends: Ending) -
         params: how to draw; ``max_new_tokens`` is the limit.
         uniforms: (R, max_new_tokens) the random numbers of each row.
         ends: tells when an answer is complete.
+        seen: is shown the logits of every step.
 
     Returns:
         For each row its token ids, a closing end-of-sequence token included, and whether it ended by itself.
     """
-    *_, answers = stream(rows, params, uniforms, ends)
+    *_, answers = stream(rows, params, uniforms, ends, seen)
     return answers
 
 
 def stream(
-    rows: Rows, params: SamplingParams, uniforms: Tensor, ends: Ending
+    rows: Rows, params: SamplingParams, uniforms: Tensor, ends: Ending, seen: Seen | None = None
 ) -> Iterator[list[tuple[list[int], bool]]]:
     """What :func:`sample` returns, as it stands after every token."""
     answers: list[list[int]] = [[] for _ in uniforms]
     uniforms = uniforms.to(rows.logits.device)
     alive = list(range(len(answers)))
     for step in range(params.max_new_tokens):
+        if seen is not None:
+            seen(alive, rows.logits)
         tokens, told = _next(rows, params, uniforms[:, step])
         for row, token in zip(alive, told, strict=True):
             answers[row].append(token)

@@ -169,10 +169,12 @@ class HFEngine(LocalEngine):
             for prompt in prompts
             for index in range(copies)
         ]
-        answers = [(_bare(ids, ends.eos), ended) for ids, ended in sample(rows, params, torch.stack(draws), ends)]
+        likeliest = Likeliest(params.logprobs, len(draws)) if params.logprobs else None
+        found = sample(rows, params, torch.stack(draws), ends, likeliest)
+        answers = [(_bare(ids, ends.eos), ended) for ids, ended in found]
         return [
             [
-                self._response(ids, ended, index, end)
+                self._response(ids, ended, index, end, likeliest.of[row * copies + index % copies] if likeliest else ())
                 for index in range(params.n)
                 for (ids, end), ended in [answers[row * copies + index % copies]]
             ]
@@ -184,6 +186,29 @@ class HFEngine(LocalEngine):
         """Most tokens of prompt and answer, where the model's configuration tells."""
         config: Any = self.model.config
         return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+class Likeliest:
+    """Keeps the log-probabilities of the likeliest tokens at every step of a batch.
+
+    Args:
+        most: how many a step.
+        rows: answers of the batch.
+
+    Attributes:
+        of: by answer and step, ``(token id, log-probability)`` from the likeliest on.
+    """
+
+    def __init__(self, most: int, rows: int) -> None:
+        self.most = most
+        self.of: list[list[list[tuple[int, float]]]] = [[] for _ in range(rows)]
+
+    def __call__(self, alive: Sequence[int], logits: torch.Tensor) -> None:
+        """One step of the answers that go on, from their (R, V) logits."""
+        wide = logits.double() if logits.dtype == torch.float64 else logits.float()
+        values, ids = wide.log_softmax(dim=-1).topk(min(self.most, logits.shape[-1]), dim=-1)
+        for row, own, at in zip(alive, values.tolist(), ids.tolist(), strict=True):
+            self.of[row].append(list(zip(at, own, strict=True)))
 
 
 class _Stopped(Exception):

@@ -17,6 +17,7 @@ from rankalign.data.messages import said as said_fields
 from rankalign.data.records import CandidateSet, Response
 from rankalign.data.render import Rendering
 from rankalign.engines import Policy, SamplingParams
+from rankalign.engines.likeliest import merged
 from rankalign.errors import InputError
 from rankalign.models import load as models
 
@@ -91,7 +92,14 @@ class LocalEngine:
                     f"max_new_tokens {new} exceeds the model's context of {limit}"
                 )
 
-    def _response(self, ids: list[int], ended: bool, index: int, end: int | None = None) -> Response:
+    def _response(
+        self,
+        ids: list[int],
+        ended: bool,
+        index: int,
+        end: int | None = None,
+        likeliest: Sequence[Sequence[tuple[int, float]]] = (),
+    ) -> Response:
         """What was written as a response; tokens go with it where they say exactly what its text says.
 
         Args:
@@ -99,6 +107,7 @@ class LocalEngine:
             ended: whether it ended by itself.
             index: its place among the prompt's answers.
             end: the token that ended it, if one did; it is kept where another could stand in its place.
+            likeliest: for each of its tokens the likeliest ones with their log-probabilities, where they are kept.
         """
         text, cut = templates.cut_at_stop(decoded(self.tokenizer, ids), self._stop)
         kept = self._prefix(ids, text) if cut else ids
@@ -111,7 +120,16 @@ class LocalEngine:
             finished=ended or cut,
             sampling=_provenance(self.policy.sampling, index),
             tokens=None if kept is None else {"tokenizer": self._fingerprint, "ids": kept, **last},
+            meta={"logprobs": self._told_logprobs(ids, likeliest)} if likeliest else {},
         )
+
+    def _told_logprobs(self, ids: Sequence[int], likeliest: Sequence[Sequence[tuple[int, float]]]) -> list[Any]:
+        """The log-probabilities in texts; tokens that read the same share theirs."""
+        text = functools.cache(lambda token: decoded(self.tokenizer, [token]))
+        return [
+            {"token": text(token), "top": merged((text(other), value) for other, value in top)}
+            for token, top in zip(ids, likeliest, strict=False)  # that of the token that ended it stays out
+        ]
 
     def _with_calls(self, prompts: Sequence[CandidateSet], answers: list[list[Response]]) -> list[list[Response]]:
         """Answers to prompts that offer tools, with their calls as messages where those say what was written."""

@@ -173,7 +173,14 @@ class OpenAIEngine:
         body: Body = {"model": self.policy.model, **self._asked(prompt)}
         body |= {"temperature": params.temperature, "top_p": params.top_p, "max_tokens": params.max_new_tokens}
         more = {"stop": list(self._stop), "top_k": params.top_k, "min_p": params.min_p}
-        return body | {"seed": seed} | {key: value for key, value in more.items() if value} | self.policy.extra_body
+        body |= {"seed": seed} | {key: value for key, value in more.items() if value}
+        if params.logprobs:
+            body |= (
+                {"logprobs": True, "top_logprobs": params.logprobs}
+                if "messages" in body
+                else {"logprobs": params.logprobs}
+            )
+        return body | self.policy.extra_body
 
     def _is_rendered(self, prompt: CandidateSet) -> bool:
         """Whether a string prompt ends where an answer begins, so that no template goes around it."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rankalign.engines import SamplingParams
+from rankalign.engines.likeliest import merged
 from rankalign.engines.openai_client import Again, Body, Failed
 
 PROBE_TOKENS = 16
@@ -32,6 +33,7 @@ class Answer:
         choices: how many answers came.
         reasoning: what a reasoning model thought first, where the server sends it apart.
         calls: calls of the tools that were offered, as they came.
+        logprobs: where they were asked for and came, ``{"token": text, "top": {text: log-probability}}`` by token.
     """
 
     text: str
@@ -43,6 +45,7 @@ class Answer:
     choices: int
     reasoning: str
     calls: list[dict[str, Any]] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
 
 
 def read_answer(reply: Body, tools: bool = False) -> Answer:
@@ -76,7 +79,36 @@ def read_answer(reply: Body, tools: bool = False) -> Answer:
         choices=len(choices),
         reasoning=_reasoning(choice.get("message")),
         calls=calls,
+        logprobs=_logprobs(choice.get("logprobs")),
     )
+
+
+def _logprobs(told: Any) -> list[dict[str, Any]]:
+    """Log-probabilities by token, of either interface; nothing where they are not whole."""
+    told = told if isinstance(told, dict) else {}
+    try:
+        if isinstance(told.get("content"), list):
+            return [
+                {
+                    "token": _plain(entry["token"]),
+                    "top": _top((o["token"], o["logprob"]) for o in entry["top_logprobs"]),
+                }
+                for entry in told["content"]
+            ]
+        tops = told.get("top_logprobs") or []
+        pairs = zip(told.get("tokens") or [], tops, strict=True)
+        return [{"token": _plain(token), "top": _top((top or {}).items())} for token, top in pairs]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return []
+
+
+def _top(pairs: Iterable[tuple[Any, Any]]) -> dict[str, float]:
+    return merged((_plain(token), float(value)) for token, value in pairs)
+
+
+def _plain(token: Any) -> str:
+    """A token's text; half a surrogate pair, which no file takes, becomes a mark."""
+    return str(token).encode("utf-8", "replace").decode("utf-8")
 
 
 def _calls(message: Any) -> list[dict[str, Any]]:
@@ -287,6 +319,8 @@ def marks(answer: Answer) -> dict[str, Any]:
     found: dict[str, Any] = {"refusal": True} if answer.refused else {}
     if answer.reasoning:
         found["reasoning"] = answer.reasoning
+    if answer.logprobs:
+        found["logprobs"] = answer.logprobs
     if answer.finish not in ("stop", "length", "eos", None):
         found["finish_reason"] = answer.finish
     return found

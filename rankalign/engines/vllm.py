@@ -299,6 +299,7 @@ def _check(policy: Policy) -> None:
     params = policy.sampling
     problems = {
         "engine 'vllm' searches no beams; use engine hf": params.num_beams > 1,
+        "engine 'vllm' keeps no logprobs; serve the model (vllm serve) and use engine openai": params.logprobs > 0,
         "engine 'vllm' takes temperatures below 0.01 for 0.01; use 0, which is greedy": 0 < params.temperature < 0.01,
     }
     for problem, true in problems.items():

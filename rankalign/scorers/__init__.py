@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from rankalign.data.records import CandidateSet
@@ -38,10 +38,12 @@ class Explanation:
     Attributes:
         record: what concerns them all, JSON-like; ``counts`` in it are added up for the run's result.
         responses: what concerns each response, in order; empty where there is nothing to say.
+        meta: what joins the record's ``meta`` under names of its own, where these are not taken.
     """
 
     record: dict[str, Any]
     responses: list[dict[str, Any]]
+    meta: dict[str, Any] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -59,7 +61,7 @@ def grade(scorer: Scorer, sets: Sequence[CandidateSet]) -> list[Any]:
     if not isinstance(scorer, Explainer):
         return list(scores)
     return [
-        {"scores": row, "record": told.record, "responses": told.responses}
+        {"scores": row, "record": told.record, "responses": told.responses} | ({"meta": told.meta} if told.meta else {})
         for row, told in zip(scores, scorer.explain(), strict=True)
     ]
 
@@ -69,7 +71,7 @@ def attach(record: CandidateSet, name: str, grades: Any) -> None:
     stored = grades if isinstance(grades, dict) else {"scores": grades, "record": {}, "responses": [{}] * len(grades)}
     key = JUDGE + name
     if stored["record"]:
-        record.meta = {**record.meta, key: stored["record"]}
+        record.meta = {**stored.get("meta", {}), **record.meta, key: stored["record"]}
     for response, score, told in zip(record.responses, stored["scores"], stored["responses"], strict=True):
         response.scores[name] = score
         if told:
@@ -110,6 +112,9 @@ SCORERS = Registry(
         ),
         "reward_server": Entry(
             "rankalign.scorers.reward_server:RewardServerScorer", "a reward model behind vLLM or any POST of JSON"
+        ),
+        "token_rewards": Entry(
+            "rankalign.scorers.token_rewards:TokenRewardScorer", "a token classifier: a score a token, and one of them"
         ),
     },
 )

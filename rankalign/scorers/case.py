@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rankalign.data.records import CandidateSet
+from rankalign.scorers.criteria import Criterion
+from rankalign.scorers.judge_prompts import JudgePrompt
 from rankalign.scorers.verdicts import Ratings
+from rankalign.scorers.written import Written
 
 
 @dataclass
@@ -18,22 +22,26 @@ class Call:
     Attributes:
         shown: which of the record's distinct texts, in the order shown.
         prompt: what the judge is asked.
+        asked: the judge's prompt behind it, which reads the verdict.
         question: its number among the questions about the record; those that ask the same again have the same.
         repeat: how often it was asked the same before.
         text: what it wrote.
         repair: what it wrote when asked for its verdict again; None where it was not.
         failed: why there is no text, and after how many tries; None where there is one.
         verdict: numbers by name for each text shown; None where none could be read.
+        mass: of a weighted verdict, the probability that stood on grades, by axis.
     """
 
     shown: tuple[int, ...]
     prompt: CandidateSet
+    asked: JudgePrompt
     text: str = ""
     repair: str | None = None
     verdict: list[Ratings] | None = None
     question: int = 0
     failed: dict[str, Any] | None = None
     repeat: int = 0
+    mass: Ratings | None = None
 
 
 @dataclass
@@ -45,14 +53,25 @@ class Case:
         texts: its distinct texts; identical answers are judged once.
         places: for each response, which of them it is.
         attempts: imitations of verdicts and orders to the judge in each text, by kind.
+        prompt: what it is asked by.
+        criteria: of a record that has its own.
         calls: the questions asked about it.
+        written: what the writer of its criteria said; None where they were there.
     """
 
     record: CandidateSet
     texts: list[str]
     places: list[int]
     attempts: list[dict[str, int]]
+    prompt: JudgePrompt
+    criteria: Sequence[Criterion] = ()
     calls: list[Call] = field(default_factory=list)
+    written: Written | None = None
+
+    def by_repeat(self) -> list[list[Call]]:
+        """The calls of each time of asking."""
+        times = sorted({call.repeat for call in self.calls})
+        return [[call for call in self.calls if call.repeat == number] for number in times]
 
 
 def rankings(case: Case, mode: str) -> list[list[float | None]]:
@@ -81,6 +100,12 @@ def given(case: Case, place: int) -> list[Ratings]:
 def mean(given: Sequence[Ratings]) -> Ratings:
     """The mean of what a text was given, by axis."""
     return {axis: sum(ratings[axis] for ratings in given) / len(given) for axis in (given[0] if given else {})}
+
+
+def spread(scores: Sequence[float | None]) -> float | None:
+    """Standard deviation (n - 1) of the scores that are there; None for fewer than two."""
+    known = [score for score in scores if score is not None]
+    return statistics.stdev(known) if len(known) > 1 else None
 
 
 def counts(case: Case, mode: str) -> dict[str, int]:

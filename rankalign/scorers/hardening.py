@@ -156,7 +156,7 @@ def harden(text: str, axes: Iterable[str] = ()) -> tuple[str, dict[str, int]]:
 @functools.lru_cache(maxsize=64)
 def _axes_pattern(axes: tuple[str, ...]) -> re.Pattern[str]:
     names = "|".join(r"[\s_-]+".join(map(re.escape, _view(axis)[0].split())) for axis in axes)
-    return _pattern(rf"\b(?:{names})(?={_GAP}(?:\([^)\n]{{0,12}}\)\s*)?{_SIGNS}{_GAP}{_WORTH})")
+    return _pattern(rf"\b(?:{names})(?={_GAP}(?:\([^)\n]{{0,12}}\)\s*)?{_SIGNS}{_GAP}(?:{_WORTH}|(?:yes|no)\b))")
 
 
 def soften(text: str) -> str:

@@ -3,7 +3,9 @@
 A file has one prompt a line: ``name``, ``type`` (``single``, ``pairwise``, ``listwise``), ``system_prompt``,
 ``prompt_template``, ``output_format`` and, where the verdict has axes, ``axes`` (what each means, by name). A template
 may hold ``{question}``, ``{answer}``, ``{answer_a}``, ``{answer_b}``, ``{answers}`` (a paragraph each), ``{responses}``
-(in one line, ``Response 1: ... Response 2: ...``), ``{axes}`` and ``{form}``.
+(in one line, ``Response 1: ... Response 2: ...``), ``{reference}`` (FastChat's ``{ref_answer_1}``), ``{axes}`` and
+``{form}``. Prompts of type ``rubric`` and ``checklist`` have no axes of their own: the criteria of the record take
+their place.
 """
 
 from __future__ import annotations
@@ -22,12 +24,24 @@ from rankalign.scorers.verdicts import Ratings, Scores
 from rankalign.storage.jsonl import read_rows
 
 SHIPPED = Path(__file__).with_name("judge_prompts.jsonl")
-TYPES = {"pointwise": "single", "pairwise": "pairwise", "listwise": "listwise"}
-PLACES = {
-    "single": {"question", "answer", "axes", "form"},
-    "pairwise": {"question", "answer_a", "answer_b", "form"},
-    "listwise": {"question", "answers", "responses", "axes", "form"},
+TYPES = {
+    "pointwise": "single",
+    "pairwise": "pairwise",
+    "listwise": "listwise",
+    "reference": "single",
+    "rubric": "rubric",
+    "checklist": "checklist",
 }
+"""The type of prompt that a mode asks with."""
+PLACES = {
+    "single": {"question", "answer", "reference", "axes", "form"},
+    "pairwise": {"question", "answer_a", "answer_b", "reference", "form"},
+    "listwise": {"question", "answers", "responses", "reference", "axes", "form"},
+    "rubric": {"question", "answer", "reference", "axes", "form"},
+    "checklist": {"question", "answer", "reference", "axes", "form"},
+}
+OF_RECORDS = ("rubric", "checklist")
+"""Types whose axes are the criteria of each record."""
 # What a verdict looks like, by output format, for {form} and for the request to repeat it.
 FORMS = {
     "axes": "Verdict: {axes}",
@@ -36,12 +50,15 @@ FORMS = {
     "[[rating]]": "[[N]] with N from 1 to 10",
     "[[A]]": "[[A]] if answer A is better, [[B]] if answer B is better, [[C]] for a tie",
     "[[rating_a,rating_b]]": "[[N,M]] with the scores of A and B, each from 1 to 10",
+    "items": "Verdict: {axes}",
     "two scores": "N M, the scores of 1 and 2, each from 1 to 10, with a blank between them",
 }
 FORMATS = {
     "single": ("axes", "[[rating]]"),
     "pairwise": ("[[A]]", "[[rating_a,rating_b]]", "two scores"),
     "listwise": ("order", "grid"),
+    "rubric": ("axes",),
+    "checklist": ("items",),
 }
 _PLACE = re.compile(r"\{(\w+)\}")
 
@@ -52,11 +69,11 @@ class JudgePrompt:
 
     Attributes:
         name: its name in the file.
-        type: ``single``, ``pairwise`` or ``listwise``.
+        type: ``single``, ``pairwise``, ``listwise``, ``rubric`` or ``checklist``.
         system: the system message, or empty.
         template: the user message.
         output: how the verdict is written, a key of :data:`FORMS`.
-        axes: what is graded from 1 to 5 and what that means; only for ``axes`` and ``grid``.
+        axes: what is graded and what that means; only for ``axes``, ``grid`` and ``items``.
     """
 
     name: str
@@ -69,12 +86,18 @@ class JudgePrompt:
     @property
     def additive(self) -> bool:
         """Whether the verdict grades each answer by itself, so that its numbers are summed and not aggregated."""
-        return self.output in ("axes", "grid", "[[rating]]")
+        return self.output in ("axes", "grid", "items", "[[rating]]")
+
+    @property
+    def shows_reference(self) -> bool:
+        """Whether the judge sees a reference answer."""
+        return "{reference}" in self.template
 
     @property
     def form(self) -> str:
         """What the verdict has to look like, in words for the judge."""
-        return FORMS[self.output].replace("{axes}", ", ".join(f"{axis}=N" for axis in self.axes))
+        value = "yes or no" if self.output == "items" else "N"
+        return FORMS[self.output].replace("{axes}", ", ".join(f"{axis}={value}" for axis in self.axes))
 
     def fill(self, values: Mapping[str, str]) -> str:
         """The user message with its places filled; what is filled in is not read again."""
@@ -89,6 +112,9 @@ class JudgePrompt:
         if self.output == "axes":
             ratings = verdicts.parse_axes(text, list(self.axes))
             return None if ratings is None else [ratings]
+        if self.output == "items":
+            answers = verdicts.parse_items(text, list(self.axes))
+            return None if answers is None else [answers]
         if self.output == "grid":
             return verdicts.parse_grid(text, count, list(self.axes))
         if self.output == "order":
@@ -117,6 +143,8 @@ class JudgePrompt:
         Raises:
             InputError: its verdict has no axes, or none of that name.
         """
+        if self.type in OF_RECORDS:
+            raise InputError("axes: these come from each record; leave them out")
         if self.output not in ("axes", "grid"):
             raise InputError(f"axes: prompt {self.name!r} asks for {self.output}, which has no axes")
         if not axes or not isinstance(axes, Mapping | list | tuple):
@@ -150,11 +178,12 @@ def _prompt(check: Checker, row: dict[str, Any]) -> JudgePrompt:
         system=check.text(row.get("system_prompt", ""), "system_prompt"),
         template=_template(check, check.text(check.need(row, "prompt_template"), "prompt_template", empty=False), kind),
         output=output,
-        axes=_axes(check, row, output),
+        axes={} if kind in OF_RECORDS else _axes(check, row, output),
     )
 
 
 def _template(check: Checker, template: str, kind: str) -> str:
+    template = template.replace("{ref_answer_1}", "{reference}")
     for place in _PLACE.findall(template):
         if place not in PLACES[kind]:
             known = ", ".join(f"{{{name}}}" for name in sorted(PLACES[kind]))
@@ -184,11 +213,12 @@ def find_prompt(spec: str, mode: str) -> JudgePrompt:
     Args:
         spec: name of a shipped prompt, ``file.jsonl:name``, or a file that has one prompt for the mode; empty takes the
             first shipped one for the mode.
-        mode: ``pointwise``, ``pairwise`` or ``listwise``.
+        mode: a key of :data:`TYPES`.
 
     Raises:
         InputError: no such prompt, or several.
     """
+    spec = spec or ("reference" if mode == "reference" else "")
     path, name = _where(spec)
     lines = list(_lines(path))
     names = [_name(row) for _, row in lines]
@@ -207,6 +237,8 @@ def find_prompt(spec: str, mode: str) -> JudgePrompt:
             raise broken[0]
         found = ", ".join(prompt.name for prompt in fitting) or "none"
         raise InputError(f"prompt: mode {mode} needs one of type {TYPES[mode]}, {spec} has {found}; write FILE:NAME")
+    if mode == "reference" and not fitting[0].shows_reference:
+        raise InputError(f"prompt: {fitting[0].name!r} has no place {{reference}}, which mode reference is about")
     return fitting[0]
 
 

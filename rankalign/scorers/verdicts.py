@@ -239,14 +239,37 @@ def parse_axes(text: str, axes: Sequence[str]) -> Ratings | None:
 
     A comma between digits is unreadable: ``4,5`` may be four and a half, or a 4 and the next axis' 5.
     """
+    return _behind_verdict(text, lambda part: _ratings(part, axes))
+
+
+def parse_items(text: str, items: Sequence[str]) -> Ratings | None:
+    """``yes`` (1) or ``no`` (0) for each item, named, behind the last ``Verdict:``."""
+    return _behind_verdict(text, lambda part: _answers(part, items))
+
+
+def _behind_verdict(text: str, read: Callable[[str], Ratings | None]) -> Ratings | None:
     said = _plain(text)
     marks = list(_VERDICT.finditer(said or ""))
     if not said or not marks or _RETRACTED.search(said[marks[-1].end() :]):
         return None
-    found = _ratings(said[marks[-1].end() :], axes)
+    found = read(said[marks[-1].end() :])
     if len(marks) > 1 and not _CLAUSE.search(said, marks[-2].end(), marks[-1].start()):
-        before = _ratings(said[marks[-2].end() : marks[-1].start()], axes)  # two verdicts in one sentence
+        before = read(said[marks[-2].end() : marks[-1].start()])  # two verdicts in one sentence
         return found if before in (None, found) else None
+    return found
+
+
+def _answers(text: str, items: Sequence[str]) -> Ratings | None:
+    """Each item with yes or no; one that is stated twice must be stated alike."""
+    found: Ratings = {}
+    for item in items:
+        between = r"[\"'_]{0,4}\s{0,4}[:=]?[\s_(\[\"']{0,4}"
+        ends = rf"(?!\s*[/|]|\s*\(?\s*(?:or|and|but)\b|{_HEDGE}(?:yes|no)\b)"
+        named = re.compile(rf"\b{re.escape(item)}\b{between}(?=(yes|no)\b)(?P<whole>\w+\b{ends})?", re.IGNORECASE)
+        stated = {match[1].lower() if match["whole"] else None for match in named.finditer(text)}
+        if len(stated) != 1 or None in stated:
+            return None
+        found[item] = float(stated == {"yes"})
     return found
 
 

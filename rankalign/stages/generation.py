@@ -109,7 +109,18 @@ def _prompts(path: str | Path, most: int, intake: Intake) -> Sequence[CandidateS
 
 def _readable(prompts: Sequence[CandidateSet], workers: list[Answerer], intake: Intake) -> Sequence[CandidateSet]:
     """The prompts that every policy's template takes; ``intake`` gets the errors of the others."""
-    checks = [check for worker in workers if (check := getattr(worker.engine, "check", None))]
+    return _passing(prompts, [check for worker in workers if (check := getattr(worker.engine, "check", None))], intake)
+
+
+def _gradable(sets: Sequence[CandidateSet], graders: list[Grader], intake: Intake) -> Sequence[CandidateSet]:
+    """The records that hold what every scorer goes by, all looked at before the first call is paid for."""
+    checks = [check for grader in graders if (check := getattr(grader.scorer, "check", None))]
+    return _passing(sets, checks, intake) if checks else sets
+
+
+def _passing(
+    prompts: Sequence[CandidateSet], checks: Sequence[Callable[[CandidateSet], None]], intake: Intake
+) -> Sequence[CandidateSet]:
     kept = array("Q")
     for number, prompt in enumerate(prompts):
         try:
@@ -249,8 +260,8 @@ def score(config: ScoreConfig, grader: Callable[[ScorerConfig], Grader] | None =
     if Path(config.input).resolve() == Path(config.output).resolve():
         raise InputError(f"input and output are the same file, {config.input}; name another output")
     intake = Intake(config.skip_invalid, config.ignore_columns)
-    sets = functools.cache(lambda: Spool(load(config.input, "auto", intake)))
     graders = [(grader or Grader)(scorer) for scorer in config.scorers]
+    sets = functools.cache(lambda: _gradable(Spool(load(config.input, "auto", intake)), graders, intake))
     settings = {
         "input": sha256_of(config.input),
         "scorers": [{"name": each.name, **each.scorer.fingerprint()} for each in graders],
@@ -327,8 +338,9 @@ class Grader:
 
 
 def _failures(grades: Any) -> list[dict[str, Any]]:
-    """What failed of a judge's calls about one record."""
-    calls = grades["record"].get("calls", ()) if isinstance(grades, dict) else ()
+    """What failed of a judge's calls about one record, that for its criteria among them."""
+    told = grades["record"] if isinstance(grades, dict) else {}
+    calls = [*told.get("calls", ()), *([told["written"]] if "written" in told else [])]
     return [{"index": number, **call["failed"]} for number, call in enumerate(calls) if "failed" in call]
 
 

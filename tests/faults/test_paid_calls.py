@@ -160,6 +160,54 @@ def test_failed_calls_are_skipped_counted_listed_and_asked_again(
     assert not (tmp_path / "out.jsonl.journal").exists()
 
 
+def by_rubric(folder: Path, url: str, output: str, **more: Any) -> ScoreConfig:
+    """A judge whose rubrics a model writes."""
+    writer = {"engine": "openai", "model": "w", "base_url": url, "concurrency": 3}
+    return build(ScoreConfig, {**_plain(scoring(folder, url, output, mode="rubric", writer=writer)), **more}, "test")
+
+
+def rubric(request: dict[str, Any]) -> str:
+    if request["model"] == "w":
+        return '["names it", {"criterion": "is short", "weight": 2}]'
+    return f"Verdict: C1={len(json.dumps(request)) % 5 + 1}, C2=4"
+
+
+def test_rubrics_are_paid_for_once(tmp_path: Path) -> None:
+    write(tmp_path / "in.jsonl", answered(8))
+    with FaultServer(rubric) as server:
+        score(by_rubric(tmp_path, server.url, "whole.jsonl"))
+        assert Counter(r.body["model"] for r in server.requests) == {"w": 8, "m": 24}
+    for refused in (5, 20):  # among the rubrics, and among the verdicts
+        output = f"out-{refused}.jsonl"
+        with FaultServer(rubric, script=[*[None] * refused, "400"], delay=0.003) as server:
+            with pytest.raises(InputError, match="400"):
+                score(by_rubric(tmp_path, server.url, output))
+            assert sum(key[0] == "call" for key in peek(tmp_path / f"{output}.journal")) == len(server.requests) - 1
+            score(by_rubric(tmp_path, server.url, output))
+            assert len(server.requests) == 32 + 1
+        assert (tmp_path / output).read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_a_rubric_that_a_server_refuses_leaves_a_hole_and_is_asked_for_again(tmp_path: Path) -> None:
+    write(tmp_path / "in.jsonl", answered(4))
+    missing = {"choices": [{"message": {"tool_calls": []}, "finish_reason": "stop"}]}
+
+    def answer(request: dict[str, Any]) -> Any:
+        return missing if request["model"] == "w" and "Say 2" in json.dumps(request) else rubric(request)
+
+    with FaultServer(answer) as server:
+        result = score(by_rubric(tmp_path, server.url, "out.jsonl", on_error="skip"))
+        asked = len(server.requests)
+        assert (result["failed"], asked) == (1, 4 + 9)
+        hole = list(read(tmp_path / "out.jsonl"))[2]
+        assert (hole.scores("j"), "rubric" in hole.meta) == ([None] * 3, False)
+        assert hole.meta["judge:j"]["written"]["failed"]["tries"] == 1
+        server.answer = rubric
+        score(by_rubric(tmp_path, server.url, "out.jsonl", on_error="skip", retry_failed=True))
+        assert len(server.requests) == asked + 1 + 3
+    assert None not in list(read(tmp_path / "out.jsonl"))[2].scores("j")
+
+
 def test_a_judges_failed_calls_leave_a_hole_that_is_counted(tmp_path: Path) -> None:
     write(tmp_path / "in.jsonl", answered(5))
 

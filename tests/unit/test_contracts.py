@@ -20,6 +20,7 @@ from rankalign.losses import LOSSES
 from rankalign.losses.ranked import Ranked
 from rankalign.scorers import SCORERS
 from tests.faults.server import FaultServer, reward_server
+from tests.unit.scorers.token_classifier import token_classifier
 
 PROMPTS = [
     CandidateSet(
@@ -83,6 +84,7 @@ def scorer(kind: str, folder: Path) -> Any:
         },
         "reward_model": {"model": "tiny-rm"},
         "reward_server": {"url": reward_server()},
+        "token_rewards": {"model": token_classifier(folder)},
     }
     return SCORERS.load(kind)("judge", **options[kind])
 

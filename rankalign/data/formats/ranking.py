@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Any
 
 from rankalign.data.formats import Losses
-from rankalign.data.records import PREFERENCE, CandidateSet, Checker, Response
+from rankalign.data.records import PREFERENCE, CandidateSet, Checker, Response, refuse_weights
 from rankalign.errors import InputError
 from rankalign.storage.jsonl import kind
 
@@ -46,9 +46,13 @@ def pick_judge(record: CandidateSet, wanted: str = "") -> str | None:
     Raises:
         InputError: several judges scored it, none is asked for and none is a default.
     """
-    if wanted:
+    if wanted and ":" not in wanted:
         return wanted
     names = list(dict.fromkeys(name for r in record.responses for name, score in r.scores.items() if score is not None))
+    if wanted:
+        if wanted not in names:  # a judge may have a colon in its name
+            refuse_weights(wanted, names)
+        return wanted
     if len(names) < 2:
         return names[0] if names else None
     for name in DEFAULT_JUDGES:

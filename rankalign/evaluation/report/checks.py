@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rankalign.errors import InputError
-from rankalign.evaluation.tables import Table, interval
+from rankalign.evaluation import EvalResult
+from rankalign.evaluation.tables import Table, from_dict, from_result, interval
 
 Content = Mapping[str, Any]
 _NUMERICS = ("drift", "max_drift", "changed", "unstable")
@@ -84,6 +85,16 @@ def _categories(content: Content) -> list[Table]:
     return [Table("By category", columns, rows)] if rows else []
 
 
+def _agreement(content: Content) -> list[Table]:
+    ci95 = {name: (float(low), float(high)) for name, (low, high) in content["ci95"].items()}
+    found = EvalResult({name: float(value) for name, value in content["metrics"].items()}, int(content["n"]), ci95)
+    return [from_result("Agreement of the judge", found)]
+
+
+def _suite(content: Content) -> list[Table]:
+    return [from_dict(table) for table in content["tables"]]
+
+
 def _bounds(position: Content, name: str) -> str | None:
     return interval(position[name]) if name in position else None
 
@@ -92,11 +103,15 @@ CHECKS: dict[str, Callable[[Content], list[Table]]] = {
     "numerics.json": _numerics,
     "lint.json": _lint,
     "audit.json": _audit,
+    "agreement.json": _agreement,
+    "suite.json": _suite,
 }
 COMMANDS = {
     "numerics.json": "rankalign eval numerics --json",
     "lint.json": "rankalign lint --json",
     "audit.json": "rankalign compare --reviews FILE --json",
+    "agreement.json": "rankalign eval agreement --json",
+    "suite.json": "rankalign eval suite --json",
 }
 
 

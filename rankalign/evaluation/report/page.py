@@ -53,8 +53,8 @@ def write_report(folder: str | os.PathLike[str], target: str | os.PathLike[str] 
     Read are, each if present: ``result.json`` (keys of the demo's result; ``judge`` and ``tables`` are optional),
     ``log.jsonl`` (or that in ``train`` or ``model``), ``candidates.jsonl``, ``before.jsonl``, ``after.jsonl`` (scored
     records of the same held-out prompts), ``ledger.jsonl``, ``kl.json``, ``numerics.json``, ``lint.json``,
-    ``audit.json`` (what ``rankalign eval``, ``lint`` and ``compare`` print with ``--json``), and all ``manifest.json``
-    and ``*.manifest.json``.
+    ``audit.json``, ``agreement.json``, ``suite.json`` (what ``rankalign eval``, ``lint`` and ``compare`` print with
+    ``--json``), and all ``manifest.json`` and ``*.manifest.json``.
 
     Raises:
         InputError: the folder holds none of these, a file is broken, or Jinja2 or matplotlib is missing.

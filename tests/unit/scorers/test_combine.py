@@ -156,3 +156,22 @@ def test_weights_are_read() -> None:
     assert parse_judges("a=2, b ,c=d=0.5") == {"a": 2.0, "b": 1.0, "c=d": 0.5}
     with pytest.raises(InputError, match="has no name"):
         parse_judges("=2")
+
+
+@pytest.mark.parametrize("command", ["compare", "convert", "eval"])
+def test_judges_with_weights_are_refused_with_the_way_to_one_score(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = [
+        CandidateSet("p", "q", [Response("a", scores={"rm": 1.0, "x": 2.0}), Response("b", scores={"rm": 0, "x": 1})])
+    ]
+    path = str(tmp_path / "f.jsonl")
+    write(path, sets)
+    words = {
+        "compare": ["compare", path, path, "--names", "a", "b"],
+        "convert": ["convert", path, str(tmp_path / "out.jsonl"), "--to", "trl"],
+        "eval": ["eval", "reward", path],
+    }[command]
+    assert main([*words, "--judge", "rm:0.7,x:0.3"]) == 1
+    said = capsys.readouterr().err
+    assert "rankalign score --combine mean --judges rm=0.7,x=0.3 --name both" in said

@@ -435,9 +435,9 @@ def test_errors_name_the_option(options: dict[str, Any], message: str) -> None:
 
 
 def test_a_template_cannot_ask_for_what_records_do_not_have(tmp_path: Path) -> None:
-    row = {"name": "ref", "type": "single", "prompt_template": "{ref_answer_1} {answer}", "output_format": "[[rating]]"}
+    row = {"name": "ref", "type": "single", "prompt_template": "{question_2} {answer}", "output_format": "[[rating]]"}
     (tmp_path / "p.jsonl").write_text(json.dumps(row))
-    with pytest.raises(InputError, match=r"p.jsonl:1: prompt_template: asks for \{ref_answer_1\}; a single prompt has"):
+    with pytest.raises(InputError, match=r"p.jsonl:1: prompt_template: asks for \{question_2\}; a single prompt has"):
         judge(prompt=str(tmp_path / "p.jsonl"))
 
 

@@ -27,6 +27,7 @@ from rankalign.scorers.function import FunctionScorer
 from rankalign.scorers.reward_model import RewardModelScorer
 from rankalign.stages.generation import build_scorer
 from tests.faults.server import reward_server
+from tests.unit.scorers.token_classifier import token_classifier
 
 SETS = [
     CandidateSet("a", "Say hi. ", [Response("hi", "p"), Response("hello there", "q", finished=False)], {"ref": "hey"}),
@@ -376,6 +377,7 @@ def test_every_scorer_keeps_the_contract(kind: str, file: Path, tmp_path: Path, 
         "judge": {"policy": policy, "prompt": str(tmp_path / "short.jsonl"), "hardened": False, "repair": False},
         "reward_model": {"model": "tiny-rm"},
         "reward_server": {"url": reward_server()},
+        "token_rewards": {"model": token_classifier(tmp_path)},
     }
     made = SCORERS.load(kind)("judge", **options[kind])
     before = repr(SETS)

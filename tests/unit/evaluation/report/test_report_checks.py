@@ -64,7 +64,30 @@ def test_audit_is_what_compare_prints(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "Bradley-Terry strengths" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["numerics.json", "lint.json", "audit.json"])
+def test_agreement_and_suites_are_what_eval_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sets = [
+        CandidateSet(
+            f"p{k}",
+            "q",
+            [Response("a", scores={"j": 1.0, "people": float(k > 0)}), Response("b", scores={"j": 0.0, "people": 0.5})],
+            {"judge:j": {"counts": {"calls": 2, "parsed": 1, "pairs": 1, "consistent": 1}}},
+        )
+        for k in range(4)
+    ]
+    write(tmp_path / "f.jsonl", sets)
+    assert main(["eval", "agreement", str(tmp_path / "f.jsonl"), "--judge", "j", "--truth", "people", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    (table,) = check_tables({"agreement.json": content})
+    told = {row[0]: row[1] for row in table.rows}
+    assert (told["accuracy"], told["parse_rate"], told["consistency"]) == (0.75, 0.5, 1.0)
+    graded = [{"question_id": 1, "model": "m", "turn": 1, "score": 8}]
+    write_rows(tmp_path / "mt.jsonl", graded)
+    assert main(["eval", "suite", "mt-bench", "--files", str(tmp_path / "mt.jsonl"), "--json"]) == 0
+    (table,) = check_tables({"suite.json": json.loads(capsys.readouterr().out)})
+    assert table.rows[0][:2] == ["m", 8.0]
+
+
+@pytest.mark.parametrize("name", ["numerics.json", "lint.json", "audit.json", "agreement.json", "suite.json"])
 @pytest.mark.parametrize("content", [{"x": 1}, {"metrics": 3}, {"findings": {"a": 1}, "records": 2}])
 def test_foreign_files_are_refused_by_name(name: str, content: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=rf"{name}: not what `rankalign "):
