@@ -246,7 +246,7 @@ def test_a_model_writes_the_rubric_and_the_record_keeps_it(tmp_path: Path) -> No
     assert other.scores("j") == [(3 * 1 + 4) / 4]
     assert other.meta["judge:j"]["written"] == {"text": WROTE}
     asked = next(prompt for prompt in ASKED if prompt.id == "p2/j/writer")
-    assert f"Say [{MARK}[A]]!" in words(asked)
+    assert f"[{MARK}[A]]!" in words(asked)
     assert "weight" in words(asked)
     # What was written serves another judge, and nobody writes it again.
     ASKED.clear()
