@@ -78,6 +78,17 @@ class HFEngine(LocalEngine):
         told = self.policy
         return models.load_policy(told.model, dtype=told.dtype, adapter=told.adapter, device_map=told.device_map)
 
+    def take(self, model: Any, tokenizer: Any, start: str, version: int) -> None:
+        """Sample with a model that is in memory already.
+
+        Args:
+            model: in eval mode, bare or inside PEFT.
+            tokenizer: its tokenizer.
+            start: is not read, nor is ``version``: nothing is copied.
+        """
+        self.in_memory = True
+        self.model, self.tokenizer = model, tokenizer  # in the place of what the properties would load
+
     def batches(self, prompts: Sequence[CandidateSet]) -> list[list[int]]:
         """Indices by falling prompt length, cut so that a batch keeps to :func:`most` (one prompt at least).
 

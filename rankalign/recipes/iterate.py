@@ -13,13 +13,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import PartialState
+
 from rankalign.data.encode import encode_text
 from rankalign.data.load import load
 from rankalign.data.records import CandidateSet, read, score_of, write
 from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.models.merge import merge_lora
+from rankalign.recipes.apart import train_apart
 from rankalign.recipes.contents import contents
+from rankalign.recipes.launch import launcher
 from rankalign.recipes.rollouts import watch_of
 from rankalign.recipes.rounds import KL, Current, Gatherer, IterateConfig, is_current, ranked_by
 from rankalign.storage import manifest
@@ -28,11 +33,14 @@ from rankalign.storage.jsonl import dumps, loads, read_rows, write_rows
 from rankalign.storage.sources import is_there, sha256_of
 from rankalign.training.arguments import TrainConfig, parse_settings
 from rankalign.training.online import Block, StartModel, plan, train_online
+from rankalign.training.processes import asked_to_shard, is_first
 from rankalign.training.run import train
 
 __all__ = ["IterateConfig", "run"]
 
 KEEP = ("all", "last")
+# Settings that no result depends on; of the processes their number stands in it for itself.
+NO_MATTER = ("output", "keep", "overwrite", "num_processes", "launch")
 METHODS = ("rank", "sft")
 
 
@@ -50,12 +58,25 @@ def run(config: IterateConfig) -> dict[str, Any]:
     _check(config)
     folder, settings = Path(config.output), _settings(config)
     if config.overwrite:
-        _clear(folder)
+        with PartialState().main_process_first():  # one removes it, and the others find it gone
+            _clear(folder)
     elif manifest.is_finished(folder, settings):
         print(f"{folder} is finished already with these settings: nothing to do", file=sys.stderr)
         return {**loads(read_text(folder / "result.json")), "already_finished": True}
-    manifest.claim(folder, settings)
+    with PartialState().main_process_first():
+        manifest.claim(folder, settings)
     rows, lines = _online(config) if config.refresh_every else _iterate(config)
+    if is_first():
+        _conclude(config, settings, rows, lines)
+    PartialState().wait_for_everyone()
+    return {**loads(read_text(folder / "result.json")), "already_finished": False}
+
+
+def _conclude(
+    config: IterateConfig, settings: dict[str, Any], rows: list[dict[str, Any]], lines: list[dict[str, Any]]
+) -> None:
+    """Write log, result and, last, the manifest."""
+    folder = Path(config.output)
     write_rows(folder / "log.jsonl", lines)
     result = {
         "output": str(folder),
@@ -67,7 +88,6 @@ def run(config: IterateConfig) -> dict[str, Any]:
     write_text(folder / "result.json", dumps(result) + "\n")
     made = [_round_folder(config, row["round"]) / "candidates.jsonl" for row in rows]
     manifest.write(folder, "iterate", settings, [config.prompts], [*made, folder / "log.jsonl", folder / "result.json"])
-    return {**result, "already_finished": False}
 
 
 def _check(config: IterateConfig) -> None:
@@ -87,23 +107,34 @@ def _check(config: IterateConfig) -> None:
         "policies: the model that is trained takes no adapter of another": any(
             is_current(policy) and policy.adapter for policy in config.policies
         ),
-        "policies: with refresh_every the engine is hf, which samples with the weights in memory": bool(
-            config.refresh_every
-        )
-        and any(is_current(policy) and policy.engine != "hf" for policy in config.policies),
     }
     if broken := [text for text, yes in problems.items() if yes]:
         raise InputError(broken[0])
-    _training(config, 1)  # refused now, not when the first round is sampled and scored
+    wanted = _training(config, 1)  # refused now, not when the first round is sampled and scored
+    if not config.refresh_every and wanted.world_size > 1:
+        raise InputError(
+            "each round starts its own processes: give iterate --num_processes and --launch, and no launcher"
+        )
+    if config.refresh_every and asked_to_shard(wanted) and getattr(wanted.deepspeed_plugin, "zero_stage", 3) == 3:
+        raise InputError("online the weights that train also answer, in each process: --launch ddp or zero2")
+    if wanted.world_size > 1 and any(is_current(policy) and policy.engine == "vllm" for policy in config.policies):
+        raise InputError("online, engine vllm answers beside a training in one process; with several it is hf")
+    if _apart(config):
+        launcher(config.launch or "ddp", config.num_processes, [])  # says what cannot be started
+
+
+def _apart(config: IterateConfig) -> bool:
+    """Whether rounds are trained in processes of their own."""
+    return not config.refresh_every and (bool(config.launch) or config.num_processes > 1)
 
 
 def _settings(config: IterateConfig) -> dict[str, Any]:
     """All that the result depends on, as it reads back from JSON."""
     if not is_there(config.prompts):
         raise InputError(f"{config.prompts}: no such file")
-    own = {
-        key: value for key, value in dataclasses.asdict(config).items() if key not in ("output", "keep", "overwrite")
-    }
+    own = {key: value for key, value in dataclasses.asdict(config).items() if key not in NO_MATTER}
+    if (processes := _processes(config)) > 1:
+        own["processes"] = processes  # an update takes so many micro-batches
     hashes = {"prompts_sha256": sha256_of(config.prompts), "model_sha256": models.weights_of(config.model)}
     others = [policy for policy in config.policies if not is_current(policy)]
     return dict(loads(dumps({**own, **hashes, **contents(others, config.scorers)})))
@@ -135,9 +166,14 @@ def _training(config: IterateConfig, number: int, **fixed: Any) -> TrainConfig:
     wanted = parse_settings(settings)
     if wanted.method not in METHODS:
         raise InputError(f"method {wanted.method}: rounds are trained by {' or '.join(METHODS)}")
-    if wanted.world_size > 1:
-        raise InputError("iterate is one process; for several, run `sample`, `score` and `train` round by round")
     return wanted
+
+
+def _processes(config: IterateConfig) -> int:
+    """How many processes make an update."""
+    if _apart(config):
+        return config.num_processes or torch.cuda.device_count()
+    return PartialState().num_processes
 
 
 # --- IP-n --------------------------------------------------------------------------------------------------------
@@ -178,10 +214,19 @@ def _round(config: IterateConfig, number: int, model: str, step: int) -> tuple[d
     gatherer = _gatherer(config, StartModel(config.model))
     path = gatherer.gather(folder, now, config.prompts, config.max_prompts)
     del gatherer  # scorers and samplers leave memory before training
+    own = {"token_cache": str(folder / "tokens"), **config.train}  # of no use to any other run
+    config = dataclasses.replace(config, train=own)
     wanted = _training(config, number, model=model, data=str(path), output_dir=str(target))
     if wanted.use_lora:
         wanted.output_dir = str(folder / "adapter")
-    told = train(wanted, watch_of(wanted))
+    if _apart(config):
+        made = {"model": model, "data": str(path), "output_dir": str(wanted.output_dir)}
+        settings = {"seed": config.seed, **own, "judge": ranked_by(config, number), **made}
+        train_apart(settings, folder / "train.json", config.launch or "ddp", config.num_processes)
+        told = manifest.read(str(wanted.output_dir)) or {}
+    else:
+        told = train(wanted, watch_of(wanted))
+    shutil.rmtree(folder / "tokens", ignore_errors=True)
     if wanted.use_lora and not target.exists():  # the next round needs whole weights
         merge_lora(str(wanted.output_dir), str(target))
     lines = [row for _, row in read_rows(Path(str(wanted.output_dir)) / "log.jsonl")]
@@ -211,6 +256,8 @@ def _online(config: IterateConfig) -> tuple[list[dict[str, Any]], list[dict[str,
     ids = [record.id for record in prompts]
     # With this hash the identity of training covers how its answers are sampled and graded.
     train_online(wanted, ids, steps, refresher, start, watch_of(wanted), settings_sha256=_settings_hash(config))
+    if not is_first():
+        return [], []
     rows = [_row(config, b.number, refresher.path(b), b.updates, b.step, None) for b in steps]
     return rows, [line for _, line in read_rows(Path(config.output) / "model/log.jsonl")]
 
@@ -249,9 +296,10 @@ class Refresher:
         _announce(f"round {block.number}: the weights of step {block.step} answer {len(block.prompts)} prompts")
         now = Current(block.number, block.step, models.weights_fingerprint(model), model=model)
         folder = path.parent
-        _drop_strangers(folder, now.weights)
         chosen = folder / "prompts.jsonl"
-        write(chosen, [self.prompts[i] for i in block.prompts])
+        if is_first():
+            _drop_strangers(folder, now.weights)
+            write(chosen, [self.prompts[i] for i in block.prompts])
         return self.gatherer.gather(folder, now, str(chosen))
 
 

@@ -1,4 +1,4 @@
-"""``rankalign train --num_processes N --launch ...`` as the launcher's own command line, or as a batch script."""
+"""``--num_processes N --launch ...`` of a command as the launcher's own command line, or as a batch script."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ FILES = {"ddp": "", "fsdp2": "fsdp.yaml", "zero2": "zero2.yaml", "zero3": "zero3
 SCRIPT = "slurm"
 
 
-def launcher(how: str, processes: int, words: Sequence[str]) -> list[str]:
+def launcher(how: str, processes: int, words: Sequence[str], command: str = "train") -> list[str]:
     """The command that starts ``processes`` of ``rankalign train words``.
 
     Args:
         how: a key of :data:`FILES`.
         processes: 0 takes one a GPU.
-        words: flags of ``rankalign train``.
+        words: flags of the command.
+        command: another one than ``train``.
 
     Raises:
         InputError: an unknown launcher, no number where there is no GPU, or one that only GPUs can serve.
@@ -39,7 +40,7 @@ def launcher(how: str, processes: int, words: Sequence[str]) -> list[str]:
         raise InputError(f"--num_processes {processes}: this machine has {gpus} GPUs, and each process drives one")
     count = str(processes or gpus)
     python = [sys.executable, "-m"]
-    train = ["-m", "rankalign", "train", *words]
+    train = ["-m", "rankalign", command, *words]
     if how == "ddp":
         return [*python, "torch.distributed.run", "--standalone", "--nproc_per_node", count, *train]
     # The file asks for bf16, which a CPU without units for it would emulate.

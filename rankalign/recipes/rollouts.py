@@ -26,7 +26,7 @@ from rankalign.scorers import SCORERS, Scorer
 from rankalign.storage.jsonl import loads
 from rankalign.training.arguments import PPOConfig, TrainConfig
 from rankalign.training.ppo.math import Score
-from rankalign.training.ppo.trainer import Answer
+from rankalign.training.ppo.rollouts import Answer
 from rankalign.training.rank import Watch as Measure
 from rankalign.training.settings import DataSettings
 
@@ -58,7 +58,7 @@ class PolicySampler:
         self._turn = {end for end in [Rendering(tokenizer, template).end_id()] if end is not None}
 
     def __call__(self, model: Any, prompts: Sequence[list[int]], keys: Sequence[tuple[str, int]]) -> list[Answer]:
-        """Answers in order; see :class:`rankalign.training.ppo.trainer.Sampler`."""
+        """Answers in order; see :class:`rankalign.training.ppo.rollouts.Sampler`."""
         answers: dict[int, Answer] = {}
         ends = Ending(self.tokenizer, models.end_ids(model, self.tokenizer) | self._turn, self.stop)
         for batch in self._batches(prompts):
@@ -175,8 +175,11 @@ def greedy(
 
 
 def reward_of(config: PPOConfig) -> ScorerReward:
-    """The reward that a run's settings ask for: a function where ``--reward`` has a colon, else a reward model."""
+    """The reward that a run's settings ask for: a server for an address, a function where ``--reward`` has a colon,
+    else a reward model."""
     options = loads(config.reward_options)
+    if config.reward.startswith(("http://", "https://")):
+        return ScorerReward(SCORERS.load("reward_server")(SCORE, url=config.reward, **options))
     if ":" not in config.reward:
         return ScorerReward(SCORERS.load("reward_model")(SCORE, model=config.reward, **options))
     scorer = SCORERS.load("function")(SCORE, function=config.reward, **options)

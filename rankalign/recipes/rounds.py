@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
 from rankalign.config import SampleConfig, ScoreConfig, ScorerConfig
@@ -19,14 +20,17 @@ from rankalign.engines.settings import policy_settings
 from rankalign.models import load as models
 from rankalign.rows import logps
 from rankalign.scorers import Scorer
-from rankalign.stages.generation import Answerer, Grader, sample, score
-from rankalign.stages.stage import Batch
+from rankalign.stages import ranks
+from rankalign.stages.generation import Answerer, Grader, sample, score, seeded
+from rankalign.stages.stage import Batch, run_here
 from rankalign.storage import manifest
 from rankalign.storage.files import sha256_file
+from rankalign.storage.journal import Remembering
 from rankalign.training.online import StartModel
 from rankalign.training.settings import DataSettings
 
 CURRENT = "current"
+POLICY, SCORER = "policy", "scorer"
 KL = "kl"
 TOP = "top"
 STRIDE = 1_000_003
@@ -56,6 +60,8 @@ class IterateConfig:
         max_prompts: take the first so many prompts; 0 takes all.
         keep: ``all`` models of IP's rounds, or the ``last``.
         overwrite: start over.
+        num_processes: how many processes sample, grade and train; 0 is one, or with ``launch`` one a GPU.
+        launch: how they share the training: a name in :data:`rankalign.recipes.launch.FILES`.
     """
 
     output: str
@@ -73,6 +79,8 @@ class IterateConfig:
     max_prompts: int = 0
     keep: str = "all"
     overwrite: bool = False
+    num_processes: int = 0
+    launch: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,16 +118,19 @@ class CurrentAnswerer(Answerer):
     Args:
         policy: its settings.
         now: the weights.
+        start: name of the model that they were before any training.
         tokenizer: theirs, where they are in memory.
     """
 
-    def __init__(self, policy: Policy, now: Current, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, policy: Policy, now: Current, start: str, tokenizer: PreTrainedTokenizerBase | None) -> None:
         super().__init__(policy)
-        self.tag = now.tag
-        engine: Any = self.engine
+        self.now, self.start, self.tag = now, start, now.tag
         if now.model is not None:
-            engine.in_memory = True
-            engine.model, engine.tokenizer = now.model, tokenizer  # in the place of what its properties would load
+            engine: Any = self.engine
+            engine.take(now.model, tokenizer, start, now.number)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CurrentAnswerer, (self.policy, self.now, self.start, None)  # of weights in a folder: others stay
 
     def __call__(self, batch: Batch) -> list[Any]:
         """The responses to each prompt, as JSON."""
@@ -212,28 +223,51 @@ class Gatherer:
             thoughts=encoding.thoughts or "keep",
         )
         self._current = {policy.name for policy in config.policies if is_current(policy)}
+        self._team = PartialState().num_processes > 1  # they train one model, and each has it in memory
         self._answerers: dict[str, Answerer] = {}
+        self._engines: dict[str, Any] = {}
         self._described: dict[str, dict[str, Any]] = {}
         self._graders: dict[str, Grader] = {}
 
     def gather(self, folder: Path, now: Current, prompts: str, max_prompts: int = 0) -> Path:
         """``folder/candidates.jsonl``: sampled, scored, with the scores to train by.
 
+        Where several processes train one model all of them come here. The first reads and writes; the others answer
+        and grade what it sends them.
+
         Raises:
             InputError: bad settings, data or models; what was finished stays in the journal.
         """
+        if not self._team:
+            return self._gather(folder, now, prompts, max_prompts)
+        if not PartialState().is_main_process:
+            ranks.follow(functools.cache(functools.partial(self._worker, now)))
+            return folder / "candidates.jsonl"
+        well = False
+        try:
+            path = self._gather(folder, now, prompts, max_prompts)
+            well = True
+        finally:
+            ranks.dismiss(well)
+        return path
+
+    def _gather(self, folder: Path, now: Current, prompts: str, max_prompts: int) -> Path:
         config, sampled, path = self.config, folder / "sampled.jsonl", folder / "candidates.jsonl"
         policies = [self._placed(policy, now) for policy in config.policies]
+        apart = config.num_processes if now.model is None and config.num_processes > 1 else 0
+        scale: dict[str, Any] = {"runner": "processes", "workers": apart} if apart else {}
         sample(
-            SampleConfig(prompts, str(sampled), policies, config.seed, max_prompts),
+            SampleConfig(prompts, str(sampled), policies, config.seed, max_prompts, **scale),
             functools.partial(self._answerer, now),
             functools.partial(self._describe, now),
         )
+        for engine in self._engines.values():
+            getattr(engine, "rest", lambda: None)()
         quantile = quantile_of(config, now.number)
         derives = bool(config.kl_coef) or quantile is not None
         scored = folder / "scored.jsonl" if derives else path
         scorers = [*config.scorers, *([ScorerConfig(KL, KL)] if config.kl_coef else [])]
-        score(ScoreConfig(str(sampled), str(scored), scorers), functools.partial(self._grader, now))
+        score(ScoreConfig(str(sampled), str(scored), scorers, **scale), functools.partial(self._grader, now))
         if derives:
             _derive(scored, path, config.judge, config.kl_coef, quantile)
         return path
@@ -245,12 +279,39 @@ class Gatherer:
         seed = (policy.sampling.seed or self.config.seed) + STRIDE * (now.number - 1)
         return replace(policy, model=now.folder or CURRENT, sampling=replace(policy.sampling, seed=seed))
 
+    def _worker(self, now: Current, key: str) -> Answerer | Grader:
+        """A policy's or a scorer's, as the first process names it to the others."""
+        kind, _, name = key.partition(" ")
+        if kind == SCORER:
+            scorers = [*self.config.scorers, ScorerConfig(KL, KL)]
+            return self._grader(now, next(scorer for scorer in scorers if scorer.name == name))
+        policy = next(policy for policy in self.config.policies if policy.name == name)
+        return self._answerer(now, seeded(self._placed(policy, now), self.config.seed))
+
+    def _run_by(self, kind: str, worker: Any, with_calls: bool) -> None:
+        """Say by whom a worker's batches are computed: by the processes that train, or, where each call is kept by
+        itself or nothing is computed at all, here."""
+        if self._team:
+            together = functools.partial(ranks.lead, f"{kind} {worker.name}")
+            worker.runner, worker.stays = (ranks.lead_alone if with_calls else together), with_calls
+        elif with_calls and self.config.num_processes > 1:
+            worker.runner, worker.stays = run_here, True
+
     def _answerer(self, now: Current, policy: Policy) -> Answerer:
-        if policy.name in self._current:
-            return CurrentAnswerer(policy, now, self.tokenizer)
-        if policy.name not in self._answerers:
-            self._answerers[policy.name] = Answerer(policy)
-        return self._answerers[policy.name]
+        if policy.name not in self._current and policy.name in self._answerers:
+            return self._answerers[policy.name]
+        current = policy.name in self._current
+        made = self._current_answerer(policy, now) if current else Answerer(policy)
+        self._run_by(POLICY, made, policy.engine not in ("hf", "vllm"))
+        if not current:
+            self._answerers[policy.name] = made
+        return made
+
+    def _current_answerer(self, policy: Policy, now: Current) -> Answerer:
+        made = CurrentAnswerer(policy, now, self.start.name, self.tokenizer)
+        if now.model is not None:
+            self._engines[policy.name] = made.engine  # what a sampler has loaded stays for the next round
+        return made
 
     def _describe(self, now: Current, policy: Policy) -> dict[str, Any]:
         """What a policy's answers depend on; weights in memory by their fingerprint."""
@@ -262,9 +323,12 @@ class Gatherer:
 
     def _grader(self, now: Current, config: ScorerConfig) -> Grader:
         if config.kind == KL:
-            return HeldGrader(config, Divergence(now, Encoder(self.tokenizer, self.options), self.start))
+            held = HeldGrader(config, Divergence(now, Encoder(self.tokenizer, self.options), self.start))
+            self._run_by(SCORER, held, not self._team)  # apart from those that train it does not travel
+            return held
         if config.name not in self._graders:
-            self._graders[config.name] = Grader(config)
+            made = self._graders[config.name] = Grader(config)
+            self._run_by(SCORER, made, isinstance(made.scorer, Remembering))
         return self._graders[config.name]
 
 

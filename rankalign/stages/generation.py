@@ -69,7 +69,7 @@ def sample(
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"policies: the name {', '.join(sorted(twice))} stands twice; responses are told apart by it")
     intake, make = Intake(config.skip_invalid, config.ignore_columns), answerer or Answerer
-    policies = [_seeded(policy, config.seed) for policy in config.policies]
+    policies = [seeded(policy, config.seed) for policy in config.policies]
 
     @functools.cache
     def prompts() -> Sequence[CandidateSet]:  # read where there is work to do, and once
@@ -147,7 +147,7 @@ def _left_out(intake: Intake) -> dict[str, Any]:
     return {"skipped_invalid": len(intake.errors)}
 
 
-def _seeded(policy: Policy, seed: int) -> Policy:
+def seeded(policy: Policy, seed: int) -> Policy:
     """A policy whose own seed is not set takes the run's."""
     return dataclasses.replace(policy, sampling=dataclasses.replace(policy.sampling, seed=policy.sampling.seed or seed))
 
@@ -156,7 +156,7 @@ class Answerer:
     """Lets one policy answer batches of prompts. To another process it travels as its settings, and loads there."""
 
     def __init__(self, policy: Policy) -> None:
-        self.policy, self.name = policy, policy.name
+        self.policy, self.name, self.gpus = policy, policy.name, policy.tensor_parallel_size
         self.engine: Engine = ENGINES.load(policy.engine)(policy)
 
     def __reduce__(self) -> tuple[type[Answerer], tuple[Policy]]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -21,10 +24,14 @@ _worker: Worker
 def run_in_processes(worker: Worker, batches: Sequence[Batch], workers: int = 0) -> Iterator[tuple[Batch, list[Any]]]:
     """Run batches in ``workers`` processes (0: one a processor), and yield them in their order.
 
+    Where there are GPUs each process gets its own, or as many as its worker says in ``gpus``, and there are no more
+    processes than that allows.
+
     Raises:
         InputError: what a worker says is the user's to mend; it cannot be sent to another process, or one of them died.
     """
-    count = min(workers or len(os.sched_getaffinity(0)), len(batches))
+    cards = _cards(getattr(worker, "gpus", 1))
+    count = min(workers or len(cards) or len(os.sched_getaffinity(0)), len(batches), len(cards) or len(batches))
     try:
         ForkingPickler.dumps(worker)
     except Exception as error:  # it refuses with errors of several kinds
@@ -33,7 +40,11 @@ def run_in_processes(worker: Worker, batches: Sequence[Batch], workers: int = 0)
         ) from None
     # Not forked: threads of libraries that are loaded already would hold their locks for ever in a copy.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, spawn, _start, (worker,)) as pool:
+    # By turns, so that each process takes the next.
+    turns = spawn.Queue()
+    for some in cards[:count]:
+        turns.put(some)
+    with ProcessPoolExecutor(count, spawn, _start, (worker, turns if cards else None)) as pool:
         waiting: deque[tuple[Batch, Future[list[Any]]]] = deque()
         try:
             for batch in batches:
@@ -52,9 +63,29 @@ def run_in_processes(worker: Worker, batches: Sequence[Batch], workers: int = 0)
             pool.shutdown(cancel_futures=True)
 
 
-def _start(worker: Worker) -> None:
+def _cards(each: int) -> list[str]:
+    """The GPUs of each process, ``each`` of them, as ``CUDA_VISIBLE_DEVICES`` names them; none where there are none."""
+    torch: Any = sys.modules.get("torch")  # which a worker with a model has imported by now
+    seen = torch.cuda.device_count() if torch else 0  # counting starts nothing on them
+    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name] or map(str, range(seen))
+    found = list(names)[:seen]
+    return [",".join(found[i : i + each]) for i in range(0, len(found) - each + 1, each)]
+
+
+def _start(worker: Worker, turns: Any) -> None:
     global _worker
     _worker = worker
+    if turns is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = turns.get()  # read when the first tensor goes there
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Go when whoever started this process is killed: its queue would be waited on for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def _run(batch: list[Any]) -> list[Any]:

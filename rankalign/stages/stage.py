@@ -39,7 +39,9 @@ Assemble = Callable[[Find], Iterator[CandidateSet]]
 class Worker(Protocol):
     """Turns a batch of records into one JSON-like value a record.
 
-    It must survive ``pickle`` before its first batch: the runner ``ray`` sends it to other processes.
+    It must survive ``pickle`` before its first batch: the runner ``ray`` sends it to other processes. One that has a
+    ``runner`` of its own, as a function, is run by that, whatever the stage is told, and says by ``stays`` whether it
+    is itself that runs.
     """
 
     name: str
@@ -110,16 +112,17 @@ class Plan:
     def run(self, ledger: Ledger, progress: Progress) -> None:
         """Do every batch of which anything is missing. It is computed whole even so: batch mates change the last bits
         of a matrix product, and a resumed run must repeat the first one's bytes."""
-        name = self.worker.name
+        name, own = self.worker.name, getattr(self.worker, "runner", None)
         todo = View[Batch](self.batches, ledger.unfinished(name, self.batches))
-        if ledger.skip and self.scale.runner != "local":
+        here = getattr(self.worker, "stays", False) if own else self.scale.runner == "local"
+        if ledger.skip and not here:
             raise InputError(
                 f"on_error: runner {self.scale.runner!r} keeps no calls; skip failed ones with runner local"
             )
-        if todo and isinstance(self.worker, Remembering) and self.scale.runner == "local":
+        if todo and isinstance(self.worker, Remembering) and here:
             self.worker.remember(ledger.calls(name))
-        runner = RUNNERS.load(self.scale.runner)
-        for batch, values in runner(self.worker, todo, self.scale.workers) if todo else ():
+        runner, workers = (own, 0) if own else (RUNNERS.load(self.scale.runner), self.scale.workers)
+        for batch, values in runner(self.worker, todo, workers) if todo else ():
             fresh = ledger.missing(name, batch)
             ledger.add(name, batch, values)
             progress.add(fresh)

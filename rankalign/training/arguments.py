@@ -264,6 +264,8 @@ class PPOConfig(PPOSettings, TrainConfig):
         for name in sorted(name for name in own if getattr(self, name) != getattr(TrainConfig, name)):
             raise InputError(f"--method ppo does not read --{name}")
         super().__post_init__()
+        if processes.asked_to_shard(self):
+            raise InputError("--method ppo is shared out by --launch ddp alone: sampling needs whole weights")
         self.check_ppo()
         json_object(self.reward_options)
 

@@ -291,7 +291,7 @@ def references_of(
     """
     if not loss.entry.needs_reference:
         return [None] * len(lists)
-    cache, state, rows = reference_cache(settings, loss, precision, model), PartialState(), list[Tensor]()
+    cache, rows = reference_cache(settings, loss, precision, model), list[Tensor]()
     tokens = loss.entry.needs_tokens
 
     def compute(some: Sequence[TokenList]) -> list[Tensor]:
@@ -305,9 +305,7 @@ def references_of(
         if is_spread(model):
             rows += _led(cache, block, together)
             continue
-        own = block[state.process_index :: state.num_processes]
-        shares = gather_object([cache.logps(own, compute)])
-        rows += [shares[i % state.num_processes][i // state.num_processes] for i in range(len(block))]
+        rows += processes.together(cache.logps(processes.share(block), compute))
     print(cache.said(), file=sys.stderr)
     return rows
 
@@ -377,10 +375,8 @@ def _together_logps(
     precision: str, model: Any, layout: str, lists: Sequence[TokenList], budget: int, tokens: bool
 ) -> list[Tensor]:
     """Each process computes its share and has all of them in the end."""
-    state = PartialState()
-    own = lists[state.process_index :: state.num_processes]
-    shares = gather_object([start_logps(precision, model, layout, own, budget, lists[:1], tokens)])
-    return [shares[i % state.num_processes][i // state.num_processes] for i in range(len(lists))]
+    own = processes.share(lists)
+    return processes.together(start_logps(precision, model, layout, own, budget, lists[:1], tokens))
 
 
 @torch.no_grad()

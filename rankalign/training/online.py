@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import set_seed
 
@@ -24,7 +26,7 @@ from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.storage import manifest
 from rankalign.storage.folders import check_writable
-from rankalign.training import inputs, run
+from rankalign.training import inputs, processes, run
 from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.defaults import say
@@ -86,7 +88,7 @@ def plan(config: TrainConfig, prompts: int, every: int) -> list[Block]:
         raise InputError("online training runs the micro-batches that it draws: leave batch_by out")
     if config.dataloader_drop_last:
         raise InputError("online training takes every prompt: leave dataloader_drop_last out")
-    per_update = config.train_batch_size * config.gradient_accumulation_steps
+    per_update = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
     epochs = math.ceil(config.num_train_epochs * math.ceil(prompts / per_update))
     return list(blocks(prompts, per_update, config.max_steps if config.max_steps > 0 else epochs, every))
 
@@ -177,21 +179,24 @@ class OnlineTrainer(RankTrainer):
             return [Example(tokens) for tokens in lists]
         with self.start.beside(self.model) as reference:
             budget, tokens = self.config.token_budget, self.config.loss_entry.needs_tokens
-            rows = inputs.start_logps(self.config.precision, reference, self.layout, lists, budget, tokens=tokens)
+            own = processes.share(lists)
+            rows = inputs.start_logps(self.config.precision, reference, self.layout, own, budget, tokens=tokens)
+        rows = processes.together(rows)
         return [Example(tokens, row) for tokens, row in zip(lists, rows, strict=True)]
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Tensor | int | None]:
+    def listed(self, batches: list[Any]) -> list[Any]:
         """The lists of one update, which the weights of the block's beginning have written.
 
-        A prompt of which no candidate is usable is left out; its count is said when the block begins.
+        A prompt of which no candidate is usable is left out; its count is said when the block begins. A process that
+        is left with nothing runs a list that does not count where others have some: they meet in each backward.
         """
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.enter(self.state.global_step)
-        ids = [[example.tokens.id for example in batch["examples"]] for batch in batches]
+        ids = [[e.tokens.id for e in batch["examples"] if e.counts] for batch in batches]
         found = [{"examples": [self.lists[i] for i in batch if i in self.lists]} for batch in ids]
-        return found, torch.tensor(sum(len(batch["examples"]) for batch in found), device=device)
+        if self.args.world_size > 1 and any(gather_object([any(batch["examples"] for batch in found)])):
+            idle = [replace(next(iter(self.lists.values())), counts=False)]
+            return [batch if batch["examples"] else {"examples": idle} for batch in found]
+        return found
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -241,11 +246,13 @@ def train_online(
     hashes = inputs.read_hashes(of_data, of_model, config.method)
     settings = {**config.own_settings(), **hashes, **decisive}
     if config.overwrite:
-        shutil.rmtree(output, ignore_errors=True)
+        with PartialState().main_process_first():
+            shutil.rmtree(output, ignore_errors=True)
     elif manifest.is_finished(output, settings):
         return {**run.summary(output, manifest.read(output) or {}), "already_finished": True}
     run.begun(config, settings)
-    check_writable(output)
+    if processes.is_first():
+        check_writable(output)
     say(config)
     set_seed(config.seed)
     tokenizer = models.load_tokenizer(config.model)
@@ -262,6 +269,7 @@ def train_online(
         processing_class=tokenizer,
         callbacks=run.callbacks(config, output),
     )
+    processes.check_type(trainer.accelerator.distributed_type, config.fsdp, config.deepspeed)
     trainer.enter(0)  # with the start weights, also when a checkpoint follows: they decide the layout
     trainer.held_out = trainer.referred(held_out)  # in the layout that enter has chosen
     trainer.watch = watch
@@ -269,5 +277,7 @@ def train_online(
     run.save(trainer, tokenizer, output, of_model)
     facts = {"counts": {"prompts": len(ids), "blocks": len(plan)}, "metrics": trainer.state.log_history[-1]}
     facts |= {"steps": trainer.state.global_step, "seconds": trainer.tally.total_seconds()}
-    run.conclude(config, output, settings, facts)
+    if processes.is_first():
+        run.conclude(config, output, settings, facts)
+    PartialState().wait_for_everyone()
     return {**run.summary(output, manifest.read(output) or {}), "already_finished": False}

@@ -24,7 +24,10 @@ FOREIGN = (
 class PPOSettings:
     """What PPO depends on beside the settings of every method; a step is one iteration of rollouts and updates."""
 
-    reward: str = flag("", "who grades: module:function, file.py:function, or a reward model (folder, hub id, tiny-rm)")
+    reward: str = flag(
+        "",
+        "who grades: module:function, file.py:function, a reward model (folder, hub id, tiny-rm) or a server's http://...",
+    )
     reward_options: str = flag("{}", "options of that scorer: a JSON object, or a mapping in YAML")
     reward_baseline: str = flag("", "policy in the data whose answer's score is subtracted from its prompt's scores")
     scale_rewards: str = flag("none", "divide scores by a standard deviation: running, ref (first step's); or whiten")
@@ -56,7 +59,7 @@ class PPOSettings:
             InputError: naming the first of them.
         """
         if not self.reward:
-            raise InputError("--method ppo needs --reward: module:function, file.py:function, or a reward model")
+            raise InputError("--method ppo needs --reward: module:function, file.py:function, a model or http://...")
         for name, known in (("scale_rewards", SCALES), ("kl_estimator", KL_ESTIMATORS)):
             if getattr(self, name) not in known:
                 raise InputError(f"unknown --{name} {getattr(self, name)!r}{did_you_mean(getattr(self, name), known)}")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from rankalign.errors import InputError
+
+T = TypeVar("T")
 
 
 def is_first() -> bool:
@@ -31,6 +33,24 @@ def only_first_speaks() -> Iterator[None]:
         return
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):
         yield
+
+
+def share(everything: Sequence[T]) -> list[T]:
+    """This process's part of a list: every n-th of n processes, from its own number on."""
+    state = PartialState()
+    return list(everything[state.process_index :: state.num_processes])
+
+
+def together(own: list[T]) -> list[T]:
+    """What all processes made of their :func:`share` of a list, one for one, in the order of the list; in each of them.
+
+    Tensors must lie on the CPU where there are several processes.
+    """
+    count = PartialState().num_processes
+    if count == 1:
+        return own
+    shares = gather_object([own])
+    return [shares[i % count][i // count] for i in range(sum(map(len, shares)))]
 
 
 @contextlib.contextmanager

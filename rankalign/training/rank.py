@@ -165,6 +165,7 @@ class RankTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches and self.accelerator.gradient_state.end_of_dataloader:
             batches[-1] = self._without_repeats(batches[-1])
+        batches = self.listed(batches)
         if batches and self.config.batch_by == "tokens":
             batches = self._in_even_rows(batches)
         batches = self._referred(batches)
@@ -174,6 +175,10 @@ class RankTrainer(Trainer):
         if self.args.world_size > 1:
             prompts = self.accelerator.gather(prompts.to(device)).sum()
         return batches, prompts
+
+    def listed(self, batches: list[Any]) -> list[Any]:
+        """The batches as they are learned from; a subclass may put other lists in the place of those drawn."""
+        return batches
 
     def _referred(self, batches: list[Any]) -> list[Any]:
         """The batches, each example with what the start model gives it, computed for all of them at once."""

@@ -203,12 +203,15 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Ask for a checkpoint and the end once a signal came, to whichever process."""
-        if args.world_size > 1:
-            # All ranks stop at one update.
-            self.caught = int(reduce(torch.tensor(self.caught, device=args.device), "sum"))
+        self.agree()
         if self.caught:
             control.should_save = control.should_training_stop = True
         return control
+
+    def agree(self) -> None:
+        """Have all processes stop at one update, whichever of them the signal came to."""
+        if PartialState().num_processes > 1:
+            self.caught = int(reduce(torch.tensor(self.caught, device=PartialState().device), "sum"))
 
     def restore(self) -> None:
         """Put the former handlers back."""

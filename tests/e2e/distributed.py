@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +54,7 @@ def settings(data: Path, output: Path, **more: Any) -> dict[str, Any]:
     return {**fixed, "max_grad_norm": 20.0, "gradient_accumulation_steps": 2, **more}
 
 
-def launch(kind: str, facts: Path, words: dict[str, Any], **environment: str) -> subprocess.CompletedProcess[str]:
+def command(kind: str, words: Sequence[str]) -> list[str]:
     """The documented line with overrides for the CPU: two processes, no bf16, the launcher for ``-m rankalign``."""
     python = [sys.executable, "-m"]
     if kind == "ddp":
@@ -60,10 +64,48 @@ def launch(kind: str, facts: Path, words: dict[str, Any], **environment: str) ->
         config = str(ROOT / "train_scripts" / "accelerate" / f"{kind}.yaml")
         start = [*python, "accelerate.commands.accelerate_cli", "launch", "--config_file", config]
         start += ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", port]
-    flags = [str(word) for name, value in words.items() for word in (f"--{name}", value)]
+    return [*start, str(LAUNCHER), *words]
+
+
+def flags(words: dict[str, Any]) -> list[str]:
+    """Settings as a command line has them."""
+    return [str(word) for name, value in words.items() for word in (f"--{name}", value)]
+
+
+def launch(kind: str, facts: Path, words: dict[str, Any], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Train in two processes."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "RANKALIGN_TEST_FACTS": str(facts), **environment}
-    command = [*start, str(LAUNCHER), "train", *flags]
-    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
+    line = command(kind, ["train", *flags(words)])
+    return subprocess.run(line, env=env, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
+
+
+def launch_and_kill(kind: str, words: Sequence[str], when: Callable[[], bool]) -> bool:
+    """Start two processes and their launcher, and kill all of them as a power cut would; False where they had ended."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command(kind, words), env=env, cwd=ROOT, start_new_session=True, **quiet)
+    try:
+        while process.poll() is None and not when():
+            time.sleep(0.01)
+        return process.poll() is None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for worker in _workers_of(words):  # the launcher gives each worker a session of its own
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+
+
+def _workers_of(words: Sequence[str]) -> list[int]:
+    """Processes whose command line ends in these words, which name a folder that no one else's do."""
+    ending = b"\0".join(word.encode() for word in words) + b"\0"
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.read_bytes().endswith(ending):
+                found.append(int(path.parent.name))
+    return found
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -47,7 +47,7 @@ OPTIONAL = {
     "openai": {"rankalign/engines/openai_client.py"},
     "rouge_score": {"rankalign/evaluation/texts/lexical.py"},
     "datasketch": {"rankalign/data/overlap.py"},
-    "vllm": {"rankalign/engines/vllm.py"},
+    "vllm": {"rankalign/engines/vllm.py", "rankalign/engines/vllm_loaded.py"},
     "gradio": {"rankalign/interactive/pages/chat.py"},
     "plotext": {"rankalign/interactive/terminal.py"},
     "langdetect": {"rankalign/evaluation/suites/if_checks.py"},

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from rankalign.data import load as data
@@ -32,8 +33,10 @@ from rankalign.training.fit import check_end, check_fit
 from rankalign.training.inputs import choose_kernels, disable_dropout, mixed, say_counts, tokenizer_hash
 from rankalign.training.locate import locate
 from rankalign.training.ppo import state as ppo_state
-from rankalign.training.ppo.trainer import PPOTrainer, Question, Reward, Sampler
+from rankalign.training.ppo.rollouts import Question, Reward, Sampler
+from rankalign.training.ppo.trainer import PPOTrainer
 from rankalign.training.ppo.value import ActorCritic, load_value_net
+from rankalign.training.processes import is_first
 from rankalign.training.run import StopOnSignal
 
 
@@ -52,12 +55,14 @@ def train_ppo(config: PPOConfig, sampler: Sampler, reward: Reward) -> dict[str, 
     output = Path(str(config.output_dir))
     settings = _settings(config, reward)
     if config.overwrite:
-        shutil.rmtree(output, ignore_errors=True)
+        with PartialState().main_process_first():  # one removes it, and the others find it gone
+            shutil.rmtree(output, ignore_errors=True)
     elif manifest.is_finished(output, settings):
         print(f"{output} is finished already with these settings: nothing to do", file=sys.stderr)
         return _summary(output, already_finished=True)
     choose_kernels(config.run_settings)
-    check_writable(output)
+    if is_first():
+        check_writable(output)
     say(config)
     set_seed(config.seed)
     tokenizer = models.load_tokenizer(config.model)
@@ -175,6 +180,7 @@ def _run(trainer: PPOTrainer, config: PPOConfig, output: Path, settings: dict[st
                 line = trainer.iterate()
                 progress.add()
                 _log(trainer, output, line)
+                stop.agree()
                 if stop.caught or trainer.step % config.save_steps == 0:
                     trainer.save(output, settings)
     finally:
@@ -186,6 +192,7 @@ def _run(trainer: PPOTrainer, config: PPOConfig, output: Path, settings: dict[st
 def _resume(trainer: PPOTrainer, config: PPOConfig, output: Path, settings: dict[str, Any]) -> None:
     if trainer.accelerator.is_main_process:
         remove_strays(output, "checkpoint-*")
+    trainer.accelerator.wait_for_everyone()
     found = ppo_state.checkpoints(output)
     if not found:
         return

@@ -10,122 +10,33 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import Trainer, get_scheduler
 
 from rankalign.data.records import LARGEST_SCORE, CandidateSet, Response
 from rankalign.errors import InputError
+from rankalign.training import processes
 from rankalign.training.arguments import PPOConfig
 from rankalign.training.ppo import math as ppo_math
 from rankalign.training.ppo import state as ppo_state
 from rankalign.training.ppo.math import Score
+from rankalign.training.ppo.rollouts import (
+    LARGEST_REWARD,
+    Answer,
+    Means,
+    Question,
+    Reward,
+    Rollouts,
+    Sampler,
+    Seen,
+    check_size,
+)
 from rankalign.training.ppo.value import ActorCritic, Reference
-
-
-@dataclass(frozen=True)
-class Question:
-    """A prompt as a record and in tokens."""
-
-    record: CandidateSet
-    tokens: list[int]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a policy wrote: the token ids it drew, a closing end-of-sequence token included, and its text without."""
-
-    ids: list[int]
-    text: str
-    finished: bool
-
-
-class Sampler(Protocol):
-    """Writes one answer to each prompt."""
-
-    def __call__(self, model: Any, prompts: Sequence[list[int]], keys: Sequence[tuple[str, int]]) -> list[Answer]:
-        """Answers in order; each depends on its key (prompt id and number of the draw), prompt and model alone."""
-        ...
-
-
-class Reward(Protocol):
-    """Grades answers; see :class:`rankalign.recipes.rollouts.ScorerReward`."""
-
-    def __call__(self, sets: Sequence[CandidateSet]) -> list[Score | None]:
-        """A number, one number a token, or None, for each record's only response."""
-        ...
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What the rewards depend on."""
-        ...
-
-
-@dataclass(frozen=True)
-class Rollouts:
-    """B answers and what was known of them before the update; tensors are (B, T).
-
-    Attributes:
-        prompts: token ids.
-        responses: token ids.
-        written: True at the tokens of each response.
-        mask: the same but for responses without a score, which count for nothing.
-        logps: log-probabilities under the policy that wrote them.
-        values: of the text before each token.
-        advantages: whitened.
-        returns: what values are fitted to.
-    """
-
-    prompts: list[list[int]]
-    responses: list[list[int]]
-    written: Tensor
-    mask: Tensor
-    logps: Tensor
-    values: Tensor
-    advantages: Tensor
-    returns: Tensor
-
-
-LARGEST_REWARD = 1e15  # squared in the value loss, and summed, in float32, which ends at 3e38
-
-
-def _check_size(scores: Sequence[Score], questions: Sequence[Question], limit: float, why: str) -> None:
-    """Refuse rewards beyond a limit.
-
-    Raises:
-        InputError: naming the prompt.
-    """
-    for score, question in zip(scores, questions, strict=True):
-        parts = [score] if isinstance(score, int | float) else score
-        if (largest := max(map(abs, parts), default=0.0)) > limit:
-            name = question.record.id
-            raise InputError(
-                f"the answer to prompt {name!r} has a reward of {largest:g}, beyond {limit:g}, where {why}"
-            )
-
-
-class Means:
-    """Means by name over any number of batches and, when read, over all processes."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-
-    @torch.no_grad()
-    def add(self, mask: Tensor, **values: Tensor) -> None:
-        """Take in the values that the mask, of the same shape, lets count."""
-        for name, value in values.items():
-            pair = torch.stack([value.double()[mask].sum(), mask.double().sum()])
-            self.sums[name] = self.sums[name] + pair if name in self.sums else pair
-
-    def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means; 0 where nothing counted."""
-        total: Any = accelerator.reduce(torch.stack(list(self.sums.values())))
-        return {name: float(s / max(n, 1)) for name, (s, n) in zip(self.sums, total.tolist(), strict=True)}
 
 
 class PPOTrainer:
@@ -219,34 +130,45 @@ class PPOTrainer:
     # --- rollouts -----------------------------------------------------------------------------------------------
 
     def draws(self, step: int) -> list[tuple[Question, int]]:
-        """This process's questions of a step, each with the number of its draw in the whole run."""
+        """The questions of a step, of all processes, each with the number of its draw in the whole run."""
         first, size = step * self.config.rollouts, len(self.questions)
         found = []
         for number in range(first, first + self.config.rollouts):
             order = _shuffled(size, self.config.seed, number // size)
             found.append((self.questions[order[number % size]], number))
-        return found[self.accelerator.process_index :: self._world]
+        return found
 
-    def _collect(self) -> tuple[Rollouts, dict[str, Any]]:
-        draws = self.draws(self.step)
+    def _answered(self, draws: Sequence[tuple[Question, int]]) -> list[Seen]:
+        """What this process draws, grades and measures of a step."""
         prompts = [question.tokens for question, _ in draws]
         # On a GPU in 16 bits too, for half the cache and faster products; on a CPU runs keep their bits.
         on_gpu = self.accelerator.device.type == "cuda"
         with self.accelerator.autocast() if on_gpu else contextlib.nullcontext():
             answers = self.sampler(self.actor.policy, prompts, [(q.record.id, number) for q, number in draws])
-        questions = [question for question, _ in draws]
-        raw = self.reward([self._as_record(q, a) for q, a in zip(questions, answers, strict=True)])
-        scores = self._scaled(raw, questions)
+        raw = self.reward([self._as_record(q, a) for (q, _), a in zip(draws, answers, strict=True)])
         responses = [answer.ids for answer in answers]
-        written = ppo_math.length_mask([len(r) for r in responses], device=self.accelerator.device)
-        mask = written & torch.tensor([score is not None for score in raw], device=written.device)[:, None]
         flat = [self._before(prompts[i : i + n], responses[i : i + n]) for i, n in self._parts(len(prompts))]
-        logps, values, refs = (ppo_math.unflatten(torch.cat(p), written) for p in zip(*flat, strict=True))
+        # To other processes tensors go by way of the CPU.
+        columns = (torch.cat(p).cpu() if self._world > 1 else torch.cat(p) for p in zip(*flat, strict=True))
+        rows = [torch.split(column, [len(ids) for ids in responses]) for column in columns]
+        return [Seen(*one) for one in zip(answers, raw, *rows, strict=True)]
+
+    def _collect(self) -> tuple[Rollouts, dict[str, Any]]:
+        """The answers of a step, those of all processes in each of them, so that all that follows, whitening, scales
+        and the order of the updates among it, is computed as one process computes it."""
+        draws = self.draws(self.step)
+        seen, device = processes.together(self._answered(processes.share(draws))), self.accelerator.device
+        questions, answers, raw = [q for q, _ in draws], [s.answer for s in seen], [s.score for s in seen]
+        scores = self._scaled(raw, questions)
+        prompts, responses = [q.tokens for q in questions], [answer.ids for answer in answers]
+        written = ppo_math.length_mask([len(r) for r in responses], device=device)
+        mask = written & torch.tensor([score is not None for score in raw], device=device)[:, None]
+        columns = ([s.logps for s in seen], [s.values for s in seen], [s.refs for s in seen])
+        logps, values, refs = (ppo_math.unflatten(torch.cat(column).to(device), written) for column in columns)
         kl = ppo_math.kl_per_token(logps, refs, self.config.kl_estimator)
         rewards = ppo_math.shape_rewards(ppo_math.place_scores(scores, written), kl, mask, self.kl.coef)
         advantages, returns = ppo_math.gae(rewards, values, mask, self.config.gamma, self.config.gae_lambda)
-        sums: Any = self.accelerator.reduce(ppo_math.masked_sums(advantages, mask))
-        white = ppo_math.masked_whiten(advantages, mask, sums)
+        white = ppo_math.masked_whiten(advantages, mask)
         rollouts = Rollouts(prompts, responses, written, mask, logps, values, white, returns)
         return rollouts, self._describe(rollouts, refs, raw, scores, answers)
 
@@ -270,17 +192,17 @@ class PPOTrainer:
         """Scores as rewards: less the baseline, scaled, clipped; 0 for a missing one, whose tokens are masked."""
         kind, missing = self.config.scale_rewards, [score is None for score in raw]
         scores: list[Score] = [0.0 if score is None else score for score in raw]
-        _check_size(scores, questions, LARGEST_SCORE, "sums and squares overflow")
+        check_size(scores, questions, LARGEST_SCORE, "sums and squares overflow")
         if self.baseline is not None:
             scores = ppo_math.reference_normalised(scores, [q.record.id for q in questions], self.baseline)
-        totals = gather_object([ppo_math.total(s) for s, none in zip(scores, missing, strict=True) if not none])
+        totals = [ppo_math.total(s) for s, none in zip(scores, missing, strict=True) if not none]
         if not totals:
             raise InputError("the scorer gave no answer of this step a score")
         if kind != "ref" or not self.moments.count:
             self.moments.update(totals)
         limit = self.config.clip_reward
         scaled = [ppo_math.clipped(self.moments.scaled(score, kind), limit) for score in scores]
-        _check_size(scaled, questions, LARGEST_REWARD, "float32 has no squares; set --scale_rewards or --clip_reward")
+        check_size(scaled, questions, LARGEST_REWARD, "float32 has no squares; set --scale_rewards or --clip_reward")
         return [0.0 if none else score for score, none in zip(scaled, missing, strict=True)]
 
     def _baseline(self) -> dict[str, float]:
@@ -294,7 +216,7 @@ class PPOTrainer:
         if len(chosen) < len(self.questions):
             missing = len(self.questions) - len(chosen)
             raise InputError(f"--reward_baseline {name}: {missing} prompts have no response of that policy")
-        scores = self.reward(chosen)
+        scores = processes.together(list(self.reward(processes.share(chosen))))
         return {s.id: ppo_math.total(score) for s, score in zip(chosen, scores, strict=True) if score is not None}
 
     def _describe(
@@ -313,7 +235,7 @@ class PPOTrainer:
         means.add(r.mask, entropy=-r.logps)  # the mean of -log p over draws from p
         explained = ppo_math.explained_variance(r.values, r.returns, r.mask)
         means.add(torch.ones_like(explained).bool(), explained_variance=explained)
-        line = means.read(self.accelerator)
+        line = means.read()
         line["reward_std"] = math.sqrt(max(line.pop("reward_squared") - line["reward"] ** 2, 0.0))
         return {**line, "kl_coef": self.kl.coef}
 
@@ -324,18 +246,18 @@ class PPOTrainer:
         very rows whose log-probabilities are known, and the ratio is exactly 1."""
         if self.config.gradient_checkpointing:
             self.actor.train()  # transformers checkpoints only then; there is no dropout that could awake
-        means, count = Means(), len(rollouts.prompts)
+        means, count, size = Means(), len(rollouts.prompts), self._batch_size * self._world
         for epoch in range(self.config.ppo_epochs):
             mixed = _shuffled(count, self.config.seed, self.step, epoch)
             order = mixed if epoch else list(range(count))
-            for start in range(0, count, self._batch_size):
-                self._train_on(rollouts, order[start : start + self._batch_size], means)
+            for start in range(0, count, size):
+                self._train_on(rollouts, order[start : start + size], means)
         return means.read(self.accelerator)
 
     def _train_on(self, rollouts: Rollouts, batch: list[int], means: Means) -> None:
-        """One update: a mean over the tokens of the batch, of all its micro-batches and processes together."""
-        tokens: Any = self.accelerator.reduce(rollouts.mask[batch].sum())
-        parts = [batch[start : start + size] for start, size in self._parts(len(batch))]
+        """One update: a mean over the tokens of the batch, which the processes share out in micro-batches."""
+        tokens, own = rollouts.mask[batch].sum(), processes.share(batch)
+        parts = [own[start : start + size] for start, size in self._parts(len(own))]
         for part in parts:
             last = part is parts[-1]
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
