@@ -91,7 +91,7 @@ def unsigned(text: str) -> list[Any]:
     rows = [json.loads(line) for line in text.splitlines()]
     for row in rows:
         for response in row["responses"]:
-            response["sampling"].pop("weights", None)
+            response.get("sampling", {}).pop("weights", None)
             response["scores"] = {k: round(v, 4) for k, v in response.get("scores", {}).items() if v is not None}
     return rows
 
