@@ -27,6 +27,7 @@ from rankalign.recipes.contents import contents
 from rankalign.recipes.launch import launcher
 from rankalign.recipes.rollouts import watch_of
 from rankalign.recipes.rounds import KL, Current, Gatherer, IterateConfig, is_current, ranked_by
+from rankalign.stages.generation import Answerer
 from rankalign.storage import manifest
 from rankalign.storage.files import read_text, sha256_file, write_text
 from rankalign.storage.jsonl import dumps, loads, read_rows, write_rows
@@ -119,6 +120,8 @@ def _check(config: IterateConfig) -> None:
         raise InputError("online the weights that train also answer, in each process: --launch ddp or zero2")
     if wanted.world_size > 1 and any(is_current(policy) and policy.engine == "vllm" for policy in config.policies):
         raise InputError("online, engine vllm answers beside a training in one process; with several it is hf")
+    for policy in filter(is_current, config.policies):
+        Answerer(policy)  # says what its engine lacks or cannot follow; nothing heavy is loaded
     if _apart(config):
         launcher(config.launch or "ddp", config.num_processes, [])  # says what cannot be started
 

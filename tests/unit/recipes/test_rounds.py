@@ -202,7 +202,7 @@ def test_what_stays_the_same_is_made_once(tmp_path: Path) -> None:
         ({"keep": "none"}, "unknown keep"),
         ({"policies": [{"name": "a", "model": "tiny"}]}, "none samples"),
         ({"policies": [{"name": "a", "adapter": "x"}]}, "adapter"),
-        ({"policies": [{"name": "a", "engine": "vllm"}], "refresh_every": 2}, "rankalign.vllm."),
+        ({"policies": [{"name": "a", "engine": "vllm"}], "refresh_every": 2}, "needs: pip install"),
         ({"prompts": "nowhere.jsonl"}, "no such file"),
         ({"train": {"method": "reward"}}, "method reward"),
         ({"train": {"method": "ppo"}}, "method ppo"),
