@@ -78,7 +78,8 @@ class TrainConfig(TrainingArguments):
             self.loss = "sft"
         devices.stay_on_cpu(self.use_cpu)
         # Whether layers run again is left to :mod:`rankalign.training.plan` where neither name of the flag is given.
-        self.may_checkpoint = self.activation_checkpointing is None and self.gradient_checkpointing is None
+        newer = getattr(self, "activation_checkpointing", None)  # the transformers that vLLM pins has the older alone
+        self.may_checkpoint = newer is None and self.gradient_checkpointing is TrainingArguments.gradient_checkpointing
         self.loss_settings  # noqa: B018 - refuses an unknown method or loss before a rate is looked up for it
         self.chosen = choose(self)
         self._take_compile()
