@@ -76,6 +76,8 @@ def _words(args: argparse.Namespace) -> Iterator[str]:
             yield from (f"--{name}",) if value is True else (f"--{name}", str(value))
     if args.json:
         yield "--json"
+    if args.table:
+        yield from ("--table", args.table)
 
 
 def _launch(how: str, processes: int, words: list[str]) -> None:

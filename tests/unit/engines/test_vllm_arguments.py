@@ -6,16 +6,19 @@ import dataclasses
 import gc
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from rankalign.config import build
 from rankalign.data.records import CandidateSet
 from rankalign.engines import ENGINES, Policy
 from rankalign.engines.settings import policy_settings
 from rankalign.errors import InputError
+from rankalign.models import adapters, tiny
 
 BIG: dict[str, Any] = {
     "tensor_parallel_size": 8,
@@ -25,6 +28,10 @@ BIG: dict[str, Any] = {
     "kv_cache_dtype": "fp8",
     "engine_args": {"pipeline_parallel_size": 2, "enforce_eager": False},
 }
+
+
+CALLS: list[Any] = []
+"""What was asked of the stand-in, in order."""
 
 
 @dataclasses.dataclass
@@ -51,9 +58,27 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
             config = SimpleNamespace(
                 max_model_len=arguments["max_model_len"] if arguments["max_model_len"] > 0 else 512
             )
-            self.llm_engine = SimpleNamespace(model_config=config, engine_core=SimpleNamespace(shutdown=lambda: None))
+            self.llm_engine = SimpleNamespace(
+                model_config=config,
+                engine_core=SimpleNamespace(shutdown=lambda: None),
+                add_lora=lambda one: CALLS.append(("add", one)),
+                remove_lora=lambda number: CALLS.append(("remove", number)),
+            )
 
-        def generate(self, prompts: Any, params: Any, **_: Any) -> list[Any]:
+        def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> None:
+            CALLS.append((method, sorted(p.name for p in Path(kwargs["weights_path"]).glob("*.safetensors"))))
+
+        def reset_prefix_cache(self) -> None:
+            CALLS.append(("forget",))
+
+        def sleep(self, level: int) -> None:
+            CALLS.append(("sleep", level))
+
+        def wake_up(self, tags: list[str]) -> None:
+            CALLS.append(("wake", *tags))
+
+        def generate(self, prompts: Any, params: Any, lora_request: Any = None, **_: Any) -> list[Any]:
+            CALLS.append(("answer", lora_request) if lora_request else ("answer",))
             answer = SimpleNamespace(token_ids=[40, 41], finish_reason="stop", stop_reason=None)
             return [SimpleNamespace(outputs=[answer]) for _ in prompts]
 
@@ -63,13 +88,14 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
         "vllm.engine": {},
         "vllm.engine.arg_utils": {"EngineArgs": EngineArgs},
         "vllm.lora": {},
-        "vllm.lora.request": {"LoRARequest": None},
+        "vllm.lora.request": {"LoRARequest": lambda name, number, path: (name, number)},
         "vllm.distributed": {"cleanup_dist_env_and_memory": lambda: None},
     }
     for name, content in parts.items():
         module = ModuleType(name)
         module.__dict__.update(content)
         monkeypatch.setitem(sys.modules, name, module)
+    CALLS.clear()
     yield made
     gc.collect()  # models go while the stand-in is there
 
@@ -131,3 +157,70 @@ def test_identity_holds_what_changes_numbers() -> None:
     about = {"tensor_parallel_size", "quantization", "kv_cache_dtype", "engine_args"}
     assert set(big) - set(plain) == about
     assert {name: big[name] for name in about} == {name: BIG[name] for name in about}
+
+
+# --- weights that train ---------------------------------------------------------------------------------------------
+
+
+def following(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> Any:
+    if gpu:
+        monkeypatch.setattr("rankalign.models.load.device", lambda: torch.device("cuda"))
+    return ENGINES.load("vllm")(build(Policy, {"name": "me", "engine": "vllm", "dtype": "float32"}, "test"))
+
+
+def answered(engine: Any, model: Any, version: int) -> list[Any]:
+    """What is asked of vLLM for one batch by the weights of a model."""
+    CALLS.clear()
+    engine.take(model, tiny.build_tokenizer(), "tiny", version)
+    engine.generate([CandidateSet("a", "hello")])
+    engine.rest()
+    return list(CALLS)
+
+
+def test_weights_come_in_once_a_version(loads: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, model = following(False, monkeypatch), tiny.build_model()
+    reload = [("reload_weights", ["model.safetensors"]), ("forget",)]
+    assert answered(engine, model, 1) == [*reload, ("answer",)]
+    assert answered(engine, model, 1) == [("answer",)]  # another policy with the same weights
+    assert answered(engine, model, 2) == [*reload, ("answer",)]
+    assert len(loads) == 1
+    assert "enable_sleep_mode" not in loads[0]  # a CPU has nothing to give back
+
+
+def test_an_adapter_takes_the_place_of_the_last(loads: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, model = following(False, monkeypatch), adapters.add_lora(tiny.build_model(), 4, 8, 0.0, None)
+    one, two = (f"adapter-{n}" for n in (1, 2))
+    assert answered(engine, model, 1) == [("add", (one, 1)), ("answer", (one, 1))]
+    assert answered(engine, model, 2) == [("remove", 1), ("add", (two, 2)), ("answer", (two, 2))]
+    assert loads[0]["max_lora_rank"] == 8
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_on_a_gpu_it_sleeps_while_the_model_trains(
+    lora: bool, loads: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All weights are anew after a sleep that keeps none; an adapter's base waits on the host."""
+    engine, model = following(True, monkeypatch), tiny.build_model()
+    if lora:
+        model = adapters.add_lora(model, 4, 8, 0.0, None)
+    answered(engine, model, 1)
+    assert loads[0]["enable_sleep_mode"] is True
+    assert CALLS[-1] == ("sleep", 1 if lora else 2)
+    calls = answered(engine, model, 1)
+    reload = [] if lora else [("reload_weights", ["model.safetensors"]), ("forget",)]
+    assert [call for call in calls if call[0] != "answer"] == [
+        ("wake", "weights"), *reload, ("wake", "kv_cache"), ("sleep", 1 if lora else 2),
+    ]  # fmt: skip
+
+
+def test_a_policy_that_stays_what_it_is_shares_nothing(
+    loads: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = following(False, monkeypatch)
+    answered(engine, tiny.build_model(), 1)
+    fixed = answer(dtype="float32")
+    assert len(loads) == 2
+    CALLS.clear()
+    engine.generate([CandidateSet("a", "hello")])  # the other made room; its weights have to come anew
+    assert ("forget",) in CALLS
+    del fixed
