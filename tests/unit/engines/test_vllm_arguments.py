@@ -188,7 +188,7 @@ def test_weights_come_in_once_a_version(loads: list[dict[str, Any]], monkeypatch
 
 
 def test_an_adapter_takes_the_place_of_the_last(loads: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, model = following(False, monkeypatch), adapters.add_lora(tiny.build_model(), 4, 8, 0.0, None)
+    engine, model = following(False, monkeypatch), adapters.add_lora(tiny.build_model(), 4, 8, 0.0)
     one, two = (f"adapter-{n}" for n in (1, 2))
     assert answered(engine, model, 1) == [("add", (one, 1)), ("answer", (one, 1))]
     assert answered(engine, model, 2) == [("remove", 1), ("add", (two, 2)), ("answer", (two, 2))]
@@ -202,7 +202,7 @@ def test_on_a_gpu_it_sleeps_while_the_model_trains(
     """All weights are anew after a sleep that keeps none; an adapter's base waits on the host."""
     engine, model = following(True, monkeypatch), tiny.build_model()
     if lora:
-        model = adapters.add_lora(model, 4, 8, 0.0, None)
+        model = adapters.add_lora(model, 4, 8, 0.0)
     answered(engine, model, 1)
     assert loads[0]["enable_sleep_mode"] is True
     assert CALLS[-1] == ("sleep", 1 if lora else 2)
