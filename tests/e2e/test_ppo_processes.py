@@ -18,10 +18,10 @@ from rankalign.training.arguments import parse_settings
 from rankalign.training.ppo.run import train_ppo
 from tests.e2e.distributed import flags, launch, launch_and_kill
 
-# Answers with a blank count for nothing, so that the processes have unequal numbers of tokens to learn from.
+# A third of the answers count for nothing, so that the processes have unequal numbers of tokens to learn from.
 REWARD = """
 def early(samples, outputs, **metadata):
-    return [None if ' ' in o else sum(c.lower() < 'n' for c in o) / 4 for o in outputs]
+    return [None if o and ord(o[0]) % 3 == 0 else sum(c.lower() < 'n' for c in o) / 4 for o in outputs]
 """
 KINDS: dict[str, dict[str, Any]] = {
     "full": {},
