@@ -38,6 +38,40 @@ def test_rows_hold_everything_once_within_the_budget(count: int, multiple: int) 
         assert full.read() == {}
 
 
+def least_rows(sizes: list[int], capacity: int) -> int:
+    """No packing has fewer rows: the bound L2 of Martello and Toth 1990. Sizes above half a row share none, and what
+    they leave holds only so much of the sizes from k up."""
+    found = 0
+    for k in {0, *(size for size in sizes if size <= capacity / 2)}:
+        alone = [size for size in sizes if size > capacity - k]
+        halves = [size for size in sizes if capacity / 2 < size <= capacity - k]
+        small = sum(size for size in sizes if k <= size <= capacity / 2)
+        left = len(halves) * capacity - sum(halves)
+        found = max(found, len(alone) + len(halves) + max(0, -(-(small - left) // capacity)))
+    return found
+
+
+def most_fill(sizes: list[int], budget: int) -> float:
+    """No packing is fuller, however long its longest row is."""
+    rest = [size for size in sizes if size < budget]
+    rooms = (capacity * least_rows(rest, capacity) for capacity in range(max(rest), budget + 1))
+    return sum(sizes) / (sum(size for size in sizes if size >= budget) + min(rooms))
+
+
+@pytest.mark.parametrize(("middle", "spread"), [(320, 70), (200, 100), (110, 50), (40, 30)])
+def test_rows_are_as_few_and_as_full_as_any_packing_has_them(middle: int, spread: int) -> None:
+    """The first are like best-of-n lists at a budget of 4096, a tenth as long: hardly two of them share a row."""
+    draw = random.Random(middle)
+    for _ in range(4):
+        sizes = [max(5, round(draw.gauss(middle, spread))) for _ in range(64)]
+        rows, full = pack(sizes, sum, 410), RowFill()
+        full.add(list(map(sum, rows)), len(rows), 410)
+        least = least_rows([size for size in sizes if size < 410], 410) + sum(size >= 410 for size in sizes)
+        assert least <= len(rows) <= least + 1
+        most, found = most_fill(sizes, 410), full.read()["row_fill"]
+        assert most - 0.03 < found <= most
+
+
 def test_even_rows_by_hand() -> None:
     # 24 tokens take three rows of ten; of eight each they are even. The 12 runs alone, whatever the budget.
     assert pack([5, 5, 4, 4, 3, 3], sum, 10) == [[5, 3], [5, 3], [4, 4]]
