@@ -85,6 +85,18 @@ class Checker:
             raise self.fail(path, "is not a finite number")
         return value
 
+    def texts(self, values: list[Any], path: str) -> list[str]:
+        """A list of strings, see :meth:`text`; paths are made for what is wrong alone."""
+        if not all(type(value) is str and value.isascii() for value in values):
+            return [self.text(value, f"{path}[{index}]") for index, value in enumerate(values)]
+        return values
+
+    def numbers(self, values: list[Any], path: str) -> list[float]:
+        """A list of finite numbers."""
+        if not all(type(value) is float and math.isfinite(value) for value in values):
+            return [self.number(value, f"{path}[{index}]") for index, value in enumerate(values)]
+        return values
+
     def array(self, value: Any, path: str, at_least: int = 0) -> list[Any]:
         """A list of ``at_least`` elements."""
         if not isinstance(value, list):

@@ -13,6 +13,7 @@ import msgspec
 from rankalign.data.check import Checker
 from rankalign.data.records import CandidateSet, Response, parse_tokens
 from rankalign.errors import RecordError
+from rankalign.storage.strict import quotes, strings
 
 _ABSENT = msgspec.UNSET
 _Mapping = dict[str, Any] | msgspec.UnsetType
@@ -58,50 +59,48 @@ def _made(line: bytes) -> CandidateSet:
     row = _decode(line)
     if not row.id.strip():
         raise _Slowly
-    strings = 3  # the value of `id`, its key and that of `prompt`
+    found = 3  # the value of `id`, its key and that of `prompt`
     if isinstance(row.prompt, list):
         Checker("", 0).prompt(row.prompt)
-        strings += _strings(row.prompt)
+        found += strings(row.prompt)
     else:
         if not row.prompt.strip():
             raise _Slowly
-        strings += 1
+        found += 1
     responses: list[Response] = []
     if row.responses is not _ABSENT:
-        strings += 1
+        found += 1
         for entry in row.responses:
-            strings += _add(entry, responses)
+            found += _add(entry, responses)
     meta: dict[str, Any] = {}
     if row.meta is not _ABSENT:
         meta = row.meta
-        strings += 1 + _strings(meta)
-    # Of a key that stands twice msgspec keeps the last value and says nothing: then there are more quotes in the line
-    # than around the keys and texts that came of it.
-    if line.count(b'"') - _escaped_quotes(line) != 2 * strings:
+        found += 1 + strings(meta)
+    if quotes(line) != 2 * found:  # a key stood twice
         raise _Slowly
     return CandidateSet(row.id, row.prompt, responses, meta)
 
 
 def _add(entry: _Response, responses: list[Response]) -> int:
     """Append a response; how many keys and texts its object holds."""
-    strings, policy, finished, count = 2, "unknown", True, 1
+    found, policy, finished, count = 2, "unknown", True, 1
     sampling, scores, tokens, meta = {}, {}, None, {}
     if entry.policy is not _ABSENT:
         policy = entry.policy
         if not policy.strip():
             raise _Slowly
-        strings += 2
+        found += 2
     if entry.finished is not _ABSENT:
         finished = entry.finished
-        strings += 1
+        found += 1
     if entry.count is not _ABSENT:
         count = entry.count
         if type(count) is not int or count < 1:
             raise _Slowly
-        strings += 1
+        found += 1
     if entry.sampling is not _ABSENT:
         sampling = entry.sampling
-        strings += 1 + _strings(sampling)
+        found += 1 + strings(sampling)
     if entry.scores is not _ABSENT:
         scores = entry.scores
         for score in scores.values():
@@ -109,37 +108,14 @@ def _add(entry: _Response, responses: list[Response]) -> int:
                 continue
             if type(score) is not int or not -_LARGEST <= score <= _LARGEST:
                 raise _Slowly
-        strings += 1 + len(scores)
+        found += 1 + len(scores)
     if entry.tokens is not _ABSENT:
         tokens = parse_tokens(Checker("", 0), entry.tokens, "")
-        strings += 1 + _strings(entry.tokens)
+        found += 1 + strings(entry.tokens)
     if entry.meta is not _ABSENT:
         meta = entry.meta
         if "message" in meta:
             raise _Slowly
-        strings += 1 + _strings(meta)
+        found += 1 + strings(meta)
     responses.append(Response(entry.text, policy, finished, count, sampling, scores, tokens, meta))
-    return strings
-
-
-def _strings(value: Any) -> int:
-    """How many keys and texts a decoded list or mapping holds."""
-    count, waiting = 0, [value]
-    for outer in waiting:
-        if type(outer) is dict:
-            count += len(outer)
-            outer = outer.values()
-        for inner in outer:
-            if type(inner) is str:
-                count += 1
-            elif type(inner) is dict or type(inner) is list:
-                waiting.append(inner)
-    return count
-
-
-def _escaped_quotes(line: bytes) -> int:
-    if b"\\" not in line:
-        return 0
-    # An escaped backslash escapes no quote behind it. A run of backslashes begins with an escape, so that pairs from
-    # its left are those.
-    return line.replace(b"\\\\", b"").count(b'\\"')
+    return found

@@ -19,6 +19,7 @@ from rankalign.storage.strict import HALF_A_PAIR as HALF_A_PAIR
 from rankalign.storage.strict import kind as kind
 from rankalign.storage.strict import loads as loads
 from rankalign.storage.strict import object_at as object_at
+from rankalign.storage.strict import quick_object
 
 Row = tuple[int, dict[str, Any]]
 OnError = Callable[[RecordError], None]
@@ -56,6 +57,9 @@ def read_rows(
                 continue
             if quick is not None and (made := quick(raw)) is not None:
                 yield number, made
+                continue
+            if (row := quick_object(raw)) is not None:
+                yield number, row
                 continue
             try:
                 row = object_at(path, number, decode(path, number, raw))

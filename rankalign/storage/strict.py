@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
+
 from rankalign.errors import RecordError
 
 HALF_A_PAIR = "holds half of a surrogate pair, which UTF-8 cannot write"
@@ -52,6 +54,47 @@ def loads(text: str) -> Any:
         raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:
         raise ValueError("not valid JSON: nested too deeply") from None
+
+
+_QUICKLY = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def quick_object(line: bytes) -> dict[str, Any] | None:
+    """The object of a line as :func:`object_at` reads it, in a third of the time; None where it must look for itself.
+
+    msgspec refuses what is refused there, but for a key that stands twice, of which it keeps the last value.
+    """
+    try:
+        row = _QUICKLY(line)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    return row if quotes(line) == 2 * strings(row) else None
+
+
+def quotes(line: bytes) -> int:
+    """How many quotes begin or end a text of a line of JSON: more than twice its keys and texts where a key stood twice
+    and msgspec kept one of them."""
+    found = line.count(b'"')
+    if b"\\" not in line:
+        return found
+    # An escaped backslash escapes no quote behind it. A run of backslashes begins with an escape, so that pairs from
+    # its left are those.
+    return found - line.replace(b"\\\\", b"").count(b'\\"')
+
+
+def strings(value: Any) -> int:
+    """How many keys and texts a decoded list or mapping holds."""
+    count, waiting = 0, [value]
+    for outer in waiting:
+        if type(outer) is dict:
+            count += len(outer)
+            outer = outer.values()
+        for inner in outer:
+            if type(inner) is str:
+                count += 1
+            elif type(inner) is dict or type(inner) is list:
+                waiting.append(inner)
+    return count
 
 
 def object_at(path: str | os.PathLike[str], line: int, text: str) -> dict[str, Any]:

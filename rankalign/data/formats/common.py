@@ -16,7 +16,7 @@ from rankalign.data.formats.system import put_system, take_system, without_syste
 from rankalign.data.formats.unread import NOTHING, Ignored, refusal, unread
 from rankalign.data.ids import FreshIds
 from rankalign.data.messages import ROW_FIELDS, SHOWN_COLUMNS, said, text_of
-from rankalign.data.records import PREFERENCE, CandidateSet, Checker, Prompt, Response, judges
+from rankalign.data.records import PREFERENCE, CandidateSet, Checker, Prompt, Response
 from rankalign.data.templates import render
 from rankalign.errors import RecordError, number_of
 from rankalign.storage.jsonl import OnError, Row
@@ -95,7 +95,7 @@ class RowFormat(ABC):
         if system is not None:
             put_system(record, self.name, *system, check)
         _put_back(record, self.name, hidden)
-        if (left := self._suspicious(record)) and not judges([record]):
+        if not _is_scored(record) and (left := self._suspicious(record)):
             raise check.fail(", ".join(left), refusal(left, self.name))
         return record
 
@@ -187,6 +187,10 @@ class PairFormat(RowFormat):
     @abstractmethod
     def single_row(self, record: CandidateSet) -> dict[str, Any]:
         """The row of the prompt with its only answer, if it has one."""
+
+
+def _is_scored(record: CandidateSet) -> bool:
+    return any(score is not None for response in record.responses for score in response.scores.values())
 
 
 def _put_back(record: CandidateSet, name: str, hidden: dict[str, Any]) -> None:

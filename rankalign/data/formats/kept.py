@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from itertools import compress
 from typing import Any
 
 from rankalign.data.formats import FORMATS, Losses
@@ -38,6 +39,9 @@ def complete(row: dict[str, Any], record: CandidateSet, name: str, losses: Losse
     return {**first, **row, **{key: value for key, value in kept.items() if key not in row}}
 
 
+_DETAILS = ("policy", "finished", "count", "sampling", "tokens", "meta", "messages")
+
+
 def lost_details(
     responses: Iterable[Response],
     losses: Losses,
@@ -58,19 +62,21 @@ def lost_details(
     """
     judges = set(held)
     for response in responses:
-        lost = {
-            "response.policy": policy and response.policy != "unknown",
-            "response.finished": not response.finished,
-            "response.count": response.count != 1,
-            "response.sampling": response.sampling,
-            "response.tokens": response.tokens,
-            "response.meta": meta and response.meta,
-            "response.messages": messages and response.messages is not None,
-            **{f"scores.{name}": score is not None for name, score in response.scores.items() if name not in judges},
-        }
-        for field, is_lost in lost.items():
-            if is_lost:
-                losses.add(field)
+        lost = (
+            policy and response.policy != "unknown",
+            not response.finished,
+            response.count != 1,
+            response.sampling,
+            response.tokens,
+            meta and response.meta,
+            messages and response.messages is not None,
+        )
+        if any(lost):
+            for field in compress(_DETAILS, lost):
+                losses.add(f"response.{field}")
+        for name, score in response.scores.items():
+            if score is not None and name not in judges:
+                losses.add(f"scores.{name}")
 
 
 def lost_sizes(

@@ -33,10 +33,8 @@ class Rrhf(RowFormat):
         scores = check.array(check.need(row, "scores"), "scores")
         if len(scores) != len(answers):
             raise check.fail("scores", f"{len(scores)} scores for {len(answers)} responses")
-        responses = [
-            Response(check.text(text, f"{texts}[{i}]"), scores={"score": check.number(score, f"scores[{i}]")})
-            for i, (text, score) in enumerate(zip(answers, scores, strict=True))
-        ]
+        pairs = zip(check.texts(answers, texts), check.numbers(scores, "scores"), strict=True)
+        responses = [Response(text, scores={"score": score}) for text, score in pairs]
         meta = keep(self.name, {"scored": True} if scored else {}, row, (query, texts, "scores"))
         return CandidateSet("", prompt, responses, meta)
 

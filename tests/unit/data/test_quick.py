@@ -11,7 +11,7 @@ import pytest
 from rankalign.data.quick import quick_record
 from rankalign.data.records import CandidateSet, parse, to_dict
 from rankalign.errors import RecordError
-from rankalign.storage.strict import object_at
+from rankalign.storage.strict import object_at, quick_object
 
 FULL = {
     "id": "a",
@@ -74,7 +74,7 @@ def test_sound_lines_are_read_quickly(row: dict[str, Any], ascii_only: bool) -> 
 
 
 def test_lines_with_anything_wrong_are_left_to_the_checks() -> None:
-    draw, quick, refused = random.Random(4), 0, 0
+    draw, quick, refused, objects = random.Random(4), 0, 0, 0
     lines = [
         json.dumps(row, ensure_ascii=False, separators=form)
         for row in (FULL, PLAIN)
@@ -96,14 +96,30 @@ def test_lines_with_anything_wrong_are_left_to_the_checks() -> None:
                     end = at + draw.randint(1, 40)
                     text = text[:end] + text[at:end] + text[end:]
         line = text.encode("utf-8")
+        row = quick_object(line)
+        assert row is None or json.dumps(row) == json.dumps(object_at("f", 1, text)), line
         found, wanted = quick_record(line), slowly(line)
         refused += wanted is None
+        objects += row is not None
         if found is not None:
             quick += 1
             assert wanted is not None, line
             assert same(found, wanted), line
-    assert quick > 200
+    assert 200 < quick < objects
     assert refused > 2000
+
+
+@pytest.mark.parametrize("number", ["-0", "0.0", "9" * 400, "-9223372036854775809", "0." + "3" * 60, "1E5", "1e-400"])
+def test_numbers_are_those_of_the_slow_way(number: str) -> None:
+    line = f'{{"a": [{number}]}}'
+    assert json.dumps(quick_object(line.encode())) == json.dumps(object_at("f", 1, line))
+
+
+@pytest.mark.parametrize("line", ["[]", '"a"', '{"a":NaN}', '{"a":1e400}', '{"a":"\\udc00"}', "{}{}", '{"a":1,"a":1}'])
+def test_what_is_no_object_or_refused_is_left_to_the_slow_way(line: str) -> None:
+    assert quick_object(line.encode()) is None
+    with pytest.raises(RecordError):
+        object_at("f", 1, line)
 
 
 @pytest.mark.parametrize(
