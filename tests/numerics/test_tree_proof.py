@@ -155,6 +155,7 @@ MAKES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": (ATTENTION, GROUPED | {"sliding_window": 4096}),
     "gpt_oss": (ATTENTION, GROUPED | EXPERTS | {"num_local_experts": 4, "sliding_window": 128}),
     "gptj": (MASK, {"vocab_size": 61, "n_embd": 16, "n_layer": 2, "n_head": 4, "rotary_dim": 2}),
+    "falcon": (MASK, {"vocab_size": 61, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}),
     "lfm2": (NEITHER, GROUPED | {"layer_types": ["conv", "full_attention"]}),
     "bloom": (NEITHER, {"vocab_size": 61, "hidden_size": 16, "n_layer": 2, "n_head": 4}),
     "mamba": (NEITHER, {"vocab_size": 61, "hidden_size": 16, "num_hidden_layers": 2}),
