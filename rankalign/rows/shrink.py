@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers import PreTrainedConfig
 WORDS = 32  # in the vocabulary of a small model
 REACH = 5  # tokens of a window, a chunk, ...
 MOST = 60_000_000  # weights that are still made
-_WIDE, _EXPERTS = 48, 8  # of what is between the two products of an MLP; experts, where these are many
+_WIDE, _EXPERTS, _HEAD = 48, 8, 32  # between the two products of an MLP; experts, and numbers of a head, at most
 
 _LENGTHS = re.compile(r"window|chunk|index_topk|floor_scale|original_max_position|local_attention|block_len")
 _NOT_LENGTHS = re.compile(r"layers|pattern|head|dim")
@@ -38,10 +39,10 @@ def class_of(module: nn.Module) -> Any:
 
 def small_configs(config: Any) -> Iterator[Any]:
     """Configurations of the same make, the smallest first; some may not go together, and then the next one is tried."""
-    for narrow in (True, False):
+    for most in (_HEAD, sys.maxsize, 0):
         found = copy.deepcopy(config)
         for part in _parts(found):
-            _shrink(part, narrow)
+            _shrink(part, most)
             # The kernels that a CPU has for float64.
             part._attn_implementation, part._experts_implementation = None, "eager"
         yield found
@@ -54,7 +55,8 @@ def _parts(config: Any) -> Iterator[Any]:
             yield from _parts(value)
 
 
-def _shrink(config: Any, narrow: bool) -> None:
+def _shrink(config: Any, most: int) -> None:
+    """Make all small, with heads of ``most`` numbers at most; for 0 heads stay as they are, and as many."""
     values = vars(config)
     values.pop("quantization_config", None)
     old = {name: _number(config, name) for name in ("hidden_size", "num_attention_heads", "num_key_value_heads")}
@@ -63,8 +65,8 @@ def _shrink(config: Any, narrow: bool) -> None:
         if new is not value:
             setattr(config, name, new)
     _fewer_experts(config)
-    if narrow:
-        _fewer_heads(config, *old.values())
+    if most:
+        _fewer_heads(config, most, *old.values())
 
 
 def _small(name: str, value: Any) -> Any:
@@ -87,7 +89,7 @@ def _small(name: str, value: Any) -> Any:
         return min(value, 2)
     if _LENGTHS.search(name) and not _NOT_LENGTHS.search(name):
         return min(value, REACH)
-    if _INNER.search(name) and "layer" not in name:
+    if (_INNER.search(name) and "layer" not in name) or name == "hidden_size_per_layer_input":
         return min(value, _WIDE)
     return value
 
@@ -108,16 +110,20 @@ def _fewer_experts(config: Any) -> None:
             setattr(config, name, least)
 
 
-def _fewer_heads(config: Any, hidden: int | None, heads: int | None, key_heads: int | None) -> None:
-    """As many query heads to a key head as there were, up to two, and as much hidden state to a head."""
+def _fewer_heads(config: Any, most: int, hidden: int | None, heads: int | None, key_heads: int | None) -> None:
+    """As many query heads to a key head as there were, up to two, and as much hidden state to a head, up to most."""
     if not hidden or not heads or hidden % heads:
         return
     groups = heads // key_heads if key_heads and heads % key_heads == 0 else 1
     fewer_keys = min(key_heads or heads, 2)
     fewer = fewer_keys * min(groups, 2)
-    if fewer >= heads:
+    each = min(hidden // heads, most)
+    if fewer * each >= hidden:
         return
-    config.num_attention_heads, config.hidden_size = fewer, fewer * (hidden // heads)
+    config.num_attention_heads, config.hidden_size = fewer, fewer * each
+    for name in ("head_dim", "global_head_dim"):
+        if (_number(config, name) or 0) > most:
+            setattr(config, name, most)
     if key_heads:
         config.num_key_value_heads = fewer_keys
     for name, value in list(vars(config).items()):
