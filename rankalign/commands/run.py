@@ -48,8 +48,8 @@ def run_file(config_file: str, find: Callable[[str], str], args: argparse.Namesp
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """The tables before and after."""
-    return [from_dict(table) for table in result["tables"]]
+    """The table before and after."""
+    return [from_dict(result["summary"])]
 
 
 def show(result: dict[str, Any]) -> None:

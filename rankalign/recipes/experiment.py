@@ -179,7 +179,8 @@ def measure(
     }
     for name, found in rows.items():
         result |= _columns(name, found)
-    return {**result, "tables": [dataclasses.asdict(before_after_table(rows, result))]}
+    # Not among its `tables`: the report has these figures from the records themselves, and shows each once.
+    return {**result, "summary": dataclasses.asdict(before_after_table(rows, result))}
 
 
 def _columns(name: str, found: dict[str, Any]) -> dict[str, float | None]:

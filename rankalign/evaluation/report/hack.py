@@ -146,7 +146,9 @@ def _collapse(pairs: Sequence[Pair], seed: int, names: tuple[str, str]) -> list[
     flags = []
     found, phrase = variety_drop(pairs, seed), new_phrase(pairs, seed)
     if found and found[2].interval.low > 0 and found[2].value >= COLLAPSE:
-        message = _message("share of word pairs not said before (distinct-2)", *found, True, names, "fell")
+        message = _message(
+            "share of word pairs not said before (distinct-2, at equal length)", *found, True, names, "fell"
+        )
         flags.append(Flag("mode-collapse", *found, message))
     if phrase and phrase.after >= STOCK and phrase.rise.value >= STOCK_RISE and phrase.rise.interval.low > 0:
         words = f"share of prompts answered with {phrase.text!r}"

@@ -29,6 +29,7 @@ from rankalign.storage.files import write_text
 from rankalign.storage.jsonl import write_rows
 
 MOST_EXAMPLES = 10  # of each kind
+MANY_SUSPECTS = 0.3  # share of examples above which it is the model that has not learned, not the labels that are wrong
 # Rows of the table before and after: metric, its label, and whether it is a share; a row without values is left out.
 MEASURES = (
     ("reward", "Reward", False),
@@ -82,14 +83,20 @@ def remarks(run: Run, warned: int) -> list[tuple[str, str]]:
         warned: how many warnings training gave.
     """
     best = best_checkpoint(run.log, run.training, run.checkpoints)
-    suspects = len(run.ledger.mislabelled) if run.ledger else 0
-    wrong = "1 training example is" if suspects == 1 else f"{suspects} training examples are"
-    of = f" (of {len(run.ledger.examples)})" if run.ledger else ""
+    suspects, of = (len(run.ledger.mislabelled), len(run.ledger.examples)) if run.ledger else (0, 0)
+    if suspects > MANY_SUSPECTS * of:
+        wrong = (
+            f"{suspects} of {of} training examples are ranked against their scores: so many say more about how little "
+            "of the ranking was learned than about the scores."
+        )
+    else:
+        are = "is" if suspects == 1 else "are"
+        wrong = f"{suspects} of {of} training examples {are} probably labelled the wrong way round."
     times = "a warning" if warned == 1 else f"{warned} warnings"
     found = (
         (best is not None, best.sentence() if best else "", "training"),
         (warned > 0, f"Training gave {times}.", "training"),
-        (suspects > 0, f"{wrong} probably labelled the wrong way round{of}.", "ledger"),
+        (suspects > 0, wrong, "ledger"),
     )
     return [(sentence, section) for holds, sentence, section in found if holds]
 

@@ -15,8 +15,8 @@ from rankalign.evaluation.report.checks import training_warnings
 from rankalign.evaluation.report.curves import BARE, panels, points
 from rankalign.evaluation.report.hack import find_hacks
 from rankalign.evaluation.report.runs import Run, read_run
-from rankalign.evaluation.report.summary import Headline, best_checkpoint, headline
-from rankalign.evaluation.report.templating import fill
+from rankalign.evaluation.report.summary import Headline, best_checkpoint, headline, win_bounds
+from rankalign.evaluation.report.templating import fill, signed
 from rankalign.evaluation.tables import Table, interval
 from rankalign.storage import manifest
 from rankalign.storage.files import read_text, write_text
@@ -152,7 +152,7 @@ def outcome_table(runs: Sequence[Compared]) -> Table:
             win = None if top.win_rate is None else f"{100 * top.win_rate:.1f} %"
             bounds = " to ".join(f"{100 * bound:.1f}" for bound in top.win_bounds) + " %" if top.win_bounds else None
             flags = ", ".join(item.flags) or ("none" if item.run.before and item.run.after else None)
-            rows.append([item.name, f"{top.value:+.3g}", interval(top.bounds), win, bounds, top.n, flags])
+            rows.append([item.name, signed(top.value), interval(top.bounds), win, bounds, top.n, flags])
     note = (
         "Held-out reward after minus before, and how often it rose (ties half), each against the run's own start model."
     )
@@ -184,8 +184,8 @@ def duel_table(runs: Sequence[Compared]) -> Table:
                 (s,) = compare_by_score(item.run.after, first.run.after, item.run.judge).systems
             except InputError:
                 continue  # other prompts; the notes say so
-            bounds = " to ".join(f"{100 * bound:.1f}" for bound in s.win_rate_ci95) + " %"
-            rows.append([item.name, s.win, s.tie, s.loss, f"{100 * s.win_rate:.1f} %", bounds, f"{s.difference:+.3g}"])
+            bounds = " to ".join(f"{100 * bound:.1f}" for bound in win_bounds(s)) + " %"
+            rows.append([item.name, s.win, s.tie, s.loss, f"{100 * s.win_rate:.1f} %", bounds, signed(s.difference)])
     columns = ["", "better", "same", "worse", "win rate", "95 % interval", "difference in reward"]
     return Table(f"Held-out answers against those of {first.name if first else ''}", columns, rows)
 

@@ -75,13 +75,22 @@ def headline(run: Run, flags: Sequence[Flag]) -> Headline | None:
     if habits and tone == "good":
         tone = "doubt"
         sentences.append(DOUBT)
-    lead = _outcome(system, float(value), tone) + (f"; it also {_listed(habits)}." if habits else ".")
+    lead = _outcome(system, tone)
+    lead += ", which may be chance" if tone == "unclear" and system is not None and system.win + system.loss else ""
+    lead += f"; it also {_listed(habits)}." if habits else "."
     found = Headline(float(value), (low, high), int(n), tone, lead, " ".join(sentences))
     if system is not None:
-        # Without ties the rate is a share of wins, whose exact interval holds where all prompts went one way, too.
-        exact = system.exact_ci95 if not system.tie else None
-        found.win_rate, found.win_bounds = system.win_rate, exact or system.win_rate_ci95
+        found.win_rate, found.win_bounds = system.win_rate, win_bounds(system)
     return found
+
+
+def win_bounds(system: System) -> tuple[float, float]:
+    """The 95 % interval of a win rate.
+
+    Without ties the rate is a share of wins, whose exact interval holds where all prompts went one way, too.
+    """
+    exact = system.exact_ci95 if not system.tie else None
+    return exact or system.win_rate_ci95
 
 
 def _compared(run: Run) -> System | None:
@@ -91,7 +100,7 @@ def _compared(run: Run) -> System | None:
     return system
 
 
-def _outcome(system: System | None, value: float, tone: str) -> str:
+def _outcome(system: System | None, tone: str) -> str:
     """How many prompts went up, down and nowhere; the larger of the first two first."""
     if system is None:
         word = {"unclear": "did not clearly change", "bad": "got worse"}.get(tone, "got better")

@@ -32,11 +32,23 @@ def fill(name: str, **content: Any) -> str:
         raise missing_extra("the report", "report") from None
     css, script = ((TEMPLATES / file).read_text(encoding="utf-8") for file in ("report.css", "report.js"))
     pages = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    pages.filters |= {"cell": cell, "interval": interval, "printable": printable, "pretty": _pretty, "gist": _gist}
+    pages.filters |= {
+        "cell": cell,
+        "interval": interval,
+        "printable": printable,
+        "pretty": _pretty,
+        "gist": _gist,
+        "signed": signed,
+    }
     pages.globals["counted"] = _counted
     # The content policy lets in what has these hashes and nothing else.
     hashes = {"css_hash": _hash(css), "script_hash": _hash(script)}
     return pages.get_template(f"{name}.html").render(css=css, script=script, **hashes, **content)
+
+
+def signed(value: float) -> str:
+    """Three digits of a difference, with its sign."""
+    return f"{value:+.3g}".replace("-", "\N{MINUS SIGN}", 1)
 
 
 def _gist(text: str) -> str:

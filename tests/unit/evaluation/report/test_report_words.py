@@ -36,7 +36,8 @@ def compared(gains: list[float], text: str = "plain words here") -> Run:
     [
         ([1.0] * 45 + [-1.0] * 12 + [0.0] * 7,
          "The model got better on 45 of 64 held-out prompts and worse on 12, with the same score on 7."),
-        ([-1.0] * 5 + [1.0] * 2, "The model got worse on 5 of 7 held-out prompts and better on 2."),
+        ([-1.0] * 5 + [1.0] * 2,
+         "The model got worse on 5 of 7 held-out prompts and better on 2, which may be chance."),
         ([1.0] * 6, "The model got better on all 6 held-out prompts."),
         ([0.0] * 6, "The model scored the same on all 6 held-out prompts."),
     ],
@@ -194,7 +195,7 @@ def test_texts_of_examples_come_from_the_run_or_from_what_it_read(candidates: st
     assert found["c0"].best == f"good 0 {HOSTILE[2]}"
     assert (found["c0"].worst, found["c0"].score_best, found["c0"].score_worst) == ("poor 0", 2.0, 0.5)
     html = write_report(tmp_path / "run").read_text(encoding="utf-8")
-    assert "1 training example is probably labelled the wrong way round (of 4)." in html
+    assert "1 of 4 training examples is probably labelled the wrong way round." in html
     assert "poor 0" in html
     assert "good 0 &lt;/style&gt;&lt;img" in html
     assert "<img" not in html
