@@ -251,7 +251,14 @@ def _first(*paths: Path) -> list[Path]:
 
 def newest_records(folder: Path) -> tuple[Path, float, int] | None:
     """The file of answers that was written to last, its time and size; None where there is none."""
-    names = ("after*.jsonl", "candidates*.jsonl", "before*.jsonl", "round-*/candidates*.jsonl")
+    names = (
+        "watched.jsonl",
+        "*/watched.jsonl",
+        "after*.jsonl",
+        "candidates*.jsonl",
+        "before*.jsonl",
+        "round-*/candidates*.jsonl",
+    )
     found = []
     for path in (path for name in names for path in folder.glob(name)):
         try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -131,7 +133,9 @@ def _graded_watch(config: TrainConfig) -> Measure:
         greedy(config.model, config.data_settings, WATCHED_TOKENS),
     )
     scorer = SCORERS.load("function")("watch", function=config.watch)
-    return Watch(prompts, answers, scorer, models.load_policy(config.model, dtype="float32"))
+    first = os.environ.get("RANK", "0") == "0"  # all processes measure, one of them writes
+    keep = Path(str(config.output_dir)) / "watched.jsonl" if first else None
+    return Watch(prompts, answers, scorer, models.load_policy(config.model, dtype="float32"), keep)
 
 
 def _rouge_watch(config: TrainConfig) -> Measure:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from rankalign.data.records import CandidateSet, Response
+from rankalign.data.records import CandidateSet, Response, write
 from rankalign.errors import InputError
 from rankalign.evaluation.statistics import wilson
 from rankalign.evaluation.texts.lexical import repetition
@@ -24,16 +25,19 @@ class Watch:
         answer: how a model is asked, the same way each time.
         scorer: grades the answers.
         start: the model before training.
+        keep: file for the answers of the last measurement beside those of the start model, for people; None keeps none.
 
     Raises:
         InputError: there are no prompts.
     """
 
-    def __init__(self, prompts: Sequence[CandidateSet], answer: Answer, scorer: Scorer, start: Any) -> None:
+    def __init__(
+        self, prompts: Sequence[CandidateSet], answer: Answer, scorer: Scorer, start: Any, keep: Path | None = None
+    ) -> None:
         if not prompts:
             raise InputError("there are no prompts to watch")
-        self.prompts, self.answer, self.scorer = list(prompts), answer, scorer
-        self.before = self._graded(start)[1]  # once: the start model need not stay in memory
+        self.prompts, self.answer, self.scorer, self.keep = list(prompts), answer, scorer, keep
+        self.start, self.before = self._graded(start)  # once: the start model need not stay in memory
 
     def _graded(self, model: Any) -> tuple[list[str], list[float | None]]:
         texts = self.answer(model, self.prompts)
@@ -46,6 +50,8 @@ class Watch:
         A prompt without a score now or at the start is in no win rate; with none there is no win rate.
         """
         texts, after = self._graded(model)
+        if self.keep is not None:
+            write(self.keep, self._kept(texts, after))
         pairs = [(x, y) for x, y in zip(after, self.before, strict=True) if x is not None and y is not None]
         found = {"repetition": sum(map(repetition, texts)) / len(texts), "watched": float(len(pairs))}
         if not pairs:
@@ -53,3 +59,9 @@ class Watch:
         wins = sum((1 + (x > y) - (x < y)) / 2 for x, y in pairs)
         low, high = wilson(wins, len(pairs))
         return found | {"win_rate": wins / len(pairs), "win_rate_low": low, "win_rate_high": high}
+
+    def _kept(self, texts: list[str], scores: list[float | None]) -> Iterator[CandidateSet]:
+        rows = zip(self.prompts, self.start, self.before, texts, scores, strict=True)
+        for prompt, old, before, new, after in rows:
+            sides = (("start", old, before), ("now", new, after))
+            yield replace(prompt, responses=[Response(text, name, scores={"watch": s}) for name, text, s in sides])

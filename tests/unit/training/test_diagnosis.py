@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rankalign.data.records import CandidateSet, Response, write
+from rankalign.data.records import CandidateSet, Response, read, write
 from rankalign.data.shares import clustered_wilson
 from rankalign.evaluation.statistics import ratio_interval, wilson
 from rankalign.training.arguments import parse_settings
@@ -153,7 +153,7 @@ def test_a_run_warns_once_on_stderr_and_in_the_log(tmp_path: Path, capsys: pytes
 # --- watching answers --------------------------------------------------------------------------------------------
 
 
-def test_watched_answers_are_set_against_those_of_the_start() -> None:
+def test_watched_answers_are_set_against_those_of_the_start(tmp_path: Path) -> None:
     from rankalign.evaluation.texts.while_training import Watch
 
     class Length:
@@ -171,6 +171,12 @@ def test_watched_answers_are_set_against_those_of_the_start() -> None:
     assert found["watched"] == 4
     assert found["repetition"] == pytest.approx((1 - 1 / 3) / 5)
     assert watch("start")["win_rate"] == 0.5
+    kept = Watch(prompts, lambda model, sets: answers[model], Length(), "start", tmp_path / "w.jsonl")  # type: ignore[arg-type]
+    assert not (tmp_path / "w.jsonl").exists()
+    assert kept("now") == found
+    seen = [(r.id, [(x.policy, x.text, x.scores["watch"]) for x in r.responses]) for r in read(tmp_path / "w.jsonl")]
+    assert seen[0] == ("p0", [("start", "aa", 2.0), ("now", "aaa", 3.0)])
+    assert seen[3] == ("p3", [("start", "", None), ("now", "x", 1.0)])
 
 
 def test_a_run_watches_its_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,5 +200,8 @@ def test_a_run_watches_its_answers(tmp_path: Path, capsys: pytest.CaptureFixture
         assert line["eval_win_rate_low"] <= line["eval_win_rate"] <= line["eval_win_rate_high"]
         assert line["eval_watched"] == 4
         assert 0 <= line["eval_repetition"] <= 1
+    kept = list(read(tmp_path / "run" / "watched.jsonl"))
+    scores = [[response.scores["watch"] for response in record.responses] for record in kept]
+    assert lines[-1]["eval_win_rate"] == sum((1 + (b > a) - (b < a)) / 2 for a, b in scores) / 4
     assert main(["train", *words, "--eval_strategy", "no"]) == 1
     assert "--watch needs" in capsys.readouterr().err

@@ -36,6 +36,7 @@
   const few = (on) => {
     list.classList.toggle("few", on);
     all.hidden = !on;
+    count.textContent = `${on ? FEW : items.length} of ${items.length} prompts`;
   };
 
   const filter = () => {
