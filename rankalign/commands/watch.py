@@ -19,7 +19,7 @@ from rankalign.errors import InputError
 
 EXAMPLE = "rankalign watch runs/rrhf"
 EVERY = 2.0  # seconds between two looks of the terminal
-CLEAR = "\x1b[H\x1b[2J\x1b[3J"
+CLEAR = "\x1b[H\x1b[2J"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
