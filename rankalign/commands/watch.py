@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Watch until Ctrl-C, in the terminal also until the run is finished; returns how things stood last."""
-    from rankalign.interactive.follow import Follower
+    from rankalign.evaluation.tables import some
+    from rankalign.interactive.follow import Follower, logs_of
 
     folder = Path(args.folder)
     if folder.exists() and not folder.is_dir():
@@ -41,6 +42,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if args.once:
             raise InputError(f"{folder}: no such folder")
         print(f"{folder} is not there yet: waiting for a run to begin in it", file=sys.stderr)
+    if not logs_of(folder) and (runs := sorted(path.parent for path in folder.glob("*/log.jsonl"))):
+        raise InputError(
+            f"{folder}: holds several runs, and no log of its own; name one of them: {some([str(run) for run in runs])}"
+        )
     follower = Follower(folder)
     if args.terminal or args.once:
         return _terminal(follower, args.once, args.json)

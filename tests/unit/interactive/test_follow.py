@@ -205,3 +205,7 @@ def test_the_command_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     assert main(["watch", str(tmp_path / "absent"), "--once"]) == 1
     assert main(["watch", str(tmp_path / "run" / "log.jsonl")]) == 1
     assert "is a file; give the folder of a run" in capfd.readouterr().err
+    assert main(["watch", str(tmp_path)]) == 1
+    assert (
+        f"holds several runs, and no log of its own; name one of them: '{tmp_path / 'run'}'" in capfd.readouterr().err
+    )
