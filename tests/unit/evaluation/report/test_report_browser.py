@@ -11,7 +11,7 @@ import pytest
 
 from rankalign.evaluation.report import page as report
 from rankalign.storage.jsonl import read_rows, write_rows
-from tests.unit.chromium import BROWSER, listened
+from tests.unit.chromium import BROWSER, listened, playwright
 from tests.unit.evaluation.report.test_report import HOSTILE, make_run
 
 pytest.importorskip("jinja2")
@@ -144,3 +144,43 @@ def test_a_phone_needs_no_sideways_scrolling_and_no_magnifier(page: Any) -> None
     )
     assert small == 0
     assert page.evaluate("document.querySelector('#search').getBoundingClientRect().height") >= 36
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_is_short_and_its_links_unfold(page: Any, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 844})
+    assert page.evaluate("document.documentElement.scrollHeight") < 7000
+    assert page.locator("article:visible").count() == 20
+    assert page.locator("#count").inner_text() == "20 of 24 prompts"
+    page.click("#all")
+    assert page.locator("article:visible").count() == 24
+    assert not page.locator("#part-training figure").first.is_visible()
+    page.click("nav a[href='#training']")
+    playwright.expect(page.locator("#part-training figure").first).to_be_visible()
+    ticks = page.locator("#part-training svg").first.locator("[id*=xtick] text").all_text_contents()
+    assert len(ticks) > 1
+    assert all(tick.isdecimal() for tick in ticks)  # steps are whole
+
+
+def test_what_differs_between_two_answers_is_marked(page: Any) -> None:
+    marks = page.locator("article ins, article del")
+    assert marks.count() > 0
+    side = "[...document.querySelectorAll('article')].map((a) => [...a.querySelectorAll('.sides .text')])"
+    kept = page.evaluate(
+        f"{side}.filter((pair) => pair.some((p) => p.querySelector('ins, del'))).map((pair) => pair.map((p) => "
+        "[...p.childNodes].filter((n) => n.nodeType === 3).map((n) => n.data.trim()).join('').replace(/\\s/g, '')))"
+    )
+    assert kept
+    assert all(left == right for left, right in kept)  # what is not marked, both have
+
+
+def test_a_table_that_goes_on_sideways_says_so(page: Any) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.evaluate("document.querySelectorAll('details').forEach((node) => { node.open = true; })")
+    playwright.expect(page.locator(".scroll.wide").first).to_be_visible()
+    wide = page.evaluate(
+        "[...document.querySelectorAll('.scroll')].map((box) => [box.scrollWidth > box.clientWidth + 1,"
+        " box.classList.contains('wide'), getComputedStyle(box, '::before').content.includes('sideways')])"
+    )
+    assert any(over for over, *_ in wide)
+    assert all(over == marked == said for over, marked, said in wide)
