@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from rankalign.data import records
 from rankalign.evaluation.report import page as report
 from rankalign.storage.jsonl import read_rows, write_rows
 from tests.unit.chromium import BROWSER, listened, playwright
@@ -23,6 +24,9 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page with every section, hostile text in each."""
     folder = make_run(tmp_path_factory.mktemp("run"), hostile=True)
+    after = list(records.read(folder / "after.jsonl"))
+    after[12].responses[0].text = after[12].responses[0].text.replace("something", f"nothing {HOSTILE[0]}")
+    records.write(folder / "after.jsonl", after)
     rows = [
         {"id": HOSTILE[k % 4], "epoch": k // 4, "step": k, "loss": 1.0 + k % 3, "margin": (-1) ** k * 1.0, "tau": 0.5}
         for k in range(4, 12)
