@@ -62,6 +62,7 @@ support: $(DEV)
 
 docs: $(DEV)
 	$(BIN)/python -m docs.reference
+	$(BIN)/python -m docs.loss_defaults
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(DEV)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rankalign.data import messages, templates
 from rankalign.data.judges import combined, weighted
-from rankalign.data.records import CandidateSet, Prompt, Response, refusal
+from rankalign.data.records import CandidateSet, Prompt, Response, is_own, refusal
 from rankalign.data.render import NEUTRAL, Answer, Rendering, Written, encode_text
 from rankalign.errors import InputError, RecordError
 from rankalign.storage.jsonl import OnError, give_up
@@ -98,6 +98,7 @@ class TokenList:
         axes: of a reward model with several outputs, the scores of each candidate by axis; else empty.
         unlearned: for each candidate the spans ``(start, end)`` of its tokens that are context and get no loss: results
             of tools, masked thoughts. Empty where no candidate of the list has any.
+        own: for each candidate whether the model that is trained wrote it, as rounds note it; empty where none is said.
     """
 
     id: str
@@ -106,6 +107,7 @@ class TokenList:
     scores: list[float]
     axes: list[list[float]] = field(default_factory=list)
     unlearned: list[Spans] = field(default_factory=list)
+    own: list[bool] = field(default_factory=list)
 
     @property
     def lengths(self) -> list[int]:
@@ -180,13 +182,15 @@ class Encoder:
         if kept:
             prompt, written = self._fitted(record, [answer for answer, _, _ in kept])
             axes = [self._on_axes(response) or [] for _, _, response in kept] if self.options.axes else []
-            tokens = _list(record.id, prompt, written, [score for _, score, _ in kept], axes)
+            own = [is_own(response) for _, _, response in kept]
+            tokens = _list(record.id, prompt, written, [score for _, score, _ in kept], axes, own)
             self._add("all_masked", len(kept) - len(tokens.responses))
         if not kept or not tokens.responses:
             self.counts["dropped_prompts"] += 1
             return None
         if record.meta.get("margin") is not None:
             self.counts["margin_unused"] += 1
+        self._add("own_answers", sum(tokens.own))
         self._add("tokens_without_loss", sum(map(len, tokens.responses)) - sum(tokens.lengths))
         self._count(tokens.scores)
         return tokens
@@ -305,7 +309,12 @@ def _holds(message: messages.Message) -> bool:
 
 
 def _list(
-    ident: str, prompt: list[int], written: Sequence[Written], scores: Sequence[float], axes: Sequence[list[float]]
+    ident: str,
+    prompt: list[int],
+    written: Sequence[Written],
+    scores: Sequence[float],
+    axes: Sequence[list[float]],
+    own: Sequence[bool],
 ) -> TokenList:
     """The candidates of which anything is learned."""
     kept = [i for i, answer in enumerate(written) if answer.learned or not answer.ids]
@@ -317,6 +326,7 @@ def _list(
         [scores[i] for i in kept],
         [axes[i] for i in kept] if axes else [],
         spans if any(spans) else [],
+        [own[i] for i in kept] if any(own) else [],
     )
 
 

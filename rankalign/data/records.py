@@ -122,6 +122,15 @@ class CandidateSet:
 LARGEST_SCORE = 1e100  # a million squares of it still fit in a double, which ends at 1.8e308
 
 
+ROUND, MIXED = "round", "start_share"
+"""Keys of ``Response.sampling``: the round whose weights wrote an answer; the start model's share in it, if any."""
+
+
+def is_own(response: Response) -> bool:
+    """Whether the model that a round trains wrote the response, by itself."""
+    return ROUND in response.sampling and MIXED not in response.sampling
+
+
 def score_of(record: CandidateSet, response: Response, judge: str) -> float | None:
     """The score to calculate with, None where missing; ranking alone takes any finite score.
 

@@ -41,6 +41,7 @@ def schema(vocabulary: int) -> pa.Schema:
         "scores": pa.list_(pa.float64()),
         "unlearned": pa.list_(pa.list_(pa.uint32())),
         "axes": pa.list_(pa.list_(pa.float64())),
+        "own": pa.list_(pa.uint8()),
         "longest": pa.uint32(),
         "largest": pa.uint32(),
     })  # fmt: skip
@@ -55,11 +56,12 @@ def to_batch(lists: Sequence[TokenList], vocabulary: int) -> pa.RecordBatch:
     import pyarrow as pa
 
     kinds = schema(vocabulary)
-    told: list[list[Any]] = [[], [], [], [], [], []]
+    told: list[list[Any]] = [[], [], [], [], [], [], []]
     for t in lists:
         spans = [[i for span in spans for i in span] for spans in t.unlearned]
         scores, axes = [*map(float, t.scores)], [[*map(float, row)] for row in t.axes]
-        for column, value in zip(told, (t.id, t.prompt, t.responses, scores, spans, axes), strict=True):
+        own = [*map(int, t.own)]
+        for column, value in zip(told, (t.id, t.prompt, t.responses, scores, spans, axes, own), strict=True):
             column.append(value)
     try:
         columns = [pa.array(column, kinds.field(i).type) for i, column in enumerate(told)]
@@ -128,10 +130,11 @@ class TokenTable(Sequence[TokenList]):
             raise IndexError(index)
         number = bisect_right(self._starts, place) - 1
         batch, row = self._batches[number], place - self._starts[number]
-        ident, prompt, responses, scores, spans, axes = (batch.column(i)[row] for i in range(6))
+        ident, prompt, responses, scores, spans, axes, own = (batch.column(i)[row] for i in range(7))
         unlearned = [tuple(zip(flat[::2], flat[1::2], strict=True)) for flat in _lists(spans)]
         prompts, rated = prompt.values.to_numpy().tolist(), scores.values.to_numpy().tolist()
-        return TokenList(ident.as_py(), prompts, _lists(responses), rated, unlearned=unlearned, axes=_lists(axes))
+        wrote = own.values.to_numpy().astype(bool).tolist()
+        return TokenList(ident.as_py(), prompts, _lists(responses), rated, _lists(axes), unlearned, wrote)
 
     def repeated(self) -> tuple[str, int] | None:
         """An id that stands more than once, with how often; None where there is none."""

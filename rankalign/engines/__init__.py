@@ -102,6 +102,8 @@ class Policy:
         prompt_price: ``openai`` only: of a million prompt tokens, for the bill at the end.
         completion_price: ``openai`` only: of a million completion tokens.
         extra_body: ``openai`` only: more fields of every request, as the server names them.
+        start_share: ``hf`` in `rankalign iterate` only: draw from the geometric mixture
+            ``policy^(1 - share) * start^share`` of the weights of the moment and the start model; 1 is the start model.
         device_map: ``hf`` only: how a model that one GPU does not hold is laid over several, a name in
             :data:`rankalign.models.load.DEVICE_MAPS`; empty puts it on one.
         tensor_parallel_size: ``vllm`` only: GPUs that share each layer.
@@ -132,6 +134,7 @@ class Policy:
     prompt_price: float = 0.0
     completion_price: float = 0.0
     extra_body: dict[str, Any] = field(default_factory=dict)
+    start_share: float = 0.0
     device_map: str = ""
     tensor_parallel_size: int = 1
     gpu_memory_utilization: float = 0.0
@@ -150,6 +153,7 @@ class Policy:
             "tensor_parallel_size must be at least 1": self.tensor_parallel_size < 1,
             "gpu_memory_utilization must lie between 0 and 1": not 0 <= self.gpu_memory_utilization <= 1,
             "max_model_len must not be negative": self.max_model_len < 0,
+            "start_share must lie between 0 and 1": not 0 <= self.start_share <= 1,
         }
         for problem, broken in problems.items():
             if broken:
@@ -157,7 +161,7 @@ class Policy:
 
 
 OF_ENGINE = {
-    "hf": ("device_map",),
+    "hf": ("device_map", "start_share"),
     "vllm": (
         "tensor_parallel_size",
         "gpu_memory_utilization",

@@ -16,8 +16,10 @@ from rankalign.engines import Policy
 from rankalign.engines.beams import Ends, search
 from rankalign.engines.decode import Ending, Rows, sample, stream
 from rankalign.engines.local import LocalEngine
+from rankalign.engines.mixture import MixedRows, Start
 from rankalign.engines.sampling import uniforms
 from rankalign.engines.uncached import rows_of
+from rankalign.errors import InputError
 from rankalign.models import load as models
 
 MAX_ROWS = 64
@@ -67,6 +69,9 @@ class HFEngine(LocalEngine):
 
     in_memory = False
     """Whether the model was handed in and not named: weights of the moment have no folder to be measured by."""
+
+    start: Start | None = None
+    """The start model of a run whose weights of the moment these are, for :attr:`Policy.start_share`."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__(policy)
@@ -162,7 +167,15 @@ class HFEngine(LocalEngine):
         ids = [self._encode(prompt) for prompt in prompts]
         self._check_context(prompts, ids, self._context)
         ends = Ending(self.tokenizer, models.end_ids(self.model, self.tokenizer) | self._turn_end, self._stop)
-        return rows_of(self.model, ids, self.policy.sampling.max_new_tokens), ends
+        return self._rows(ids), ends
+
+    def _rows(self, ids: Sequence[list[int]]) -> Rows:
+        share, limit = self.policy.start_share, self.policy.sampling.max_new_tokens
+        if not share:
+            return rows_of(self.model, ids, limit)
+        if self.start is None:
+            raise InputError(f"policy {self.policy.name!r}: start_share is a setting of `rankalign iterate`")
+        return MixedRows(self.model, self.start, share, ids, limit)
 
     def _search(self, rows: Rows, ends: Ending, told: Ends) -> list[list[Response]]:
         """Answers by beam search; ``told`` is ``ends``, or asks something else as well."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from rankalign.losses.core import Loss, WithNLL
+from rankalign.losses.distributions import tdpo1, tdpo2, wpo_aligned
 from rankalign.losses.listwise import lambdaloss, listmle, listnet, nca, plackett_luce, pro, raft, sft
 from rankalign.losses.offsets import alpha_dpo, chi_po, dpo_shift, dpop, mappo, odpo, r_dpo
 from rankalign.losses.policy_gradient import dr_grpo, grpo, gspo, rloo, rloo_clipped, rloo_kl
@@ -36,6 +37,7 @@ from rankalign.losses.reference import (
 from rankalign.losses.reference_free import alphapo, cpo, orpo, ranknet, rrhf, simper, simpo, slic_hf
 from rankalign.losses.reference_listwise import approx_ndcg, exo_list, infonca, neural_ndcg, softmax_dpo, swepo
 from rankalign.losses.regression import a_star_po, cal_dpo, point_mse, point_sigmoid, rebel, reward_rpo
+from rankalign.losses.self_play import nash_md, xpo
 from rankalign.losses.targets import gamma_dpo, gamma_simpo
 from rankalign.losses.tokens import ld_dpo, sampo
 from rankalign.losses.weighted import beta_dpo, dr_dpo, focal_dpo, wpo
@@ -61,12 +63,15 @@ LOSSES: dict[str, Loss] = {
     **_register(_QUANTILES_AND_BASELINES, reference=True),
     **_register(_OFFSETS, reference=True),
     **_register(_TOKENS, reference=True, needs_tokens=True),
+    **_register((tdpo1, tdpo2), reference=True, needs_kls=True),
     **_register(_WEIGHTED, reference=True),
+    **_register((wpo_aligned,), reference=True, needs_squares=True),
     **_register(_REGRESSIONS, reference=True),
     **_register(_LISTS_OF_LOG_RATIOS, reference=True),
     **_register(_LISTS, reference=False),
     **_register((rloo, grpo, dr_grpo), reference=False),
     **_register((rloo_kl, rloo_clipped, gspo), reference=True),
+    **_register((xpo, nash_md), reference=True, needs_own=True),
     **_register((raft, sft), reference=False, alone=True),
 }
 

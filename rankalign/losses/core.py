@@ -99,6 +99,9 @@ class Loss:
         function: ``(Ranked, **keywords) -> (P,)``; its keywords and their defaults are the loss's whole config.
         needs_reference: it reads ``Ranked.ref_logps``.
         needs_tokens: it reads ``Ranked.token_logps``, and of the reference too where it needs one.
+        needs_squares: it reads ``Ranked.log_squares``.
+        needs_kls: it reads ``Ranked.ref_kls``, for which the reference runs beside the policy.
+        needs_own: it reads ``Ranked.own``.
         alone: it learns from a response that beats no other; all that only rank are exactly 0 on such a list.
     """
 
@@ -106,11 +109,20 @@ class Loss:
     needs_reference: bool = False
     alone: bool = False
     needs_tokens: bool = False
+    needs_squares: bool = False
+    needs_kls: bool = False
+    needs_own: bool = False
 
     @property
     def summary(self) -> str:
         """One line for ``rankalign ls losses``: the first of the docstring."""
         return (inspect.getdoc(self.function) or "").splitlines()[0]
+
+    @property
+    def beyond(self) -> list[str]:
+        """The fields of :class:`Ranked` that it reads of whole distributions, in the order of values."""
+        wanted = {"log_squares": self.needs_squares, "ref_kls": self.needs_kls}
+        return [name for name, needed in wanted.items() if needed]
 
     @property
     def defaults(self) -> dict[str, float | str | None]:

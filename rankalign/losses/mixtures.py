@@ -163,8 +163,11 @@ def mixture(weights: Mapping[str, float], losses: Mapping[str, Loss]) -> Loss:
         return weighted[0][2]
     return Mixture(
         function=_Sum(weighted),
-        needs_reference=any(loss.needs_reference for _, _, loss in weighted),
         alone=all(loss.alone for _, _, loss in weighted),
+        needs_reference=any(loss.needs_reference for _, _, loss in weighted),
         needs_tokens=any(loss.needs_tokens for _, _, loss in weighted),
+        needs_squares=any(loss.needs_squares for _, _, loss in weighted),
+        needs_kls=any(loss.needs_kls for _, _, loss in weighted),
+        needs_own=any(loss.needs_own for _, _, loss in weighted),
         weighted=weighted,
     )

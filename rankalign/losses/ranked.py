@@ -22,6 +22,9 @@ class Ranked:
         token_logps: (P, N, T) the log-probability of each counted token of a response, in order; what lies beyond its
             length means nothing. None for losses that read sums alone.
         ref_token_logps: (P, N, T) the same under the reference model.
+        log_squares: (P, N) sums over the counted tokens of log sum_v p_v^2 under the policy; no gradient.
+        ref_kls: (P, N) sums over the counted tokens of KL(reference || policy), nats.
+        own: (P, N) bool, True where the policy that trains wrote the response.
         seeds: (P,) a number of the prompt's own, by which losses that draw tokens draw them; None is 0 for all.
     """
 
@@ -34,12 +37,15 @@ class Ranked:
     token_logps: Tensor | None = None
     ref_token_logps: Tensor | None = None
     seeds: Tensor | None = None
+    log_squares: Tensor | None = None
+    ref_kls: Tensor | None = None
+    own: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = self.logps.shape
         if self.logps.dim() != 2:
             raise ValueError(f"logps must be (P, N), got shape {tuple(shape)}")
-        for name in ("lengths", "scores", "mask", "ref_logps"):
+        for name in ("lengths", "scores", "mask", "ref_logps", "log_squares", "ref_kls", "own"):
             value = getattr(self, name)
             if value is not None and value.shape != shape:
                 raise ValueError(f"{name} must have the shape of logps {tuple(shape)}, got {tuple(value.shape)}")

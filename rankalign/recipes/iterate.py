@@ -18,7 +18,7 @@ from accelerate import PartialState
 
 from rankalign.data.encode import encode_text
 from rankalign.data.load import load
-from rankalign.data.records import CandidateSet, read, score_of, write
+from rankalign.data.records import CandidateSet, is_own, read, score_of, write
 from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.models.merge import merge_lora
@@ -338,7 +338,7 @@ def _row(config: IterateConfig, number: int, path: Path, steps: int, step: int, 
 
 def _scores(record: CandidateSet, name: str, own: bool = False) -> list[float]:
     """A record's scores, an answer that came several times several times; ``own`` takes the current model's alone."""
-    answers = [r for r in record.responses if not own or "round" in r.sampling]
+    answers = [r for r in record.responses if not own or is_own(r)]
     return [value for r in answers if (value := score_of(record, r, name)) is not None for _ in range(r.count)]
 
 

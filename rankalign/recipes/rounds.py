@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rankalign.config import SampleConfig, ScoreConfig, ScorerConfig
 from rankalign.data.encode import EncodeOptions, Encoder, TokenList
-from rankalign.data.records import CandidateSet, read, score_of, write
+from rankalign.data.records import MIXED, ROUND, CandidateSet, read, score_of, write
 from rankalign.engines import Policy, identity
 from rankalign.engines.settings import policy_settings
 from rankalign.models import load as models
@@ -104,7 +104,7 @@ class Current:
     @property
     def tag(self) -> dict[str, Any]:
         """What is noted with each answer they write."""
-        return {"round": self.number, "step": self.step, "weights": self.weights[:16]}
+        return {ROUND: self.number, "step": self.step, "weights": self.weights[:16]}
 
 
 def is_current(policy: Policy) -> bool:
@@ -118,19 +118,25 @@ class CurrentAnswerer(Answerer):
     Args:
         policy: its settings.
         now: the weights.
-        start: name of the model that they were before any training.
+        start: the model that they were before any training, which may have a share in what is drawn.
         tokenizer: theirs, where they are in memory.
     """
 
-    def __init__(self, policy: Policy, now: Current, start: str, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    def __init__(
+        self, policy: Policy, now: Current, start: StartModel, tokenizer: PreTrainedTokenizerBase | None
+    ) -> None:
         super().__init__(policy)
-        self.now, self.start, self.tag = now, start, now.tag
+        # What the start model has a share in is not the policy's own.
+        tag = {**now.tag, **({MIXED: policy.start_share} if policy.start_share else {})}
+        self.now, self.start, self.tag = now, start, tag
+        engine: Any = self.engine
+        engine.start = start.beside
         if now.model is not None:
-            engine: Any = self.engine
-            engine.take(now.model, tokenizer, start, now.number)
+            engine.take(now.model, tokenizer, start.name, now.number)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CurrentAnswerer, (self.policy, self.now, self.start, None)  # of weights in a folder: others stay
+        start = StartModel(self.start.name, self.start.below_adapter)  # by name: it is loaded where it is asked
+        return CurrentAnswerer, (self.policy, self.now, start, None)  # of weights in a folder: others stay
 
     def __call__(self, batch: Batch) -> list[Any]:
         """The responses to each prompt, as JSON."""
@@ -308,7 +314,7 @@ class Gatherer:
         return made
 
     def _current_answerer(self, policy: Policy, now: Current) -> Answerer:
-        made = CurrentAnswerer(policy, now, self.start.name, self.tokenizer)
+        made = CurrentAnswerer(policy, now, self.start, self.tokenizer)
         if now.model is not None:
             self._engines[policy.name] = made.engine  # what a sampler has loaded stays for the next round
         return made

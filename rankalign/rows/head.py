@@ -222,7 +222,7 @@ _label_logps: Callable[..., Tensor] = _LabelLogps.apply
 
 def _forward_chunk(head: Head, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(positions,) logit of the label, largest logit, and sum of exp(logit - largest) over the vocabulary."""
-    narrow, wide = _types(hidden, head.weight)
+    narrow, wide = operand_types(hidden, head.weight)
     hidden = hidden.to(narrow)
     top = torch.full(labels.shape, -torch.inf, dtype=wide, device=hidden.device)
     own, total = torch.empty_like(top), torch.zeros_like(top)
@@ -243,7 +243,7 @@ class _Grads:
     """
 
     def __init__(self, hidden: Tensor, head: Head, grad: Tensor, total: Tensor, needed: tuple[bool, ...]) -> None:
-        self.narrow, self.wide = _types(hidden, head.weight)
+        self.narrow, self.wide = operand_types(hidden, head.weight)
         self.x, self.total, self.half = hidden.to(self.narrow), total[:, None], self.narrow != self.wide
         self.factor = -grad[:, None] if self.half else -grad[:, None] / self.total
         self.hidden = torch.zeros_like(hidden, dtype=self.wide) if needed[0] else None
@@ -287,7 +287,7 @@ def _labels_in(labels: Tensor, at: slice) -> tuple[Tensor, Tensor]:
     return rows, labels[rows] - at.start
 
 
-def _types(hidden: Tensor, weight: Tensor) -> tuple[torch.dtype, torch.dtype]:
+def operand_types(hidden: Tensor, weight: Tensor) -> tuple[torch.dtype, torch.dtype]:
     """The type of a product's operands and of its sums. Half-precision units are used where they sum in fp32."""
     wide = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
     half = next((t.dtype for t in (hidden, weight) if t.is_cuda and t.element_size() == 2), wide)

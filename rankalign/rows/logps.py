@@ -18,13 +18,14 @@ from torch.distributed.fsdp import FSDPModule
 from rankalign.errors import InputError
 from rankalign.rows import trunk
 from rankalign.rows.experts import balance_of
-from rankalign.rows.head import head_layer, head_of, label_logps
+from rankalign.rows.head import head_layer, head_of
 from rankalign.rows.own import replaced_forward, trunk_of
 from rankalign.rows.positions import forget_longer, reach
 from rankalign.rows.tree import Lists, Rows, Tokens, padded_rows, tree_row
 from rankalign.rows.trial import can_be_tried, check_causal, evaluating, try_out
 from rankalign.rows.upload import to_device
 from rankalign.rows.verdict import verdict_of
+from rankalign.rows.whole import NOTHING, Beyond, Reference, label_values
 from rankalign.rows.wide import in_float32, rounds_products
 
 LAYOUTS = ("auto", "tree", "padded")
@@ -47,6 +48,7 @@ def list_logps(
     layout: str = "auto",
     unlearned: Spans = (),
     tokens: bool = False,
+    beyond: Beyond = NOTHING,
 ) -> Tensor:
     """Sum of the log-probabilities of each response's tokens given its prompt.
 
@@ -57,12 +59,30 @@ def list_logps(
         layout: how rows are laid out, one of ``LAYOUTS``; ``auto`` is ``tree`` where :func:`supports_tree` says so.
         unlearned: tokens of responses that are read and not counted, see :data:`Spans`; empty counts all.
         tokens: give every counted token's own, and not their sum.
+        beyond: what else of each token's distribution is wanted, summed as the log-probabilities are.
 
     Returns:
         (P, N) in nats, fp32 (fp64 for an fp64 model), 0 where a prompt has fewer than N responses; with ``tokens``
-        (P, N, T), 0 where a response has fewer than T counted tokens. Differentiable.
+        (P, N, T), 0 where a response has fewer than T counted tokens; with something ``beyond`` one dimension more, the
+        log-probabilities first. Differentiable.
     """
-    return in_lists(_flat_logps(model, prompts, responses, layout), responses, unlearned, tokens)
+    return in_lists(_flat_logps(model, prompts, responses, layout, beyond), responses, unlearned, tokens)
+
+
+@torch.no_grad()
+def reference_at(model: nn.Module, prompts: Sequence[Tokens], responses: Lists, layout: str = "auto") -> Reference:
+    """A reference at every response token, in the order of :func:`list_logps`, whose layout must be the same.
+
+    Args:
+        model: the reference, in eval mode.
+        prompts: as in :func:`list_logps`.
+        responses: as in :func:`list_logps`, with a token at least.
+        layout: as in :func:`list_logps`.
+    """
+    lm = causal_lm(model)
+    rows = lay_out(lm, prompts, responses, layout)
+    assert rows is not None
+    return Reference(head_of(lm), inside(model, lambda: label_states(lm, rows)))
 
 
 def token_logps(
@@ -86,7 +106,7 @@ def token_logps(
 
 def in_lists(flat: Tensor, responses: Lists, unlearned: Spans = (), tokens: bool = False) -> Tensor:
     """:func:`sum_responses`, or with ``tokens`` (P, N, T): the values of each response's counted tokens, in order, with
-    0 behind them."""
+    0 behind them. Several values a token, (all response tokens, C), give (P, N, C) or (P, N, T, C)."""
     if not tokens:
         return sum_responses(flat, responses, unlearned)
     spanned = any(spans for candidates in unlearned for spans in candidates)
@@ -97,19 +117,23 @@ def in_lists(flat: Tensor, responses: Lists, unlearned: Spans = (), tokens: bool
     places = [p * width + n for p, candidates in enumerate(responses) for n in range(len(candidates))]
     slots = [place * longest + k for place, size in zip(places, sizes, strict=True) for k in range(size)]
     slot, at = to_device(flat.device, torch.tensor(slots, dtype=torch.long), counted.nonzero().squeeze(1))
-    spread = flat.new_zeros(len(responses) * width * longest).index_add(0, slot, flat.index_select(0, at))
-    return spread.view(len(responses), width, longest)
+    more = flat.shape[1:]
+    spread = flat.new_zeros(len(responses) * width * longest, *more).index_add(0, slot, flat.index_select(0, at))
+    return spread.view(len(responses), width, longest, *more)
 
 
 def sum_responses(flat: Tensor, responses: Lists, unlearned: Spans = ()) -> Tensor:
     """(P, N) sums over the tokens of each response, of (all response tokens,) values list after list; those in the
     spans ``unlearned`` are left out, and so is their gradient."""
     if any(spans for candidates in unlearned for spans in candidates):
-        flat = torch.where(_counted(responses, unlearned).to(flat.device), flat, flat.new_zeros(()))
+        counted = _counted(responses, unlearned).to(flat.device)
+        flat = torch.where(counted if flat.dim() == 1 else counted[:, None], flat, flat.new_zeros(()))
     width = max((len(candidates) for candidates in responses), default=0)
     slots = [p * width + n for p, candidates in enumerate(responses) for n, r in enumerate(candidates) for _ in r]
     (slot,) = to_device(flat.device, torch.tensor(slots, dtype=torch.long))
-    return flat.new_zeros(len(responses) * width).index_add(0, slot, flat).view(len(responses), width)
+    more = flat.shape[1:]
+    sums = flat.new_zeros(len(responses) * width, *more).index_add(0, slot, flat)
+    return sums.view(len(responses), width, *more)
 
 
 def _counted(responses: Lists, unlearned: Spans) -> Tensor:
@@ -231,13 +255,17 @@ def causal_lm(model: Any) -> Any:
     return model.get_base_model()
 
 
-def _flat_logps(model: nn.Module, prompts: Sequence[Tokens], responses: Lists, layout: str) -> Tensor:
-    """(all response tokens,) log-probs, list after list."""
+def _flat_logps(
+    model: nn.Module, prompts: Sequence[Tokens], responses: Lists, layout: str, beyond: Beyond = NOTHING
+) -> Tensor:
+    """(all response tokens,) log-probs, list after list; with something ``beyond`` (all response tokens, C)."""
     lm = causal_lm(model)
     own = reach(lm)
     if own is not None and _longest(prompts, responses) > own and sum(map(len, responses)) > 1:
         pairs = [(p, r) for p, candidates in zip(prompts, responses, strict=True) for r in candidates]
-        return torch.cat([_flat_logps(model, [p], [[r]], "padded") for p, r in pairs])
+        if beyond.reference is not None:
+            raise InputError(f"beyond {own} tokens this {lm.config.model_type} model runs answers alone, without KLs")
+        return torch.cat([_flat_logps(model, [p], [[r]], "padded", beyond) for p, r in pairs])
     rows = lay_out(lm, prompts, responses, layout)
     # The balance of experts is a matter of all tokens, of answers without a gradient of their own too.
     note = rows.forest.note_gradient if rows and rows.forest and not balance_of(lm) else None
@@ -245,10 +273,11 @@ def _flat_logps(model: nn.Module, prompts: Sequence[Tokens], responses: Lists, l
     def compute() -> Tensor:
         layer = head_layer(lm)
         if rows is None:
-            return torch.zeros(0, dtype=torch.promote_types(layer.weight.dtype, torch.float32), device=lm.device)
+            shape = (0, beyond.columns) if beyond else (0,)
+            return torch.zeros(shape, dtype=torch.promote_types(layer.weight.dtype, torch.float32), device=lm.device)
         there = on_device(lm, rows)
         states = label_states(lm, there)
-        return as_forward(layer, lambda some: label_logps(head_of(lm), some, there.labels, note), states)
+        return as_forward(layer, lambda some: label_values(head_of(lm), some, there.labels, beyond, note), states)
 
     return inside(model, compute)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rankalign.errors import InputError
 from rankalign.rows.checks import Checks
-from rankalign.rows.head import head_of, label_logps
+from rankalign.rows.head import head_of
 from rankalign.rows.logps import (
     TOLERANCE,
     Spans,
@@ -36,6 +36,7 @@ from rankalign.rows.recipes import layers_run_again
 from rankalign.rows.tree import Forest, Lists, Prefix, Rows, Tokens, branch_row, cut, tree_row, tree_tokens
 from rankalign.rows.upload import to_device
 from rankalign.rows.verdict import verdict_of
+from rankalign.rows.whole import NOTHING, Beyond, Reference, label_values
 
 # Share of a hidden state that rounding in 16 bits may change: deep models lose a few hundredths, dropout a third.
 MOST_ROUNDING = 0.1
@@ -58,6 +59,7 @@ def backward_two_pass(
     unlearned: Spans = (),
     checks: Checks | None = None,
     tokens: bool = False,
+    beyond: Beyond = NOTHING,
 ) -> tuple[Tensor, Tensor]:
     """Backward of a loss over whole lists with the memory of a prompt and one chunk, however long the lists are.
 
@@ -78,6 +80,7 @@ def backward_two_pass(
         unlearned: as in :func:`rankalign.rows.logps.list_logps`.
         checks: takes what has to hold, for the caller to settle; None settles it here.
         tokens: as in :func:`rankalign.rows.logps.list_logps`.
+        beyond: as there; a reference as :func:`reference_in_chunks` gives it.
 
     Returns:
         The loss and the log-probs that it read, both detached.
@@ -88,7 +91,7 @@ def backward_two_pass(
     """
     agreement = checks or Checks()
     check_request(causal_lm(model), prompts, layout)
-    task = _Task(model, prompts, responses, token_budget, layout, unlearned, tokens)
+    task = _Task(model, prompts, responses, token_budget, layout, unlearned, tokens, beyond)
     everything = [(p, n) for p, candidates in enumerate(responses) for n, r in enumerate(candidates) if len(r)]
     if not everything:
         raise ValueError("no response has a token")
@@ -117,6 +120,16 @@ def backward_two_pass(
     if hasattr(model, "no_sync"):  # ranks have different chunks; they meet once, in a backward that adds nothing
         torch.autograd.backward(list_logps(model, prompts[:1], [responses[0][:1]], layout=layout).sum() * 0.0)
     return loss.detach(), logps.detach()
+
+
+@torch.no_grad()
+def reference_in_chunks(
+    model: nn.Module, prompts: Sequence[Tokens], responses: Lists, token_budget: int, layout: str = "auto"
+) -> Reference:
+    """:func:`rankalign.rows.logps.reference_at` of lists that do not fit in memory; arguments as there and above."""
+    task = _Task(model, prompts, responses, token_budget, layout)
+    done, last = task.first_pass([(p, n) for p, row in enumerate(responses) for n, r in enumerate(row) if len(r)])
+    return Reference(head_of(causal_lm(model)), torch.cat([*done, last.states]))
 
 
 @dataclass
@@ -160,13 +173,15 @@ class _Task:
     layout: str
     unlearned: Spans = ()
     tokens: bool = False
+    beyond: Beyond = NOTHING
 
     def logps(self, states: Tensor) -> Tensor:
         """(P, N) log-probs, or (P, N, T), from the (all response tokens, hidden) states that predict them."""
         tokens = torch.tensor([token for row in self.responses for r in row for token in r])
         (labels,) = to_device(states.device, tokens)
         head = head_of(causal_lm(self.model))
-        return in_lists(label_logps(head, states, labels), self.responses, self.unlearned, self.tokens)
+        values = label_values(head, states, labels, self.beyond)
+        return in_lists(values, self.responses, self.unlearned, self.tokens)
 
     def by_candidate(self, candidates: list[Candidate], values: Tensor) -> dict[Candidate, Tensor]:
         """Rows of (all response tokens, ...) values by candidate."""

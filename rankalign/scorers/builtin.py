@@ -29,6 +29,18 @@ def _analyzer() -> Any:
     return SentimentIntensityAnalyzer()
 
 
+def written_by(samples: Sequence[str], policies: Sequence[str], policy: str = "dataset") -> list[float]:
+    """1 for each response of one policy, 0 for those of all others: SPIN's preference for what people wrote over what
+    the model writes (Chen et al. 2024, arXiv:2401.01335).
+
+    Args:
+        samples: one a response.
+        policies: who wrote each.
+        policy: whose are preferred.
+    """
+    return [float(name == policy) for name in policies]
+
+
 def words(samples: Sequence[str], outputs: Sequence[str], **metadata: Any) -> list[float]:
     """How many words each response has: the judge to suspect when a better one agrees with it."""
     return [float(len(pieces(text))) for text in outputs]

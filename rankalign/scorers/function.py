@@ -23,6 +23,7 @@ from rankalign.storage.files import sha256_file
 
 _Kind = inspect.Parameter
 _POSITIONAL = (_Kind.POSITIONAL_ONLY, _Kind.POSITIONAL_OR_KEYWORD, _Kind.VAR_POSITIONAL)
+Sample = tuple[CandidateSet, str, str]  # record, who answered, the answer
 _NAMED = (_Kind.POSITIONAL_OR_KEYWORD, _Kind.KEYWORD_ONLY)
 
 
@@ -36,7 +37,7 @@ class FunctionScorer:
         reward_fn(samples, prompts, outputs, **metadata) -> list[float]
 
     ``samples`` are prompt and response as one text, ``prompts`` and ``outputs`` its two parts, ``tokenizer`` is that of
-    the policy in PPO and else None.
+    the policy in PPO and else None. A parameter called ``policies`` gets the name of who wrote each response.
     Metadata is each option of the scorer as it stands, and each key of the records' ``meta`` as a list with one entry a
     sample (None where a record lacks it). A chat counts as its messages' texts with blank lines between.
 
@@ -82,7 +83,7 @@ class FunctionScorer:
 
     def token_scores(self, sets: Sequence[CandidateSet]) -> list[list[float | list[float] | None]]:
         """As :meth:`score`, but a list of numbers for a response comes back as it is."""
-        samples = [(r, _output(response)) for r in sets for response in r.responses]
+        samples = [(r, response.policy, _output(response)) for r in sets for response in r.responses]
         values = _plain(self._call(samples)) if samples else []
         if not isinstance(values, list | tuple) or len(values) != len(samples):
             found = len(values) if isinstance(values, list | tuple) else f"a {type(values).__name__}"
@@ -112,7 +113,7 @@ class FunctionScorer:
         bound = {"bound": repr(_bound(self._function))} if isinstance(self._function, functools.partial) else {}
         return {"kind": "function", "function": self.spec, "options": self.metadata, "sha256": code, **bound}
 
-    def _call(self, samples: Sequence[tuple[CandidateSet, str]]) -> Any:
+    def _call(self, samples: Sequence[Sample]) -> Any:
         positional, keywords = self._arguments(samples)
         try:
             inspect.signature(self._function).bind(*positional, **keywords)
@@ -125,13 +126,15 @@ class FunctionScorer:
         except Exception as error:  # the function is the user's: it may raise anything, and its message is for the user
             raise InputError(f"{self._where} raised {type(error).__name__}: {error}") from error
 
-    def _arguments(self, samples: Sequence[tuple[CandidateSet, str]]) -> tuple[list[Any], dict[str, Any]]:
-        keys = dict.fromkeys(key for record, _ in samples for key in record.meta)
-        given = {key: [record.meta.get(key) for record, _ in samples] for key in keys} | self.metadata
+    def _arguments(self, samples: Sequence[Sample]) -> tuple[list[Any], dict[str, Any]]:
+        keys = dict.fromkeys(key for record, _, _ in samples for key in record.meta)
+        given = {key: [record.meta.get(key) for record, _, _ in samples] for key in keys} | self.metadata
+        if "policies" in self._names:  # and not among what others take as it comes
+            given["policies"] = [policy for _, policy, _ in samples]
         given |= {  # these names are ours, also where a record's meta has them
-            "samples": [_text(record.prompt, output) for record, output in samples],
-            "prompts": [_text(record.prompt) for record, _ in samples],
-            "outputs": [output for _, output in samples],
+            "samples": [_text(record.prompt, output) for record, _, output in samples],
+            "prompts": [_text(record.prompt) for record, _, _ in samples],
+            "outputs": [output for _, _, output in samples],
             "tokenizer": self.tokenizer,
         }
         positional = [given.pop("samples")] if self._first and self._first not in given else []

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -16,6 +16,18 @@ from rankalign.training.settings import ModelSettings
 
 Compute = Callable[[Any, Sequence[TokenList]], list[Tensor]]
 """(N,) log-probabilities of each list under a model."""
+
+
+class Beside(Protocol):
+    """A reference model at hand."""
+
+    def beside(self, model: Any, untouched: bool = False) -> AbstractContextManager[Any]:
+        """The reference of ``model``, for as long as the context lasts; see :class:`StartModel`."""
+        ...
+
+    def forget(self) -> None:
+        """Give back the memory of what can be had again."""
+        ...
 
 
 class StartModel:
@@ -36,7 +48,7 @@ class StartModel:
         self._copy: Any = None
 
     @contextmanager
-    def beside(self, model: Any, untouched: bool) -> Iterator[Any]:
+    def beside(self, model: Any, untouched: bool = False) -> Iterator[Any]:
         """The start model, in eval mode, for as long as the context lasts; ``model`` is what trains."""
         training = model.training
         try:
@@ -66,15 +78,15 @@ class StartModel:
 
 
 class References:
-    """What the start model gives to lists, from the cache where it is known.
+    """What the reference gives to lists, from the cache where it is known.
 
     Args:
-        cache: where they are kept.
+        cache: where they are kept; None where the reference moves, and nothing that is known holds for long.
         start: computes the others.
         compute: how.
     """
 
-    def __init__(self, cache: ReferenceCache, start: StartModel, compute: Compute) -> None:
+    def __init__(self, cache: ReferenceCache | None, start: Beside, compute: Compute) -> None:
         self.cache, self.start, self._compute = cache, start, compute
 
     def of(self, model: Any, lists: Sequence[TokenList], untouched: bool) -> list[Tensor]:
@@ -90,4 +102,4 @@ class References:
             with self.start.beside(model, untouched) as reference:
                 return self._compute(reference, some)
 
-        return self.cache.logps(lists, compute)
+        return compute(lists) if self.cache is None else self.cache.logps(lists, compute)

@@ -210,6 +210,12 @@ class TrainConfig(TrainingArguments):
             raise InputError("--watch and ROUGE need a model that answers, which one sharded by DeepSpeed does not")
         if self.batch_by == "tokens" and processes.asked_to_shard(self):
             raise InputError("--batch_by tokens works with one process or DDP, not where weights are sharded")
+        if self.loss_entry.needs_kls and processes.asked_to_shard(self):
+            raise InputError(
+                f"loss {self.loss!r} runs the reference beside the policy: one process or DDP, not sharded weights"
+            )
+        if self.sync_ref_model and (self.references == "before" or processes.asked_to_shard(self)):
+            raise InputError("--sync_ref_model: whole weights, on one process or DDP, and not --references before")
         self._n_gpu = min(self.n_gpu, 1)  # one process drives one GPU; several GPUs take a launcher
 
     def _check_adapter(self) -> None:

@@ -91,8 +91,18 @@ def pad(rows: Sequence[Sequence[float] | Tensor], width: int, fill: float = 0.0)
     return out
 
 
-def to_ranked(examples: Sequence[Example], logps: Tensor) -> Ranked:
-    """What a loss reads, from a batch and the policy's log-probabilities, (P, N) or by token (P, N, T)."""
+def to_ranked(examples: Sequence[Example], logps: Tensor, beyond: Sequence[str] = ()) -> Ranked:
+    """What a loss reads, from a batch and the policy's log-probabilities, (P, N) or by token (P, N, T).
+
+    Args:
+        examples: the batch.
+        logps: the log-probabilities; with something ``beyond`` in a last dimension behind them.
+        beyond: the fields of :class:`Ranked` that are sums over tokens of what stands there.
+    """
+    if beyond:
+        logps, *others = logps.unbind(-1)
+        sums = [each.sum(2) if each.dim() == 3 else each for each in others]
+        return replace(to_ranked(examples, logps), **dict(zip(beyond, sums, strict=True)))
     if logps.dim() == 3:
         return _by_token(to_ranked([replace(e, ref_logps=None) for e in examples], logps.sum(2)), examples, logps)
     width, lists = logps.shape[1], [e.tokens for e in examples]
@@ -104,8 +114,11 @@ def to_ranked(examples: Sequence[Example], logps: Tensor) -> Ranked:
         torch.tensor([len(t.prompt) for t in lists]),
         *([pad(refs, width).to(logps.dtype)] if refs else []),
     ]
-    lengths, scores, mask, prompt_lengths, *ref_logps = to_device(logps.device, *told)
-    return Ranked(logps, lengths, scores, mask, ref_logps[0] if refs else None, prompt_lengths)
+    if any(t.own for t in lists):
+        told.append(pad([t.own for t in lists], width).bool())
+    lengths, scores, mask, prompt_lengths, *more = to_device(logps.device, *told)
+    ref_logps = more.pop(0) if refs else None
+    return Ranked(logps, lengths, scores, mask, ref_logps, prompt_lengths, own=more[0] if more else None)
 
 
 def _by_token(ranked: Ranked, examples: Sequence[Example], logps: Tensor) -> Ranked:

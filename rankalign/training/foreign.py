@@ -259,12 +259,30 @@ _LATER = (
     "loss_weights",
     "dataset_train_split",
     "dataset_test_split",
+    "ld_alpha",
+    "use_weighting",
 )  # no fields of ours, and yet read
+
+
+def _trls_kinds(done: Translation) -> None:
+    """Losses that TRL makes of its sigmoid by a setting: LD-DPO and aligned WPO."""
+    alpha, weighed = done.settings.pop("ld_alpha", None), done.settings.pop("use_weighting", False)
+    for setting, value, given in (
+        ("ld_alpha", alpha, {"loss": "ld_dpo", "alpha": alpha}),
+        ("use_weighting", weighed or None, {"loss": "wpo_aligned"}),
+    ):
+        if value is None:
+            continue
+        if done.settings.get("loss", "dpo") == "dpo":
+            _put(done, setting, value, given)
+        else:
+            done.left.append(f"{setting} {value}: here it is a loss of its own, {_pairs(given)}")
 
 
 def _finish(done: Translation) -> None:
     """What depends on several settings at once."""
     settings = done.settings
+    _trls_kinds(done)
     whole, micro = settings.pop("train_batch_size", None), settings.get("per_device_train_batch_size", 1)
     if whole:
         settings["gradient_accumulation_steps"] = max(1, int(whole) // int(micro))

@@ -44,7 +44,9 @@ EXEMPT = frozenset({
     "use_cpu", "torch_empty_cache_steps", "remove_unused_columns", "length_column_name",
 })  # fmt: skip
 _SEARCH = ("save_strategy", "save_steps")
-_OWN = {item.name for group in GROUPS for item in dataclasses.fields(group)}
+# Younger than runs that lie finished on disk: they count where they are set.
+_YOUNG = {"sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "ref_model_bema"}
+_OWN = {item.name for group in GROUPS for item in dataclasses.fields(group)} - _YOUNG
 # Noted under any value, so that a manifest tells the optimiser's settings whole; the others where they are not default.
 _ALWAYS = {
     "num_train_epochs", "max_steps", "weight_decay", "optim", "adam_beta1", "adam_beta2", "adam_epsilon",

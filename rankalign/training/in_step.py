@@ -18,9 +18,11 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rankalign.rows.logps import list_logps, supports_tree
 from rankalign.rows.two_pass import Candidate, units
+from rankalign.rows.whole import Beyond
 
 Part = list[Any]  # examples that run together
 
@@ -117,22 +119,28 @@ class Step:
         return total
 
     def _first_pass(self, part: Part, chunks: list[list[Candidate]]) -> Tensor:
-        """(P, N) log-probs."""
+        """(P, N) log-probs, or whatever else the loss reads of candidates."""
         values = [self._values(part, chunk) for chunk in chunks]
-        logps = values[0].new_zeros(len(part), max(len(e.tokens.responses) for e in part))
+        logps = values[0].new_zeros(len(part), max(len(e.tokens.responses) for e in part), *values[0].shape[1:])
         for chunk, some in zip(chunks, values, strict=True):
             logps[_places(chunk, logps.device)] = some
         return logps
 
     def _values(self, part: Part, chunk: list[Candidate]) -> Tensor:
-        """(candidates of the chunk,) log-probs."""
+        """(candidates of the chunk, ...) log-probs, and what else the loss reads."""
         lists = [(part[p].tokens, [n for _, n in group]) for p, group in groupby(chunk, _prompt_of)]
         responses = [[tokens.responses[n] for n in some] for tokens, some in lists]
         spans = [[tokens.unlearned[n] for n in some] if tokens.unlearned else [] for tokens, some in lists]
         with self.trainer.compute_loss_context_manager():
             prompts, layout = [tokens.prompt for tokens, _ in lists], self.trainer.layout
-            rows = list_logps(self.model, prompts, responses, layout=layout, unlearned=spans)
-        return torch.cat([row[: len(some)] for row, some in zip(rows, responses, strict=True)])
+            loss = self.trainer.loss
+            more: dict[str, Any] = {"tokens": loss.needs_tokens, "beyond": Beyond(loss.needs_squares)}
+            rows = list_logps(self.model, prompts, responses, layout=layout, unlearned=spans, **more)
+        values = torch.cat([row[: len(some)] for row, some in zip(rows, responses, strict=True)])
+        if not loss.needs_tokens:
+            return values
+        missing = max(n for e in part for n in e.tokens.lengths) - values.shape[1]  # to the longest of all chunks
+        return pad(values, [0, 0] * (values.dim() - 2) + [0, missing])
 
     def _slopes(self, part: Part, logps: Tensor) -> tuple[Tensor, Tensor]:
         """(P, N) gradient of the loss by the log-probs, and the loss."""

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rankalign.data.encode import TokenList
 from rankalign.errors import InputError
+from rankalign.losses import Loss
 from rankalign.models import adapters
 from rankalign.models import load as models
 from rankalign.models.sharded import is_spread
@@ -24,6 +25,7 @@ from rankalign.storage.sources import is_there, sha256_of
 from rankalign.training import processes
 from rankalign.training.ahead import References, StartModel
 from rankalign.training.measures import BY_PAIRS
+from rankalign.training.moving import MovingReference
 from rankalign.training.reference import ReferenceCache
 from rankalign.training.reward import freeze_lower
 from rankalign.training.reward import load as load_reward
@@ -109,6 +111,7 @@ def load_data(
     lists, counts = encode(settings, tokenizer, settings.data, alone, loss.grades)
     if loss.entry.needs_pairs(loss.keywords()) and not counts.get("pairs"):
         raise InputError(_nothing_to_rank(settings, loss))
+    check_own(loss.entry, loss.loss, counts, settings.data)
     if not lists:
         raise InputError(f"{settings.data}: no usable prompt ({counts})")
     held_out: Sequence[TokenList] = []
@@ -116,6 +119,19 @@ def load_data(
         held_out = encode(settings, tokenizer, settings.eval_data, alone, loss.grades)[0]
     say_counts(counts)
     return lists, held_out, counts
+
+
+def check_own(loss: Loss, name: str, counts: Mapping[str, int], path: str) -> None:
+    """Refuse data that does not say which answers the model wrote, for a loss that asks.
+
+    Raises:
+        InputError: no answer is marked.
+    """
+    if loss.needs_own and not counts.get("own_answers"):
+        raise InputError(
+            f"{path}: loss {name!r} needs to know which answers the model itself wrote, and none is marked so; "
+            "`rankalign iterate` marks them"
+        )
 
 
 def check_held_out(held_out: Sequence[TokenList], measured: bool, metric: str | None) -> None:
@@ -322,6 +338,8 @@ def references_ahead(config: Any, model: Any, layout: str) -> References | None:
     of_model, precision, budget = config.model_settings, config.precision, config.token_budget
     start = StartModel(of_model, config.weights_dtype)
     sharded = processes.asked_to_shard(config)
+    if config.sync_ref_model:
+        return _moving(config, layout)
     if config.references == "ahead" and sharded:
         raise InputError("--references ahead needs whole weights, and here they are sharded: leave it out")
     late = config.references == "before" or sharded
@@ -332,6 +350,13 @@ def references_ahead(config: Any, model: Any, layout: str) -> References | None:
     cache = reference_cache(of_model, config.loss_settings, precision, model)
     tokens = config.loss_entry.needs_tokens
     return References(cache, start, lambda of, some: start_logps(precision, of, layout, some, budget, tokens=tokens))
+
+
+def _moving(config: Any, layout: str) -> References:
+    """References of a reference that moves, which no cache may answer for."""
+    precision, tokens = config.precision, config.loss_entry.needs_tokens
+    moving, budget = MovingReference(config.loss_settings), config.token_budget
+    return References(None, moving, lambda of, some: start_logps(precision, of, layout, some, budget, tokens=tokens))
 
 
 def fits_again(model: nn.Module, room: int = 0) -> bool:

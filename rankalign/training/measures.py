@@ -36,5 +36,6 @@ def _two_answers() -> Ranked:
     logps = torch.tensor([[-2.0, -3.0]])
     true, lengths = torch.ones_like(logps, dtype=torch.bool), torch.tensor([[4, 5]])
     tokens = (logps / lengths)[:, :, None].expand(1, 2, 5)
-    by_token = {"token_logps": tokens, "ref_token_logps": tokens - 0.1}
-    return Ranked(logps, lengths, torch.tensor([[1.0, 0.0]]), true, logps - 0.5, torch.tensor([3]), **by_token)
+    more = {"token_logps": tokens, "ref_token_logps": tokens - 0.1, "log_squares": logps, "ref_kls": -0.1 * logps}
+    more["own"] = torch.tensor([[True, False]])
+    return Ranked(logps, lengths, torch.tensor([[1.0, 0.0]]), true, logps - 0.5, torch.tensor([3]), **more)

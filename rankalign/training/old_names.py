@@ -54,6 +54,7 @@ def modernise(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """
     notes: list[str] = []
     settings: dict[str, Any] = {}
+    content = _with_trls_kinds(content, notes)
     for key, value in content.items():
         name = _RENAMED.get(key, key)
         if key == "warmup_ratio":
@@ -68,6 +69,29 @@ def modernise(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
             if (name, now) != (key, value):
                 notes.append(f"--{key} {value} is now --{name} {now}")
     return _fit_machine(settings, notes), notes
+
+
+def _with_trls_kinds(content: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """What TRL makes of its sigmoid loss by a setting is a loss of its own here: LD-DPO by ``ld_alpha``, aligned WPO by
+    ``use_weighting``.
+
+    Raises:
+        InputError: another loss with one of them, or both.
+    """
+    given = {key: content[key] for key in ("ld_alpha", "use_weighting") if content.get(key) is not None}
+    given = {key: value for key, value in given.items() if key == "ld_alpha" or _true(value)}
+    rest = {key: value for key, value in content.items() if key not in ("ld_alpha", "use_weighting")}
+    if not given:
+        return rest
+    key = "loss_type" if "loss_type" in rest else "loss"
+    loss = rest.get(key)
+    (setting, *others), plain = given, [loss] if isinstance(loss, str) else loss
+    if others or plain not in (["sigmoid"], ["dpo"]):
+        raise InputError(f"--{setting} makes another loss of TRL's sigmoid: --loss_type sigmoid with one such setting")
+    name, own = ("ld_dpo", {"alpha": given[setting]}) if setting == "ld_alpha" else ("wpo_aligned", {})
+    told = " ".join(["--loss", name, *(f"--{option} {value}" for option, value in own.items())])
+    notes.append(f"--{key} {plain[0]} --{setting} {given[setting]} is now {told}")
+    return {**rest, key: name, **own}
 
 
 def _present(name: str, value: Any) -> Any:

@@ -32,6 +32,7 @@ from rankalign.training.arguments import TrainConfig
 from rankalign.training.defaults import say
 from rankalign.training.examples import Example
 from rankalign.training.fit import check_fit
+from rankalign.training.moving import MovingReference
 from rankalign.training.rank import RankTrainer, Watch
 from rankalign.training.tokens import OFF, encode
 
@@ -88,6 +89,11 @@ def plan(config: TrainConfig, prompts: int, every: int) -> list[Block]:
         raise InputError("online training runs the micro-batches that it draws: leave batch_by out")
     if config.dataloader_drop_last:
         raise InputError("online training takes every prompt: leave dataloader_drop_last out")
+    if config.sync_ref_model and config.ref_model_sync_steps % every:
+        raise InputError(
+            f"--ref_model_sync_steps {config.ref_model_sync_steps}: answers and their reference are refreshed together "
+            f"here, so take a multiple of refresh_every, {every}"
+        )
     per_update = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
     epochs = math.ceil(config.num_train_epochs * math.ceil(prompts / per_update))
     return list(blocks(prompts, per_update, config.max_steps if config.max_steps > 0 else epochs, every))
@@ -108,9 +114,12 @@ class StartModel:
     def _loaded(self) -> Any:
         return models.load_policy(self.name, dtype="float32")
 
+    def forget(self) -> None:
+        """Nothing: it is asked in every block."""
+
     @contextlib.contextmanager
-    def beside(self, model: Any) -> Iterator[Any]:
-        """The start model of ``model``, for as long as the context lasts."""
+    def beside(self, model: Any, untouched: bool = False) -> Iterator[Any]:
+        """The start model of ``model``, for as long as the context lasts, whether ``untouched`` or not."""
         if not self.below_adapter:
             yield self._loaded
             return
@@ -146,7 +155,8 @@ class OnlineTrainer(RankTrainer):
         # Order and number of updates come from the prompts alone; the lists come with their block.
         places = [Example(TokenList(ident, [], [], [])) for ident in ids]
         super().__init__(model, config, places, evaluation, config.layout, **more)
-        self.plan, self.refresh, self.start = plan, refresh, start
+        self.plan, self.refresh = plan, refresh
+        self.follow(MovingReference(config.loss_settings) if config.sync_ref_model else start)
         self.block: Block | None = None
         self.lists: dict[str, Example] = {}
 
@@ -164,6 +174,7 @@ class OnlineTrainer(RankTrainer):
         of_data = replace(self.config.data_settings, token_cache=OFF)  # nobody reads this file again
         lists, counts = encode(of_data, tokenizer, str(path), self.config.loss == "sft")
         inputs.say_counts(counts)
+        inputs.check_own(self.config.loss_entry, self.config.loss, counts, str(path))
         check_fit(self.model, lists)
         if self.layout == "auto" and lists:
             batch = self.config.per_device_train_batch_size
@@ -177,7 +188,7 @@ class OnlineTrainer(RankTrainer):
         """Lists with their log-probabilities under the start model, where the loss needs them."""
         if not self.config.loss_entry.needs_reference:
             return [Example(tokens) for tokens in lists]
-        with self.start.beside(self.model) as reference:
+        with self.start.beside(self.model, untouched=self.state.global_step == 0) as reference:
             budget, tokens = self.config.token_budget, self.config.loss_entry.needs_tokens
             own = processes.share(lists)
             rows = inputs.start_logps(self.config.precision, reference, self.layout, own, budget, tokens=tokens)
@@ -197,6 +208,12 @@ class OnlineTrainer(RankTrainer):
             idle = [replace(next(iter(self.lists.values())), counts=False)]
             return [batch if batch["examples"] else {"examples": idle} for batch in found]
         return found
+
+    def evaluate(self, *args: Any, **more: Any) -> dict[str, float]:
+        """As :meth:`RankTrainer.evaluate`, by the reference of now where it moves."""
+        if isinstance(self.start, MovingReference):
+            self.held_out = self.referred([example.tokens for example in self.held_out])
+        return super().evaluate(*args, **more)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None

@@ -16,7 +16,8 @@ FOREIGN = (
     "loss", "loss_options", "rrhf_weight", "length_penalty", "beta", "judge", "eval_data", "eval_split", "watch",
     "max_candidates", "only_use_provide", "only_use_sample", "stop_response", "freeze_layers", "pooling",
     "early_stopping", "two_pass", "token_budget", "disable_dropout", "lora_dropout", "dtype", "token_cache", "num_proc",
-    "references", "batch_by", "router_aux_loss_coef", "lora_target_parameters",
+    "references", "batch_by", "router_aux_loss_coef", "lora_target_parameters", "sync_ref_model",
+    "ref_model_mixup_alpha", "ref_model_sync_steps", "ref_model_bema",
 )  # fmt: skip
 
 

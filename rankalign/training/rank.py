@@ -25,18 +25,20 @@ from rankalign.errors import InputError
 from rankalign.models import sharded
 from rankalign.rows.checks import Checks
 from rankalign.rows.compiled import compile_layers
-from rankalign.rows.logps import list_logps
+from rankalign.rows.logps import list_logps, reference_at
 from rankalign.rows.tree import tree_tokens
-from rankalign.rows.two_pass import backward_two_pass
+from rankalign.rows.two_pass import backward_two_pass, reference_in_chunks
+from rankalign.rows.whole import Beyond, Reference
 from rankalign.storage.folders import readable
 from rankalign.training import in_step, processes
-from rankalign.training.ahead import References
+from rankalign.training.ahead import Beside, References, StartModel
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.dashboards import Dashboards
 from rankalign.training.examples import Example, ExampleSet, check_ids, collate, to_ranked, token_ids, unlearned
 from rankalign.training.identity import note
 from rankalign.training.ledger import NAME, Ledger, LedgerFile
 from rankalign.training.meter import Meter
+from rankalign.training.moving import MovingReference
 from rankalign.training.packing import RowFill, pack
 from rankalign.training.processes import keep_digits
 from rankalign.training.router_loss import refuse_two_passes, router_loss
@@ -104,6 +106,7 @@ class RankTrainer(Trainer):
         self.row_fill = RowFill()
         self.watch: Watch | None = None
         self.references: References | None = None
+        self.start: Beside = StartModel(config.model_settings, config.weights_dtype)
         self.identity: dict[str, Any] = {}
         self.ledger_file = LedgerFile(ledger, Path(str(config.output_dir)) / NAME)
         self.add_callback(self.ledger_file)
@@ -111,6 +114,12 @@ class RankTrainer(Trainer):
         self.add_callback(self.tally)
         self.checks = Checks()
         self.add_callback(BeforeUpdate(self.checks))
+
+    def follow(self, start: Beside) -> None:
+        """Take this for the reference, which may be one that moves."""
+        self.start = start
+        if isinstance(start, MovingReference):
+            self.add_callback(start)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Also where FSDP2 has spread the model before there was a trainer."""
@@ -138,7 +147,16 @@ class RankTrainer(Trainer):
         """Values of the candidates that the loss compares, (P, N): log-probabilities here, (P, N, T) by token where the
         loss needs them, rewards in a subclass."""
         more: dict[str, Any] = {"unlearned": unlearned([e.tokens for e in examples]), "tokens": self.loss.needs_tokens}
+        more["beyond"] = self._beyond(lambda of: reference_at(of, *token_ids(examples), layout=self.layout))
         return list_logps(model, *token_ids(examples), layout=self.layout, **more)
+
+    def _beyond(self, at: Callable[[Any], Reference]) -> Beyond:
+        """What the loss reads beside log-probabilities; ``at`` runs the reference over the same tokens."""
+        if not self.loss.needs_kls:
+            return Beyond(self.loss.needs_squares)
+        with self.start.beside(self.model, self.state.global_step == 0) as reference:
+            reference.eval()
+            return Beyond(self.loss.needs_squares, at(reference))
 
     def losses(self, model: nn.Module, examples: Sequence[Example], meter: Meter) -> Tensor:
         """(P,) loss of each prompt, metered."""
@@ -146,7 +164,7 @@ class RankTrainer(Trainer):
 
     def losses_of(self, logps: Tensor, examples: Sequence[Example], meter: Meter) -> Tensor:
         """(P,) loss of each prompt from the candidates' log-probabilities as :meth:`values` gives them, metered."""
-        ranked = to_ranked(examples, logps)
+        ranked = to_ranked(examples, logps, self.loss.beyond)
         losses = self.loss.function(ranked, **self.keywords)
         parts = self.loss.parts(ranked, **self.keywords)
         if self.router_loss is not None:
@@ -185,7 +203,7 @@ class RankTrainer(Trainer):
         if self.references is None:
             return batches
         lists = [example.tokens for batch in batches for example in batch["examples"]]
-        if self.state.epoch is not None and self.state.epoch >= 1:
+        if self.state.epoch is not None and self.state.epoch >= 1 and not self.loss.needs_kls:
             self.references.start.forget()  # all is known from here on, but perhaps of what is held out
         found = iter(self.references.of(self.model, lists, untouched=self.state.global_step == 0))
         return [
@@ -299,6 +317,7 @@ class RankTrainer(Trainer):
         with self.compute_loss_context_manager():
             how: dict[str, Any] = {"layout": self.layout, "backward": backward, "checks": self.checks}
             how |= {"unlearned": unlearned([e.tokens for e in examples]), "tokens": self.loss.needs_tokens}
+            how["beyond"] = self._beyond(lambda of: reference_in_chunks(of, *token_ids(examples), budget, self.layout))
             return backward_two_pass(model, *token_ids(examples), loss_of, budget, **how)[0]
 
     def compute_loss(
@@ -362,6 +381,8 @@ class RankTrainer(Trainer):
         folder = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.is_world_process_zero():  # before trainer_state.json, without which a checkpoint is not whole
             note(folder, self.identity, whole=not self.args.save_only_model)
+            if isinstance(self.start, MovingReference):
+                self.start.save(folder)
         self.tally.keep(self.state, self.accelerator)
         super()._save_checkpoint(model, trial)
         if self.is_world_process_zero() and folder.is_dir():

@@ -180,4 +180,5 @@ def _only(tokens: TokenList, places: Sequence[int]) -> TokenList:
         [tokens.responses[i] for i in places],
         [tokens.scores[i] for i in places],
         unlearned=spans,
+        own=[tokens.own[i] for i in places] if tokens.own else [],
     )

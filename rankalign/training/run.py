@@ -44,6 +44,7 @@ from rankalign.training.inputs import (
     references_of,
 )
 from rankalign.training.locate import locate
+from rankalign.training.moving import MovingReference
 from rankalign.training.plan.verdict import checkpointing
 from rankalign.training.rank import RankTrainer, Watch
 from rankalign.training.reward import RewardTrainer, start_at_zero
@@ -116,8 +117,10 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
     if trainer.is_deepspeed_enabled:
         processes.save_whole(trainer.accelerator.state.deepspeed_plugin)
     trainer.watch, trainer.references = watch, ahead
-    run_trainer(trainer, config, settings)
     if ahead is not None:
+        trainer.follow(ahead.start)  # one copy for all
+    run_trainer(trainer, config, settings)
+    if ahead is not None and ahead.cache is not None:
         print(ahead.cache.said(), file=sys.stderr)
     say_rounding(trainer.state.log_history, config.rounding)
     save(trainer, tokenizer, output, config.model_settings)
@@ -257,6 +260,8 @@ def run_trainer(trainer: RankTrainer, config: TrainConfig, settings: dict[str, A
     if config.save_only_model and config.save_strategy != "no":
         print("--save_only_model: if this run is stopped it cannot go on from its checkpoints", file=sys.stderr)
     trainer.identity = settings
+    if isinstance(trainer.start, MovingReference):
+        trainer.start.resume_from = last
     if config.disable_tqdm:
         trainer.remove_callback(PrinterCallback)  # it prints to stdout, which belongs to results
     stop = StopOnSignal()

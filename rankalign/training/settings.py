@@ -170,6 +170,10 @@ class LossSettings:
         "mixtures of experts: weight of the routers' load-balancing loss; by itself that of the model's config where "
         "it has output_router_logits, else 0",
     )
+    sync_ref_model: bool = flag(False, "the reference follows the policy: TR-DPO, or BEMA with --ref_model_bema")
+    ref_model_mixup_alpha: float = flag(0.6, "it becomes alpha * policy + (1 - alpha) * reference; 1 is the policy")
+    ref_model_sync_steps: int = flag(512, "every so many updates")
+    ref_model_bema: bool = flag(False, "by BEMA, a mean of the policies so far without its bias, and not by alpha")
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -178,6 +182,16 @@ class LossSettings:
         for name in self._weights:
             if name not in known:
                 raise InputError(f"unknown loss {name!r}{did_you_mean(name, known)}")
+        self._check_moving()
+
+    def _check_moving(self) -> None:
+        for name in ("ref_model_mixup_alpha", "ref_model_sync_steps", "ref_model_bema"):
+            if not self.sync_ref_model and getattr(self, name) != getattr(LossSettings, name):
+                raise InputError(f"--{name} {getattr(self, name)} does nothing without --sync_ref_model")
+        if not 0 < self.ref_model_mixup_alpha <= 1 or self.ref_model_sync_steps < 1:
+            raise InputError("--ref_model_mixup_alpha is above 0 and at most 1, --ref_model_sync_steps at least 1")
+        if self.sync_ref_model and (self.method != "rank" or not self.entry.needs_reference):
+            raise InputError(f"--sync_ref_model: loss {self.loss!r} has no reference that could move")
 
     @property
     def grades(self) -> bool:

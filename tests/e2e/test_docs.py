@@ -23,6 +23,7 @@ import pytest
 from rankalign.cli import main
 from rankalign.data.records import CandidateSet, Response, read, write
 from rankalign.interactive.ranking import Session
+from rankalign.losses import LOSSES
 from rankalign.models import load as models
 from rankalign.storage.jsonl import write_rows
 
@@ -177,10 +178,15 @@ def test_what_a_page_shows_runs(page: str, sandbox: Path) -> None:
 
 
 def test_the_page_of_settings_is_that_of_the_classes() -> None:
+    from docs import loss_defaults
     from docs.reference import FLAGS_PAGE, PAGE, flags_page, page
 
     assert FLAGS_PAGE.read_text(encoding="utf-8") == flags_page(), "run `python -m docs.reference`"
     assert PAGE.read_text(encoding="utf-8") == page(), "run `python -m docs.reference`"
+    told = loss_defaults.PAGE.read_text(encoding="utf-8")
+    assert told == loss_defaults.page(), "run `python -m docs.loss_defaults`"
+    known = {name: loss.defaults for name, loss in LOSSES.items()}
+    assert all(keyword in known[name] for name, told in loss_defaults.PUBLISHED.items() for keyword in told)
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:

@@ -42,6 +42,38 @@ ROWS: list[dict[str, Any]] = [
         "train": {"method": "ppo", "rollouts": 4, "max_steps": 2, "max_new_tokens": 8, "ppo_epochs": 1},
     },
     {"name": "rrhf_ip2", "title": "IP-2", "kind": "iterate", "policies": ["drawn", "human"], "iterate": {"rounds": 2}},
+    {
+        "name": "rloo",
+        "title": "RLOO",
+        "kind": "iterate",
+        "policies": ["drawn"],
+        "iterate": {"refresh_every": 1, "kl_coef": 0.05},
+        "train": {"loss": "rloo"},
+    },
+    {
+        "name": "grpo",
+        "title": "GRPO",
+        "kind": "iterate",
+        "policies": ["drawn"],
+        "iterate": {"refresh_every": 1},
+        "train": {"loss": "grpo"},
+    },
+    {
+        "name": "rebel",
+        "title": "REBEL",
+        "kind": "iterate",
+        "policies": ["drawn"],
+        "iterate": {"rounds": 1},
+        "train": {"loss": "rebel"},
+    },
+    {
+        "name": "online_dpo",
+        "title": "online DPO",
+        "kind": "iterate",
+        "policies": ["drawn"],
+        "iterate": {"refresh_every": 1},
+        "train": {"loss": "dpo"},
+    },
     {"name": "rrhf_op", "title": "OP-1", "kind": "iterate", "policies": ["drawn"], "iterate": {"refresh_every": 1}},
 ]
 
@@ -119,6 +151,27 @@ def test_rows_and_figures(tmp_path: Path, trained: list[str], capsys: pytest.Cap
     assert table(path, capsys)["ran"] == 0
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
     assert len(trained) == 3
+
+
+def test_rows_of_policy_gradients_and_what_would_decide(
+    tmp_path: Path, trained: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two seeds of the on-policy rows: as many answers as PPO's, a claim each, and sample sizes where one is open."""
+    names = ["start", "dpo", "ppo", "rloo", "grpo", "rebel", "online_dpo"]
+    told = table(config(tmp_path, names, seeds=[1, 2]), capsys)
+    assert (told["units"], told["ran"]) == (14, 14)
+    page = (tmp_path / "table/results.md").read_text()
+    for claim in ("policy gradients without a critic", "REBEL reaches at least", "DPO gains by learning from its own"):
+        assert f"**{claim}" in page
+    assert page.count("not decided;") == page.count("would decide it if the figure stays")
+    for row in ("rloo", "grpo", "online_dpo"):
+        assert figures(tmp_path / "table", row)["cost"]["sampled"] > 0
+    for seed in (1, 2):  # common random numbers: rows that were not moved at all would answer alike
+        first = read(tmp_path / f"table/seed-{seed}/start/answers.jsonl")
+        other = read(tmp_path / f"table/seed-{seed}/rloo/answers.jsonl")
+        assert [[r.sampling["seed"] for r in s.responses] for s in first] == [
+            [r.sampling["seed"] for r in s.responses] for s in other
+        ]
 
 
 def check_answers(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import fields, replace
 from math import log, log2
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,8 @@ WEIGHTS: dict[str, Any] = {
     "cpo": {"rank_loss": 1.0, "sft_loss": "sft_weight"},
     "pro": {"rank_loss": 1.0, "sft_loss": "sft_weight"},
     "rloo_kl": {"rank_loss": 1.0, "kl_loss": "beta"},
+    "xpo": {"rank_loss": 1.0, "explore_loss": "alpha"},
+    "nash_md": {"rank_loss": 1.0, "kl_loss": "beta"},
 }
 
 
@@ -126,10 +128,13 @@ def test_registry_describes_every_loss() -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_reference_is_needed_where_it_says_so(name: str) -> None:
-    without = Ranked(HAND.logps, HAND.lengths, HAND.scores, HAND.mask)
+    without = replace(HAND, ref_logps=None)
     if LOSSES[name].needs_tokens:
         with pytest.raises(ValueError, match="token_logps"):
             LOSSES[name].function(replace(HAND, token_logps=None))
+    for field in [*LOSSES[name].beyond, *(["own"] if LOSSES[name].needs_own else [])]:
+        with pytest.raises(ValueError, match=field):
+            LOSSES[name].function(replace(HAND, **{field: None}))
     if LOSSES[name].needs_reference:
         with pytest.raises(ValueError, match="ref_logps"):
             LOSSES[name].function(without)
@@ -141,7 +146,7 @@ def test_reference_is_needed_where_it_says_so(name: str) -> None:
 def test_pairs_and_reduction(name: str) -> None:
     """Best-worst on a list is the loss of those two alone; a sum over three pairs is three times their mean."""
     loss = LOSSES[name].function if name not in WEIGHTS else lambda r, **k: PARTS[name](r, **k)["rank_loss"]
-    names = ("logps", "lengths", "scores", "mask", "ref_logps", "token_logps", "ref_token_logps")
+    names = [f.name for f in fields(Ranked) if f.name not in ("prompt_lengths", "seeds")]
     two = Ranked(**{name: getattr(HAND, name)[:, :2] for name in names})
     torch.testing.assert_close(loss(HAND, pairs="best-worst"), loss(two), atol=1e-12, rtol=0)
     torch.testing.assert_close(loss(HAND, reduction="sum"), 3 * loss(HAND), atol=1e-12, rtol=1e-12)

@@ -26,9 +26,9 @@ GAPS = {"listnet", "pro", "odpo", "mappo", "rebel", "reward_rpo", "a_star_po", "
 ADVANTAGES = {"rloo", "rloo_kl", "rloo_clipped", "grpo", "dr_grpo", "gspo"}
 SCALED = GAPS | ADVANTAGES
 # Read the policy's level beside the log-ratios.
-LEVELS = {"alpha_dpo", "wpo", "rloo_kl"}
+LEVELS = {"alpha_dpo", "wpo", "wpo_aligned", "rloo_kl", "xpo", "nash_md"}
 # Hold something still that depends on the policy: a definition knows, differences of the loss do not.
-STOPPED = {"gamma_simpo", "gamma_dpo", "alpha_dpo", "wpo", "beta_dpo", "rloo_kl"}
+STOPPED = {"gamma_simpo", "gamma_dpo", "alpha_dpo", "wpo", "wpo_aligned", "beta_dpo", "rloo_kl", "tdpo2", "nash_md"}
 LARGE = {"sppo", "cal_dpo"}  # values of 1e5 leave differences few digits
 DIFFERENCES = {"dpo", "ipo", "sigmoid_norm", "robust", "hinge", "exo", "discopop", "aot", "aot_unpaired"} | {
     *("plackett_luce", "lambdaloss", "odpo", "r_dpo", "focal_dpo", "dr_dpo", "beta_dpo", "rebel", "reward_rpo"),
@@ -134,7 +134,7 @@ def test_empty_list_gives_zero(name: str) -> None:
 def test_scores_count_up_to_a_shift_or_a_monotone_map(name: str, keywords: dict[str, Any]) -> None:
     ranked = padded(lists())
     raw_scores = keywords.get("gain") == "score"
-    by_value = name in SCALED or keywords.get("temperature") or raw_scores
+    by_value = name in SCALED or keywords.get("temperature") or raw_scores or "preference" in keywords
     loss = function(name, keywords)
     if not raw_scores:
         close(loss(ranked), loss(replace(ranked, scores=ranked.scores + 0.75)))
@@ -159,10 +159,9 @@ def test_reference_losses_see_ratios_only(name: str, keywords: dict[str, Any]) -
     plain = keywords.get("f_divergence_type", "reverse_kl") == "reverse_kl" or keywords.get("alpha") == 0.0
     sums = name != "sigmoid_norm" and not LOSSES[name].defaults.get("length_penalty", 0.0)
     sums = keywords.get("length_penalty", 0.0 if sums else 1.0) == 0
-    # LD-DPO that weighs the tokens beyond the shorter length as the others is DPO.
-    differences = (
-        name in DIFFERENCES or keywords.get("shift") == 1.0 or (name, keywords.get("alpha")) == ("ld_dpo", 1.0)
-    )
+    # LD-DPO that weighs the tokens beyond the shorter length as the others is DPO, TDPO without its KLs too.
+    is_dpo = (name, keywords.get("alpha")) in (("ld_dpo", 1.0), ("tdpo2", 0.0))
+    differences = name in DIFFERENCES or keywords.get("shift") == 1.0 or is_dpo
     if differences and plain and sums:
         close(loss(ranked), level)
     else:
@@ -211,7 +210,7 @@ def test_extreme_scores_stay_finite_and_rank_as_small_ones(
     value, gradient = value_and_gradient(LOSSES[name].function(ranked, **keywords), ranked.logps)
     assert torch.isfinite(value).all()
     assert torch.isfinite(gradient).all()
-    if name in SCALED or "temperature" in keywords or "gain" in keywords or "threshold" in keywords:
+    if name in SCALED or {"temperature", "gain", "threshold", "preference"} & keywords.keys():
         return
     places = [[sorted(set(scores)).index(s) for s in scores] for scores in EXTREME_SCORES]
     small = padded([random_list(len(p), i, p) for i, p in enumerate(places)], dtype)

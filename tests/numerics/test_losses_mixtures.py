@@ -134,6 +134,9 @@ def test_lists_that_are_refused(listed: list[Any], weights: list[Any] | None) ->
         (["--loss_type", "sigmoid", "bco_pair", "sft", "--loss_weights", "0.8", "0.2", "1"], "0.8*dpo+0.2*bco+sft", {}),
         (["--loss_type", "sigmoid", "--rpo_alpha", "0.5"], "dpo", {"nll_weight": 0.5}),
         (["--loss_type", "ipo", "--loss_weights", "2"], "2.0*ipo", {}),
+        (["--loss_type", "sigmoid", "--ld_alpha", "0.3"], "ld_dpo", {"alpha": 0.3}),
+        (["--loss_type", "sigmoid", "--use_weighting", "True", "--beta", "0.2"], "wpo_aligned", {"beta": 0.2}),
+        (["--loss_type", "ipo", "--use_weighting", "False"], "ipo", {}),
         (
             ["--loss", "dpo+bco", "--bco.delta", "0.1", "--nll_weight", "0.5"],
             "dpo+bco",
@@ -152,6 +155,8 @@ def test_flags(flags: list[str], loss: str, keywords: dict[str, Any]) -> None:
         (["--loss", "dpo+sfft"], "did you mean 'sft'"),
         (["--loss", "dpo", "sft", "--loss_weights", "1"], "one weight for each"),
         (["--loss", "dpo+sft", "--tau", "1"], "no such option"),
+        (["--loss_type", "ipo", "--ld_alpha", "0.3"], "makes another loss of TRL's sigmoid"),
+        (["--loss_type", "sigmoid", "--ld_alpha", "0.3", "--use_weighting", "True"], "makes another loss"),
         (["--loss", "dpo+sft", "--loss_options", '{"dpo.tau": 1}'], "dpo.beta"),
         (["--loss", "dpo+bco", "--loss_options", '{"bco.beta": 0}'], "no preference left"),
         (["--loss", "bradley_terry+plackett_luce", "--method", "reward"], "unknown loss"),

@@ -115,6 +115,9 @@ def test_a_loss_has_a_summary_and_one_value_a_prompt(name: str) -> None:
         prompt_lengths=torch.tensor([1, 2, 3]),
         token_logps=(logps / 8)[:, :, None].expand(3, 4, 8),
         ref_token_logps=(logps / 9)[:, :, None].expand(3, 4, 8),
+        log_squares=logps / 2,
+        ref_kls=logps**2,
+        own=torch.arange(4).expand(3, 4) % 2 == 0,
     )
     values = LOSSES[name].function(ranked)
     assert values.shape == (3,)

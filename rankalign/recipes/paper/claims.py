@@ -11,6 +11,7 @@ import numpy as np
 
 from rankalign.evaluation.report.hack import REPETITION
 from rankalign.evaluation.statistics import DRAWS, Array, Interval, percentile_interval
+from rankalign.recipes.paper.power import Needed, needed
 
 MARGIN = 0.05
 """Reward that counts as nothing, where "not worse" is asked."""
@@ -100,6 +101,7 @@ class Finding:
         interval: 95 %.
         bound: what it is compared with.
         above: whether it has to lie above the bound, or below.
+        parts: (S, P) each, the paired values that it is the mean of; empty where it is none.
     """
 
     text: str
@@ -107,6 +109,13 @@ class Finding:
     interval: Interval
     bound: float
     above: bool = True
+    parts: tuple[Array, ...] = ()
+
+    @property
+    def needed(self) -> Needed | None:
+        """What would decide it, if the figure stays what it is; None where it is decided, or lies on its bound."""
+        distance = abs(self.value - self.bound)
+        return needed(self.parts, distance) if self.parts and distance and self.verdict == Verdict.OPEN else None
 
     @property
     def verdict(self) -> Verdict:
@@ -144,9 +153,26 @@ class Claim:
         return found.pop() if len(found) == 1 else Verdict.OPEN
 
 
-def finding(text: str, draws: Array, bound: float = 0.0, above: bool = True) -> Finding:
-    """A finding from an array of :class:`Resamples`: the figure, then the draws."""
-    return Finding(text, float(draws[0]), percentile_interval(draws[1:]), bound, above)
+def finding(text: str, draws: Array, bound: float = 0.0, above: bool = True, parts: Sequence[Array] = ()) -> Finding:
+    """A finding from an array of :class:`Resamples`: the figure, then the draws; ``parts`` as in :class:`Finding`."""
+    return Finding(text, float(draws[0]), percentile_interval(draws[1:]), bound, above, tuple(parts))
+
+
+def _gain(of: Resamples, text: str, row: str, other: str, bound: float = 0.0, measure: str = "reward") -> Finding:
+    """How far a row is above another one, prompt by prompt."""
+    own, theirs = of.results.held[row][measure], of.results.held[other][measure]
+    return finding(text, of.mean(row, measure) - of.mean(other, measure), bound, parts=[own - theirs])
+
+
+def _factor(of: Resamples, text: str, row: str, other: str, above: bool) -> Finding:
+    """How many times a row's perplexity is another one's; its parts are the linear ones of both rows' nats a token."""
+    ratio = of.perplexity(row) / of.perplexity(other)
+
+    def linear(name: str) -> Array:
+        nats, tokens = of.results.held[name]["nats"], of.results.held[name]["tokens"]
+        return np.asarray((nats - nats.sum() / tokens.sum() * tokens) / tokens.mean())
+
+    return finding(text, ratio, SIMILAR, above, [ratio[0] * (linear(row) - linear(other))])
 
 
 # --- the claims --------------------------------------------------------------------------------------------------
@@ -154,11 +180,10 @@ def finding(text: str, draws: Array, bound: float = 0.0, above: bool = True) -> 
 
 def as_good_as_ppo(of: Resamples) -> tuple[Finding, ...]:
     """Reward not worse, and text that is as likely under the start model."""
-    reward = of.mean("rrhf_dp", "reward") - of.mean("ppo", "reward")
-    ratio = of.perplexity("rrhf_dp") / of.perplexity("ppo")
+    text = f"perplexity of RRHF DP over that of PPO with KL is below {SIMILAR}"
     return (
-        finding(f"reward of RRHF DP less that of PPO with KL is above -{MARGIN}", reward, -MARGIN),
-        finding(f"perplexity of RRHF DP over that of PPO with KL is below {SIMILAR}", ratio, SIMILAR, above=False),
+        _gain(of, f"reward of RRHF DP less that of PPO with KL is above -{MARGIN}", "rrhf_dp", "ppo", -MARGIN),
+        _factor(of, text, "rrhf_dp", "ppo", above=False),
     )
 
 
@@ -182,15 +207,13 @@ def _ranged(text: str, by_seed: Array, unit: float) -> Finding:
 
 def rank_loss_helps(of: Resamples) -> tuple[Finding, ...]:
     """The same candidates with and without the rank loss."""
-    gain = of.mean("rrhf_dp", "reward") - of.mean("no_rank", "reward")
-    return (finding("reward of RRHF DP less that of the same without rank loss is above 0", gain),)
+    return (_gain(of, "reward of RRHF DP less that of the same without rank loss is above 0", "rrhf_dp", "no_rank"),)
 
 
 def more_policies_help(of: Resamples) -> tuple[Finding, ...]:
     """Both sources of answers against each alone."""
-    both = of.mean("rrhf_dp", "reward")
     return tuple(
-        finding(f"reward of RRHF DP less that of RRHF {label} is above 0", both - of.mean(row, "reward"))
+        _gain(of, f"reward of RRHF DP less that of RRHF {label} is above 0", "rrhf_dp", row)
         for row, label in (("rrhf_d", "D"), ("rrhf_p", "P"))
     )
 
@@ -201,18 +224,38 @@ def learns_the_best(of: Resamples) -> tuple[Finding, ...]:
     for row, label in (("rrhf_d", "D"), ("rrhf_p", "P"), ("rrhf_dp", "DP")):
         middle = (of.pool_mean(row, "mean") + of.pool_mean(row, "max")) / 2
         text = f"{label}: test reward less the middle between the training candidates' mean and maximum is above 0"
-        found.append(finding(text, of.mean(row, "reward") - middle))
+        pool = of.results.pool[row]
+        parts = [of.results.held[row]["reward"], -(pool["mean"] + pool["max"]) / 2]
+        found.append(finding(text, of.mean(row, "reward") - middle, parts=parts))
     return tuple(found)
 
 
 def online_hacks(of: Resamples) -> tuple[Finding, ...]:
     """What a scorer does not see: text that repeats itself, or that the start model finds strange."""
-    rise = of.mean("rrhf_op", "repetition") - of.mean("start", "repetition")
-    ratio = of.perplexity("rrhf_op") / of.perplexity("start")
+    repeats = f"repeated 3-grams: RRHF OP without KL less the start model is above {REPETITION}"
+    strange = f"perplexity of RRHF OP without KL over the start model's is above {SIMILAR}"
     return (
-        finding(f"repeated 3-grams: RRHF OP without KL less the start model is above {REPETITION}", rise, REPETITION),
-        finding(f"perplexity of RRHF OP without KL over the start model's is above {SIMILAR}", ratio, SIMILAR),
+        _gain(of, repeats, "rrhf_op", "start", REPETITION, "repetition"),
+        _factor(of, strange, "rrhf_op", "start", above=True),
     )
+
+
+def as_good_without_a_critic(of: Resamples) -> tuple[Finding, ...]:
+    """Leave-one-out and group baselines in the place of PPO's value model, at as many answers."""
+    return tuple(
+        _gain(of, f"reward of {label} less that of PPO with KL is above -{MARGIN}", row, "ppo", -MARGIN)
+        for row, label in (("rloo", "RLOO"), ("grpo", "GRPO"))
+    )
+
+
+def fits_gaps_as_well(of: Resamples) -> tuple[Finding, ...]:
+    """Regression on gaps in reward against PPO, at as many answers."""
+    return (_gain(of, f"reward of REBEL less that of PPO with KL is above -{MARGIN}", "rebel", "ppo", -MARGIN),)
+
+
+def own_answers_help(of: Resamples) -> tuple[Finding, ...]:
+    """DPO on answers of the moment against DPO on a fixed set."""
+    return (_gain(of, "reward of online DPO less that of DPO on fixed candidates is above 0", "online_dpo", "dpo"),)
 
 
 @dataclass(frozen=True)
@@ -247,6 +290,16 @@ STATEMENTS = (
         ("rrhf_op", "start"),
         online_hacks,
         every=False,
+    ),
+    Statement(
+        "policy gradients without a critic reach at least PPO's reward",
+        "RLOO, arXiv:2402.14740; GRPO, arXiv:2402.03300",
+        ("rloo", "grpo", "ppo"),
+        as_good_without_a_critic,
+    ),
+    Statement("REBEL reaches at least PPO's reward", "REBEL, arXiv:2404.16767", ("rebel", "ppo"), fits_gaps_as_well),
+    Statement(
+        "DPO gains by learning from its own answers", "OAIF, arXiv:2402.04792", ("online_dpo", "dpo"), own_answers_help
     ),
 )
 

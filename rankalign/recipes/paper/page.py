@@ -11,7 +11,7 @@ import yaml
 
 from rankalign.evaluation.statistics import DRAWS, Array, percentile_interval
 from rankalign.evaluation.tables import cell, interval
-from rankalign.recipes.paper.claims import Claim, Resamples, Results, claims
+from rankalign.recipes.paper.claims import Claim, Finding, Resamples, Results, claims
 from rankalign.recipes.paper.settings import TableConfig
 from rankalign.storage import manifest
 from rankalign.storage.files import write_text
@@ -45,6 +45,9 @@ the claims below rest on paired differences. Held-out answers are drawn at tempe
 * **sampled**, **forward**, **backward**: tokens, in thousands. Forward counts sampling with its prompts, reference and
   scoring passes, and training; a prompt that several answers share counts once. Making held-out answers is in no
   column; best-of-n pays there, with n answers where the others need one.
+
+A claim that is not decided says how many prompts or seeds would decide it, in closed form from the variances between
+seeds, between prompts and of both at once of the paired differences, if the figure itself stays what it is.
 """
 
 
@@ -134,8 +137,13 @@ def claim_text(claim: Claim) -> str:
         lines.append(f"The table lacks the rows it needs: {', '.join(claim.missing)}.")
     if len(claim.findings) > 1:
         lines.append("All of these have to hold:" if claim.every else "Any of these is enough:")
-    findings = [f"* {f.text}: {cell(f.value)} {interval(f.interval)}, {f.verdict}" for f in claim.findings]
+    findings = [f"* {f.text}: {cell(f.value)} {interval(f.interval)}, {f.verdict}{_more(f)}" for f in claim.findings]
     return "\n".join([" ".join(lines), "", *findings]).strip()
+
+
+def _more(found: Finding) -> str:
+    """What would decide a finding, where it is open."""
+    return f"; {found.needed} would decide it if the figure stays" if found.needed else ""
 
 
 def facts(config: TableConfig) -> str:

@@ -27,7 +27,7 @@ from rankalign.training.arguments import TrainConfig
 from rankalign.training.fit import check_fit
 from rankalign.training.inputs import check_held_out, data_hashes, load_data, load_model
 from rankalign.training.plan.memory import Footprint, build, trace
-from rankalign.training.plan.on_card import Setup, fit_on_card, has_second_copy, layers_of, made_up
+from rankalign.training.plan.on_card import Setup, fit_on_card, layers_of, made_up, reference_bytes
 
 UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 LAUNCHERS = ("one process", "DDP", "FSDP2 or ZeRO-2", "ZeRO-3", "ZeRO-3 with offload")
@@ -252,8 +252,9 @@ def _range(config: TrainConfig, batches: Batches, items: dict[str, int]) -> tupl
 
 def _reference(config: TrainConfig, model: nn.Module) -> dict[str, int]:
     """The second copy of the weights from which references are computed while a run trains; none under a fresh adapter,
-    and none is loaded where all are known already."""
-    return {"reference": _weights(model)[0]} if has_second_copy(config, model) else {}
+    and none is loaded where all are known already. One that moves keeps copies of what trains."""
+    size = reference_bytes(config, model)
+    return {"reference": size} if size else {}
 
 
 # --- memory, arithmetic, disk ------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from rankalign.errors import InputError
 from rankalign.registry import did_you_mean
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.inputs import fits_again
+from rankalign.training.moving import copies
 from rankalign.training.plan.cards import CONTEXT, SPLIT
 from rankalign.training.plan.memory import MemoryLedger, build, make_fake, prepare, run_backward
 from rankalign.training.plan.pretend import GPU, pretended
@@ -102,8 +103,7 @@ def stretches(
     """
     whole = build(config.model_settings, False, "bfloat16" if config.dtype == "bfloat16" else "float32")
     depth = whole.config.get_text_config().num_hidden_layers
-    beside = has_second_copy(config, whole, setup)
-    reference = sum(p.numel() * p.element_size() for p in whole.parameters()) if beside else 0
+    reference = reference_bytes(config, whole, setup)
 
     def run(layers: int) -> dict[str, Counter[str]]:
         return _trace(config, part, setup, again, two_pass, layers)
@@ -120,6 +120,15 @@ def stretches(
     return found
 
 
+def reference_bytes(config: TrainConfig, model: nn.Module, setup: Setup | None = None) -> int:
+    """What the reference takes beside the model that trains: a second copy of the weights, or of one that moves its
+    copies of what trains, in float32; arguments as in :func:`has_second_copy`."""
+    if moving := copies(config.loss_settings):
+        return 4 * moving * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    beside = has_second_copy(config, model, setup)
+    return sum(p.numel() * p.element_size() for p in model.parameters()) if beside else 0
+
+
 def has_second_copy(config: TrainConfig, model: nn.Module, setup: Setup | None = None) -> bool:
     """Whether the start model lies beside the one that trains from the second update on, for references.
 
@@ -128,6 +137,8 @@ def has_second_copy(config: TrainConfig, model: nn.Module, setup: Setup | None =
         model: with all its layers, in the type that trains.
         setup: cards that need not be here; None for this machine.
     """
+    if config.method == "rank" and config.loss_entry.needs_kls:  # the reference runs beside the policy in any case
+        return not config.use_lora
     if config.method != "rank" or not config.loss_entry.needs_reference or config.references == "before":
         return False
     if config.use_lora or (setup is not None and setup.spreads):

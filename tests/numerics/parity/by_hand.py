@@ -24,6 +24,9 @@ HAND = Ranked(
     mask=torch.ones(1, 3, dtype=torch.bool),
     ref_logps=torch.tensor([[-8.0, -4.0, -9.0]], dtype=torch.float64),
     prompt_lengths=torch.tensor([6]),
+    log_squares=torch.tensor([[-1.0, -2.0, -3.0]], dtype=torch.float64),
+    ref_kls=torch.tensor([[1.0, 0.0, 2.0]], dtype=torch.float64),
+    own=torch.tensor([[True, False, True]]),
     # log-ratios of tokens: A 3, -1; B 0, 1, 0, -1; C -2, 1, -2
     token_logps=torch.tensor([[[-2.0, -4, 0, 0], [-1, -1, -1, -1], [-4, -4, -4, 0]]], dtype=torch.float64),
     ref_token_logps=torch.tensor([[[-5.0, -3, 0, 0], [-1, -2, -1, 0], [-2, -5, -2, 0]]], dtype=torch.float64),
@@ -62,6 +65,11 @@ CASES: dict[str, list[Case]] = {
             3 + 0.5 * nls(log(odds(exp(-3)) / odds(exp(-1)))),
         ),
     ],
+    "tdpo1": [({}, (nls(0.1 * (3 - -1)) + nls(0.1 * (3 - 0)) + nls(0.1 * (-1 - 0))) / 3)],  # u + K: 3, 0, -1
+    "tdpo2": [({}, (nls(0.1 * (5 - 0.5)) + nls(0.1 * (2 + 0.5)) + nls(0.1 * (-3 + 1))) / 3)],
+    "wpo_aligned": [({}, (exp(-2.5 - 3) * nls(0.5) + exp(-2.5 - 0.5) * nls(0.2) + exp(-3 - 0.5) * nls(-0.3)) / 3)],
+    "xpo": [({"alpha": 0.5}, (nls(0.5) + nls(0.2) + nls(-0.3)) / 3 + 0.5 * -4)],  # B is the reference's
+    "nash_md": [({}, ((0.5 - 0.1 * 2) * 6 + (0.5 + 0.1 * 3) * 12) / 2)],  # A and C both beat B
     "cpo": [({}, (nls(0.6) + nls(-0.2) + nls(-0.8)) / 3 + 3)],
     "simpo": [({"beta": 2.0, "gamma": 0.5}, (nls(2 * 1 - 0.5) + nls(2 * -2 - 0.5) + nls(2 * -3 - 0.5)) / 3)],
     "alphapo": [

@@ -11,12 +11,22 @@ from rankalign.losses.ranked import Ranked
 
 @dataclass(frozen=True)
 class Candidate:
-    """One response as plain numbers."""
+    """One response as plain numbers; what is said of whole distributions, and who wrote it, follows from them."""
 
     logp: float
     ref: float
     length: int
     score: float
+
+    @property
+    def log_squares(self) -> float:
+        return -0.25 * self.length - 0.1
+
+    @property
+    def own(self) -> bool:
+        return self.length % 2 == 1
+
+    # KL(reference || policy) is taken to be u^2 / (10 * length), so that it has a gradient.
 
 
 def random_list(size: int, seed: int, scores: list[float] | None = None) -> list[Candidate]:
@@ -52,8 +62,11 @@ def padded(lists: list[list[Candidate]], dtype: torch.dtype = torch.float64) -> 
 
 
 def with_tokens(ranked: Ranked) -> Ranked:
-    """The same lists with log-probs of tokens: token t of a response has a share of its sum that is as t + 1, so that
-    gradients come back to ``logps``; garbage stands behind them. A reference's have the same shares."""
+    """The same lists with what follows from these sums, see :class:`Candidate`, and log-probs of tokens.
+
+    Token t of a response has a share of its sum that is as t + 1, so that gradients come back to ``logps``; garbage
+    stands behind them. A reference's have the same shares.
+    """
     sizes = torch.where(ranked.mask, ranked.lengths, torch.zeros_like(ranked.lengths)).long()[:, :, None]
     at = torch.arange(max(int(sizes.max()), 1) + 1)
 
@@ -63,8 +76,17 @@ def with_tokens(ranked: Ranked) -> Ranked:
         sums = torch.where(ranked.mask, sums, torch.zeros_like(sums))[:, :, None]
         return torch.where(real, sums * torch.where(real, shares, torch.zeros_like(shares)), torch.nan)
 
-    refs = None if ranked.ref_logps is None else spread(ranked.ref_logps)
-    return replace(ranked, token_logps=spread(ranked.logps), ref_token_logps=refs)
+    length = sizes[:, :, 0]
+    squares = torch.where(ranked.mask, -0.25 * length.to(ranked.logps) - 0.1, torch.nan)
+    ranked = replace(
+        ranked, token_logps=spread(ranked.logps), log_squares=squares, own=(length % 2 == 1) | ~ranked.mask
+    )
+    if ranked.ref_logps is None:
+        return ranked
+    nothing = torch.zeros_like(ranked.logps)
+    u = torch.where(ranked.mask, ranked.logps, nothing) - torch.where(ranked.mask, ranked.ref_logps, nothing)
+    kls = torch.where(ranked.mask, u**2 / (10 * length.clamp(min=1)), torch.nan)
+    return replace(ranked, ref_token_logps=spread(ranked.ref_logps), ref_kls=kls)
 
 
 def lists() -> list[list[Candidate]]:

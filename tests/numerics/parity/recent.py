@@ -101,6 +101,26 @@ def wpo_term(w: Candidate, y: Candidate, k: Keywords) -> mpf:
     return weight * nlog_sigmoid(k.beta * (ratio(w) - ratio(y)))
 
 
+def wpo_aligned_term(w: Candidate, y: Candidate, k: Keywords) -> mpf:
+    def aligned(c: Candidate) -> mpf:
+        return mp.exp((still(c, k).logp - mpf(c.log_squares)) / c.length)
+
+    return aligned(w) * aligned(y) * nlog_sigmoid(k.beta * (ratio(w) - ratio(y)))
+
+
+def kl(c: Candidate) -> mpf:
+    return ratio(c) ** 2 / (10 * c.length)
+
+
+def tdpo1_term(w: Candidate, y: Candidate, k: Keywords) -> mpf:
+    return nlog_sigmoid(k.beta * (ratio(w) - ratio(y)) - (k.beta * kl(y) - k.beta * kl(w)))
+
+
+def tdpo2_term(w: Candidate, y: Candidate, k: Keywords) -> mpf:
+    difference = k.beta * kl(y) - k.beta * kl(still(w, k))
+    return nlog_sigmoid(k.beta * (ratio(w) - ratio(y)) - k.alpha * difference)
+
+
 def beta_dpo(candidates: List, k: Keywords) -> mpf:
     pairs = strict_pairs(candidates, k)
     margins = [k.beta * (ratio(still(w, k)) - ratio(still(y, k))) for w, y in pairs]
@@ -293,7 +313,37 @@ def gspo(candidates: List, k: Keywords) -> mpf:
     return clipped([mp.exp(ratio(c) / c.length) for c in candidates], standardised(candidates, k), k)
 
 
+def xpo(candidates: List, k: Keywords) -> mpf:
+    if not ranks(candidates):
+        return mpf(0)
+    others = [c.logp for c in candidates if not c.own]
+    pairs = [nlog_sigmoid(k.beta * (ratio(w) - ratio(y))) for w, y in strict_pairs(candidates, k)]
+    return over(pairs, k) + k.alpha * mp.fsum(others) / max(len(others), 1)
+
+
+def nash_md(candidates: List, k: Keywords) -> mpf:
+    own, others = [c for c in candidates if c.own], [c for c in candidates if not c.own]
+    if not (ranks(candidates) and own and others):
+        return mpf(0)
+
+    def preferred(c: Candidate, o: Candidate) -> mpf:
+        if k.preference == "bradley_terry":
+            return sigmoid(k.eta * gap(c, o))
+        return mpf(1) if c.score > o.score else mpf(0) if c.score < o.score else mpf("0.5")
+
+    terms = []
+    for c in own:
+        share = mp.fsum(preferred(c, o) for o in others) / len(others)
+        terms.append(-(share - mpf("0.5") - k.beta * ratio(still(c, k))) * c.logp)
+    return mp.fsum(terms) / len(terms)
+
+
 DEFINITIONS: dict[str, Definition] = {
+    "tdpo1": pairwise(tdpo1_term),
+    "tdpo2": pairwise(tdpo2_term),
+    "wpo_aligned": pairwise(wpo_aligned_term),
+    "xpo": xpo,
+    "nash_md": nash_md,
     "simper": pairwise(lambda w, y, k: mp.exp(mean_logp(y, k)) - mp.exp(mean_logp(w, k))),
     "odpo": pairwise(odpo_term),
     "dpop": pairwise(

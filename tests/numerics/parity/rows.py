@@ -86,7 +86,7 @@ def definition_rows() -> Iterator[Row]:
 def from_leaf(leaf: Tensor, candidates: list[Candidate]) -> Ranked:
     """One list whose log-probs are ``leaf`` (N,)."""
     ranked = padded([candidates], leaf.dtype)
-    return with_tokens(Ranked(leaf.unsqueeze(0), ranked.lengths, ranked.scores, ranked.mask, ranked.ref_logps))
+    return with_tokens(replace(ranked, logps=leaf.unsqueeze(0)))
 
 
 def tensors(candidates: list[Candidate], dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -159,6 +159,7 @@ DPO_LISTS: tuple[Spec, ...] = (
     ("discopop", {}, "discopop", {"beta": 0.05, "tau": 0.05}),
     ("aot", {"label_smoothing": 0.2}, "aot", {"beta": 0.1, "label_smoothing": 0.2}),
     ("wpo", {}, "sigmoid", {"beta": 0.1, "use_weighting": True}),  # its model says nothing that would align weights
+    ("wpo_aligned", {}, "sigmoid", {"beta": 0.1, "use_weighting": True}),
     ("aot_unpaired", {"label_smoothing": 0.2}, "aot_unpaired", {"beta": 0.1, "label_smoothing": 0.2}),
 )
 DPO_PAIRS: tuple[Spec, ...] = (
@@ -195,8 +196,10 @@ def dpo_row(name: str, keywords: dict[str, Any], loss_type: str, config: dict[st
     for candidates in data:
         leaf, refs, lengths, pairs = tensors(candidates, torch.float32 if single else torch.float64)
         if len(pairs):
-            theirs = trl_oracle.dpo(leaf[pairs], refs[pairs], lengths[pairs], loss_type, **config)
-            errors.add(named(name).function(from_leaf(leaf, candidates), **keywords).squeeze(0), theirs, leaf)
+            ranked = from_leaf(leaf, candidates)
+            more = {"log_squares": ranked.log_squares[0][pairs]} if name == "wpo_aligned" else {}
+            theirs = trl_oracle.dpo(leaf[pairs], refs[pairs], lengths[pairs], loss_type, **config, **more)
+            errors.add(named(name).function(ranked, **keywords).squeeze(0), theirs, leaf)
     label = (
         f"TRL DPOTrainer `{loss_type}`" + (", WPO" if "use_weighting" in config else "") + (", fp32" if single else "")
     )

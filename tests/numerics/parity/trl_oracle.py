@@ -55,14 +55,15 @@ class GivenModel:
     training, is_gradient_checkpointing = True, False
     _modules: ClassVar[dict[str, object]] = {}  # no part of it is compiled
 
-    def __init__(self, *outputs: Tensor) -> None:
-        self.outputs = outputs
+    def __init__(self, *outputs: Tensor, log_squares: Tensor | None = None) -> None:
+        self.outputs, self.log_squares = outputs, log_squares
 
     def __call__(self, input_ids: Tensor, **_: object) -> SimpleNamespace:
         log_probs = self.outputs[int(input_ids[0, 0])]
         zeros = torch.zeros_like(log_probs)
+        squares = zeros if self.log_squares is None else self.log_squares
         return SimpleNamespace(
-            log_probs=log_probs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool(), log_sum_sq_probs=zeros
+            log_probs=log_probs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool(), log_sum_sq_probs=squares
         )
 
 
@@ -82,7 +83,7 @@ def _bare(trainer_class: type, **attributes: object) -> object:
 def dpo(logps: Tensor, refs: Tensor, lengths: Tensor, loss_type: str, *, beta: float, **config: object) -> Tensor:
     """Mean DPO loss of B pairs; inputs are (2B,), chosen first. ``loss_type`` may name several, joined by blanks."""
     settings = {"label_smoothing": 0.0, "f_divergence_type": "reverse_kl", "f_alpha_divergence_coef": 0.5, "tau": 0.05}
-    settings["use_weighting"] = False
+    settings["use_weighting"], squares = False, config.pop("log_squares", None)
     settings |= {"loss_weights": [1.0] * len(loss_type.split())} | config
     trainer = _bare(
         DPOTrainer,
@@ -102,7 +103,8 @@ def dpo(logps: Tensor, refs: Tensor, lengths: Tensor, loss_type: str, *, beta: f
         "ref_chosen_logps": ref_chosen,
         "ref_rejected_logps": ref_rejected,
     }
-    return trainer._compute_loss(GivenModel(tokens), inputs, return_outputs=False)
+    even = None if squares is None else completion_mask[:, 1:] * (squares / lengths)[:, None]
+    return trainer._compute_loss(GivenModel(tokens, log_squares=even), inputs, return_outputs=False)
 
 
 def ld_dpo(tokens: Tensor, ref_tokens: Tensor, lengths: Tensor, alpha: float, beta: float = 0.1) -> Tensor:

@@ -37,6 +37,7 @@ def test_a_table_gives_back_what_was_put_in(tmp_path: Path, vocabulary: int, wid
     lists = some_lists(33, vocabulary)
     lists[7].prompt.append(vocabulary - 1)
     lists[8] = replace(lists[8], responses=[[1, 2, 3], [4]], scores=[1.0, 0.0], unlearned=[((0, 1), (2, 3)), ()])
+    lists[9] = replace(lists[8], id="own", own=[True, False])
     table = table_of(tmp_path / "t.arrow", lists, vocabulary)
     assert list(table) == lists
     assert [table[-1], *table[3:25:4]] == [lists[-1], *lists[3:25:4]]

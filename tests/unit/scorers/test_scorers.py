@@ -184,6 +184,23 @@ def test_function_fingerprint_follows_the_code(file: Path) -> None:
     assert scorer(file, "lengths").fingerprint() != first
 
 
+def test_a_function_may_ask_who_answered() -> None:
+    answers = [Response("hm", "drawn"), Response("yes", "dataset")]
+    scorer = FunctionScorer("people", "rankalign.scorers.builtin:written_by", policy="dataset")
+    assert scorer.score([CandidateSet("1", "so?", answers), CandidateSet("2", "so?", answers[::-1])]) == [
+        [0, 1],
+        [1, 0],
+    ]
+    seen: list[Any] = []
+
+    def others(samples: Any, **metadata: Any) -> list[float]:
+        seen.append(metadata)
+        return [0.0 for _ in samples]
+
+    FunctionScorer("others", others).score([CandidateSet("1", "so?", answers, {"policies": "theirs"})])
+    assert seen[0]["policies"] == ["theirs", "theirs"]  # what takes all there is gets the record's own
+
+
 def test_builtin_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert FunctionScorer("w", "rankalign.scorers.builtin:words").score(SETS) == [[1, 2], [], [1]]
     pytest.importorskip("vader")

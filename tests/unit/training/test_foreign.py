@@ -130,6 +130,15 @@ COMMANDS: list[tuple[str, dict[str, Any], set[str]]] = [
         {"chat_template"},
     ),
     ("axolotl train --base-model M --rl kto --rl-beta 0.5 --bf16 auto", {"loss": "kto", "bf16": True}, set()),
+    # losses that TRL makes of its sigmoid by a setting
+    ("trl dpo --model_name_or_path M --dataset_name D --ld_alpha 0.3", {"loss": "ld_dpo", "alpha": 0.3}, set()),
+    ("trl dpo --model_name_or_path M --dataset_name D --use_weighting", {"loss": "wpo_aligned"}, set()),
+    ("trl dpo --model_name_or_path M --loss_type ipo --ld_alpha 0.3", {"loss": "ipo"}, {"ld_alpha 0.3"}),
+    (
+        "trl dpo --model_name_or_path M --dataset_name D --sync_ref_model --ref_model_sync_steps 64",
+        {"loss": "dpo", "sync_ref_model": True, "ref_model_sync_steps": 64},
+        set(),
+    ),
     # ms-swift
     (
         "CUDA_VISIBLE_DEVICES=0 swift rlhf --rlhf_type dpo --model M --train_type lora --dataset D "

@@ -20,9 +20,23 @@ from rankalign.recipes.paper.claims import (
 )
 from rankalign.recipes.paper.costs import models_in_memory
 from rankalign.recipes.paper.page import budget, claim_text, spent
+from rankalign.recipes.paper.power import Z, needed
 
 HELD, FAILED, OPEN = Verdict.HELD, Verdict.FAILED, Verdict.OPEN
-ROWS = ("start", "rrhf_d", "rrhf_p", "rrhf_dp", "no_rank", "rrhf_op", "ppo")
+ROWS = (
+    "start",
+    "rrhf_d",
+    "rrhf_p",
+    "rrhf_dp",
+    "no_rank",
+    "rrhf_op",
+    "ppo",
+    "rloo",
+    "grpo",
+    "rebel",
+    "dpo",
+    "online_dpo",
+)
 SEEDS, PROMPTS, TRAIN = 3, 40, 30
 NOISE = np.random.default_rng(0).normal(size=(len(ROWS), SEEDS, PROMPTS))
 
@@ -74,6 +88,15 @@ CASES = [
     (5, {"rrhf_op": {"ppl": 20.0}}, 0.01, HELD),  # either sign is enough
     (5, {}, 0.01, FAILED),
     (5, {"rrhf_op": {"repetition": 0.07}}, 0.2, OPEN),
+    (6, {}, 0.01, HELD),  # as good is within the margin
+    (6, {"grpo": {"reward": 0.2}}, 0.01, FAILED),
+    (6, {"grpo": {"reward": 0.25}}, 0.2, OPEN),
+    (7, {}, 0.01, HELD),
+    (7, {"rebel": {"reward": 0.2}}, 0.01, FAILED),
+    (7, {"rebel": {"reward": 0.25}}, 0.2, OPEN),
+    (8, {"online_dpo": {"reward": 0.4}}, 0.01, HELD),
+    (8, {"online_dpo": {"reward": 0.2}}, 0.01, FAILED),
+    (8, {"online_dpo": {"reward": 0.301}}, 0.2, OPEN),
 ]
 
 
@@ -177,3 +200,58 @@ def test_a_claim_on_the_page() -> None:
         "* x: 0.5 [0.4, 0.6], held", "* y: 0 [-0.1, 0.1], not decided",
     ]  # fmt: skip
     assert "lacks the rows it needs: ppo." in claim_text(Claim("a", "b", missing=("ppo",)))
+
+
+def test_sample_sizes_by_hand() -> None:
+    """Additive values have no part of both: prompts alone, seeds alone, and each beside the other."""
+    a, b = np.array([-1.0, 0.0, 1.0]), np.array([-3.0, -1.0, 1.0, 3.0])  # variances 1 and 20 / 3
+    prompts = needed([np.zeros((3, 1)) + b], 0.98 * Z)
+    assert prompts.factor == pytest.approx(20 / 3 / 4 / 0.98**2)  # (20/3) / P = distance^2 / Z^2
+    assert prompts.prompts == (7,)
+    seeds = needed([a[:, None] + np.zeros((1, 4))], 0.5 * Z)
+    assert (seeds.factor, seeds.prompts, seeds.seeds) == (None, (), 4)  # 1 / S = 0.25, which no prompt changes
+    both = needed([a[:, None] + b], 2.0 * Z)
+    assert both.factor == pytest.approx(max(20 / 3 / 4 / (4 - 1 / 3), 1.0))
+    assert both.seeds == 3  # as many as there are are enough
+    two = needed([np.zeros((3, 1)) + b, np.zeros((3, 1)) + 2 * np.array([-1.0, 1.0])], Z)
+    assert two.factor == pytest.approx(20 / 3 / 4 + 8 / 2)
+    assert two.prompts == (23, 12)
+    assert str(needed([np.zeros((3, 1)) + b], 0.98 * Z)).startswith("7 prompts at these seeds")
+    assert str(needed([a[:, None] + 0 * b], 1e-9)).endswith("seeds at these prompts")
+
+
+def test_sample_sizes_are_what_it_takes() -> None:
+    """With so many prompts, drawn from what the values were drawn from, the interval ends about at the bound."""
+    rng = np.random.default_rng(3)
+
+    def draw(seeds: int, prompts: int) -> Any:
+        own, shared = rng.normal(size=(seeds, 1)) * 0.05, rng.normal(size=(1, prompts)) * 0.6
+        return 0.2 + own + shared + rng.normal(size=(seeds, prompts)) * 0.8
+
+    told = [needed([draw(8, 20)], 0.15).factor for _ in range(400)]
+    more = round(20 * float(np.median([factor for factor in told if factor is not None])))
+    means = [draw(8, more).mean() for _ in range(3000)]
+    assert Z * np.std(means) == pytest.approx(0.15, rel=0.06)
+
+
+def test_open_claims_say_what_would_decide_them() -> None:
+    found = claims(Resamples(results(0.2, ppo={"reward": 0.35}), draws=500))[0]
+    shown = claim_text(found)
+    (reward, factor) = found.findings
+    assert reward.verdict == OPEN
+    assert reward.needed is not None
+    assert f"{reward.needed} would decide it if the figure stays" in shown
+    assert factor.needed is None or factor.verdict == OPEN
+    by_hand = reward.parts[0].mean()
+    assert by_hand == pytest.approx(reward.value, abs=1e-12)
+
+
+def test_linear_parts_have_the_variance_of_the_ratio() -> None:
+    """The interval of a ratio of perplexities is that of the mean of its linear parts."""
+    given = results(0.1, rrhf_dp={"ppl": 11.0})
+    of = Resamples(given, draws=20_000)
+    _, factor = claims(of)[0].findings
+    spread = factor.parts[0]
+    moved = Resamples(Results({"x": {"reward": spread}}, {}, {}), draws=20_000).mean("x", "reward")
+    exact = of.perplexity("rrhf_dp") / of.perplexity("ppo")
+    assert moved[1:].std() == pytest.approx(exact[1:].std(), rel=0.05)
