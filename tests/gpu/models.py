@@ -10,7 +10,7 @@ from torch import nn
 from tests.numerics.test_logps import FAMILIES as SMALLER
 from tests.numerics.test_logps import StayWide, gradients, lists, weigh
 
-__all__ = ["FAMILIES", "StayWide", "build", "gradients", "lists", "weigh"]
+__all__ = ["EXPERTS", "FAMILIES", "StayWide", "build", "gradients", "lists", "weigh"]
 
 NAMES = (
     *("llama", "llama-tied", "mistral-window", "qwen2", "qwen2-window", "qwen3", "gemma2", "gemma3"),
@@ -23,12 +23,18 @@ FAMILIES = {
 }
 FAMILIES["gemma2"][1]["head_dim"] = 16  # the least that FlexAttention compiles for
 
+# Sinks, and values of another size than keys. Which expert a token goes to is asked of the device in every layer.
+EXPERTS = {
+    "gpt_oss": ("GptOss", SMALLER["gpt_oss"][1] | {"hidden_size": 32, "head_dim": 8}),
+    "deepseek_v3": ("DeepseekV3", SMALLER["deepseek_v3"][1] | {"hidden_size": 32, "qk_nope_head_dim": 12}),
+}
+
 
 def build(name: str, dtype: torch.dtype = torch.float64, lora: bool = False, **more: Any) -> nn.Module:
     """A model on the CPU with random weights, biases and norms, the same at every call."""
     import transformers
 
-    kind, settings = FAMILIES[name]
+    kind, settings = (FAMILIES | EXPERTS)[name]
     torch.manual_seed(3)
     config = getattr(transformers, kind + "Config")(**settings | more)
     model = transformers.AutoModelForCausalLM.from_config(config).to(dtype).train()

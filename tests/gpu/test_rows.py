@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rankalign.rows import flash_varlen, flex
 from rankalign.rows.logps import list_logps, token_logps
 from rankalign.rows.two_pass import backward_two_pass
-from tests.gpu.models import FAMILIES, StayWide, build, gradients, lists, weigh
+from tests.gpu.models import EXPERTS, FAMILIES, StayWide, build, gradients, lists, weigh
 
 ZERO = ((0, 1), (0, 2), (0, 5), (1, 0), (1, 1), (2, 0))
 WAYS = ("plain", "lora", "checkpointing", "two passes", "active sets")
@@ -45,7 +45,7 @@ def error(ours: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *EXPERTS])
 def test_a_gpus_trees_are_the_cpus_padded_rows(
     name: str, way: str, any_type: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
