@@ -230,6 +230,10 @@ def _target(value: Any) -> tuple[dict[str, Any], str]:
     return {"lora_target_modules": "auto" if names in ("all", "all-linear") else names}, ""
 
 
+def _parameters(value: Any) -> tuple[dict[str, Any], str]:
+    return {"lora_target_parameters": ",".join(map(str, value)) if isinstance(value, list) else str(value)}, ""
+
+
 def _betas(value: Any) -> tuple[dict[str, Any], str]:
     if isinstance(value, list) and len(value) == 2:
         return {"adam_beta1": value[0], "adam_beta2": value[1]}, ""
@@ -247,6 +251,7 @@ _SPECIAL: dict[str, Special] = {
     "load_in_bits": _bits,
     "data": _data,
     "lora_target_modules": _target,
+    "lora_target_parameters": _parameters,
     "adam_betas": _betas,
     "zero_stage": _stage,
     "pure_bf16": lambda value: ({"bf16": True}, "weights stay float32 where all of them are trained"),

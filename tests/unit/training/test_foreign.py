@@ -271,3 +271,21 @@ def test_files_tell_whose_they_are(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_what_has_no_counterpart_is_refused(command: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         translated(command)
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [
+        ("llamafactory-cli train --stage dpo --model_name_or_path M --moe_aux_loss_coef 0.01", {}),
+        ("python -m openrlhf.cli.train_dpo --pretrain M --aux_loss_coef 0.01", {}),
+        (
+            "swift rlhf --model M --router_aux_loss_coef 0.01 --train_type lora --target_parameters a b",
+            {"a,b"},
+        ),
+        ("trl dpo --model_name_or_path M --router_aux_loss_coef 0.01 --use_peft --lora_target_parameters a b", {"a,b"}),
+    ],
+)
+def test_settings_of_experts(command: str, settings: set[str]) -> None:
+    found = translated(command).settings
+    assert float(found["router_aux_loss_coef"]) == 0.01
+    assert {found["lora_target_parameters"]} == settings if settings else "lora_target_parameters" not in found
