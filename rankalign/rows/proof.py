@@ -156,16 +156,18 @@ class _Run:
         return states
 
     def _in_branches(self) -> Tensor:
-        """The first list, one answer beside the prompt and the others after it, two and two."""
+        """The first list as two passes run it: one answer beside the prompt, the others after it, two and two, and
+        tokens looked up before, of which some families want to know more than what was found."""
         prompt, (one, *others) = self.prompts[0], self.answers[0]
         prefix = Prefix()
         rows = tree_row([prompt], [[one]], record=prefix)
-        states = run_trunk(self.model, self.model, rows, ATTENTION)[0]
+        look_up = self.model.get_input_embeddings()
+        states = run_trunk(self.model, self.model, rows, ATTENTION, look_up(rows.ids))[0]
         prefix.end = states[len(prompt) - 1 : len(prompt)]
         found = [states.index_select(0, rows.predictors)]
         for i in range(0, len(others), 2):
             branch = branch_row(len(prompt), others[i : i + 2], prefix)
-            own = run_trunk(self.model, self.model, branch, ATTENTION)[0]
+            own = run_trunk(self.model, self.model, branch, ATTENTION, look_up(branch.ids))[0]
             found.append(torch.cat([prefix.end, own]).index_select(0, branch.predictors))
         return torch.cat(found)
 

@@ -549,7 +549,9 @@ def test_data_parallel_gradients_are_synchronised_once(one_process):
 
 @pytest.mark.parametrize("layout", ["tree", "padded"])
 @pytest.mark.parametrize("budget", [1, 16, 30, 1000])
-@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral-window", "gemma2", "gptj"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama", "mistral-window", "gemma2", "gptj", "gpt_oss", "deepseek_v3", "gemma4"]
+)
 def test_two_passes_give_the_gradient_of_one(name, layout, budget):
     model, (prompts, responses) = build(name), lists()
     with StayWide():

@@ -171,6 +171,13 @@ def test_the_ways_of_real_makes(family: str) -> None:
     assert bool(found.reason) == (way == NEITHER)
 
 
+@pytest.mark.parametrize(("family", "kept"), [("llama", True), ("diffllama", False)])
+def test_prompts_are_kept_where_answers_may_run_after_them(family: str, kept: bool) -> None:
+    """Not by layers that attend twice: a layer's keys are kept under its name."""
+    model = transformers.AutoModel.from_config(CONFIG_MAPPING[family](**GROUPED))
+    assert proof.prove(class_of(model), model.config) == proof.Verdict(ATTENTION, keeps_prefix=kept)
+
+
 def test_a_copy_has_a_layer_of_every_kind() -> None:
     config = CONFIG_MAPPING["gemma3_text"](**GROUPED | {"num_hidden_layers": 26, "layer_types": None})
     small = few_layers(transformers.Gemma3TextModel, config)
