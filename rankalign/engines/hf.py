@@ -83,7 +83,7 @@ class HFEngine(LocalEngine):
         told = self.policy
         return models.load_policy(told.model, dtype=told.dtype, adapter=told.adapter, device_map=told.device_map)
 
-    def take(self, model: Any, tokenizer: Any, start: str, version: int) -> None:
+    def take(self, model: Any, tokenizer: Any, start: str, version: object) -> None:
         """Sample with a model that is in memory already.
 
         Args:

@@ -11,7 +11,7 @@ from rankalign.data.records import CandidateSet, Response
 from rankalign.engines import Policy
 from rankalign.engines.local import LocalEngine
 from rankalign.engines.seeds import request_seed
-from rankalign.engines.vllm_loaded import Loaded
+from rankalign.engines.vllm_loaded import Loaded, Written
 from rankalign.errors import InputError, missing_extra
 from rankalign.registry import did_you_mean
 
@@ -65,14 +65,14 @@ class VLLMEngine(LocalEngine):
         _require_vllm()
         self._loaded = Loaded.shared(policy.model, policy.adapter, policy.dtype, _arguments(policy))
 
-    def take(self, model: Any, tokenizer: Any, start: str, version: int) -> None:
+    def take(self, model: Any, tokenizer: Any, start: str, version: object) -> None:
         """Sample with the weights that a model in memory has now; see :meth:`Loaded.take`.
 
         Args:
-            model: under training, bare or inside PEFT.
+            model: under training, bare or inside PEFT; or the folder of it.
             tokenizer: its tokenizer.
             start: the name of the model that it was before any training.
-            version: tells these weights from those of another time, from 1.
+            version: the same object for the same weights.
         """
         self.tokenizer = tokenizer
         self._loaded = Loaded.shared(start, "", self.policy.dtype, _arguments(self.policy), live=True)
@@ -102,10 +102,8 @@ class VLLMEngine(LocalEngine):
         ids = [self._encode(prompt) for prompt in prompts]
         self._check_context(prompts, ids, self._loaded.context)
         copies = self._copies
-        answers = self._loaded.complete(
-            [tokens for tokens in ids for _ in range(copies)],
-            [self._request(prompt, index) for prompt in prompts for index in range(copies)],
-        )
+        keys = [(prompt.id, index) for prompt in prompts for index in range(copies)]
+        answers = self.complete([tokens for tokens in ids for _ in range(copies)], keys)
         written = [
             [
                 self._response(ids, ended, index, end)
@@ -116,11 +114,20 @@ class VLLMEngine(LocalEngine):
         ]
         return self._with_calls(prompts, written)
 
-    def _request(self, prompt: CandidateSet, index: int) -> dict[str, Any]:
+    def complete(self, prompts: Sequence[list[int]], keys: Sequence[tuple[str, int]]) -> list[Written]:
+        """One answer to each prompt, see :meth:`Loaded.complete`.
+
+        Args:
+            prompts: token ids.
+            keys: prompt id and number of the answer, from which its seed comes.
+        """
+        return self._loaded.complete(prompts, [self._request(*key) for key in keys])
+
+    def _request(self, ident: str, index: int) -> dict[str, Any]:
         """One answer's sampling settings, as vLLM names them."""
         params = self.policy.sampling
         return {
-            "seed": request_seed(params.seed, prompt.id, self.policy.name, index),
+            "seed": request_seed(params.seed, ident, self.policy.name, index),
             "max_tokens": params.max_new_tokens,
             "temperature": params.temperature,
             "top_k": params.top_k,

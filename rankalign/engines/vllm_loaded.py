@@ -44,7 +44,8 @@ class Loaded:
 
     def __init__(self, model: str, adapter: str, dtype: str, more: dict[str, Any], live: bool = False) -> None:
         self._model, self._adapter, self._dtype, self._more, self._live = model, adapter, dtype, more, live
-        self._source: Any = None  # a live one's weights, and their version
+        self._source: Any = None  # a live one's weights, and by what and as which they were given
+        self._token: object = None
         self._version, self._taken, self._asleep = 0, 0, False
         self._held: list[Any] = []  # the model; who lets it go when this object is gone cannot ask this object for it
         weakref.finalize(self, _free, self._held)
@@ -58,7 +59,7 @@ class Loaded:
             found = cls._all[key] = cls(model, adapter, dtype, more, live)
         return found
 
-    def take(self, model: Any, version: int) -> None:
+    def take(self, model: Any, version: object) -> None:
         """Have the weights of a model under training from the next batch on: an adapter beside its base's, which stay
         where they are, or all of them in the place of the last ones.
 
@@ -66,10 +67,11 @@ class Loaded:
         and several GPUs need nothing of their own.
 
         Args:
-            model: the model, whose weights must not change until they are no longer sampled with.
-            version: tells them from others, from 1.
+            model: the model, whose weights must not change until they are no longer sampled with, or the folder of it.
+            version: the same object for the same weights.
         """
-        self._source, self._version = model, version
+        if version is not self._token:
+            self._source, self._token, self._version = model, version, self._version + 1
 
     def rest(self) -> None:
         """Give memory on a GPU back until the next batch: all of it, or where an adapter trains, the cache, the weights
@@ -108,6 +110,8 @@ class Loaded:
 
     @property
     def _adapted(self) -> bool:
+        if isinstance(self._source, str):
+            return (Path(self._source) / "adapter_config.json").is_file()
         return hasattr(self._source, "get_base_model")
 
     @property
@@ -117,7 +121,7 @@ class Loaded:
     @functools.cached_property
     def _parts(self) -> tuple[str, str]:
         base, adapter = models.base_and_adapter(self._model, self._adapter)
-        return (base, self._written()) if self._live and self._adapted else (base, "" if self._live else adapter)
+        return base, "" if self._live else adapter
 
     @property
     def _llm(self) -> Any:
@@ -138,7 +142,10 @@ class Loaded:
         return llm
 
     def _written(self) -> str:
-        """A new folder with the weights of the source, or its adapter, in the place of the last one."""
+        """A new folder with the weights of the source, or its adapter, in the place of the last one; its own, where it
+        is one."""
+        if isinstance(self._source, str):
+            return self._source
         self._files = tempfile.TemporaryDirectory(prefix="rankalign-weights-")
         self._source.save_pretrained(self._files.name)
         return self._files.name
@@ -163,7 +170,7 @@ class Loaded:
                 llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
                 llm.reset_prefix_cache()  # of prompts as other weights read them
         except (OSError, ValueError, RuntimeError) as error:
-            raise InputError(f"vllm cannot take the weights of step {self._version}: {_brief(error)}") from error
+            raise InputError(f"vllm cannot take in the weights that train: {_brief(error)}") from error
         self._taken = self._version
 
     def _load(self) -> Any:
@@ -188,7 +195,7 @@ class Loaded:
             "enable_prefix_caching": True,
             "max_model_len": -1,
             "use_tqdm_on_load": False,
-            **_lora_settings(self._parts[1]),
+            **_lora_settings(self._written() if self._live and self._adapted else self._parts[1]),
         }
 
     @functools.cached_property

@@ -16,11 +16,13 @@ from rankalign.data.convert import Intake
 from rankalign.data.encode import encode_text
 from rankalign.data.records import CandidateSet
 from rankalign.data.render import Rendering
-from rankalign.engines import SamplingParams
+from rankalign.engines import ENGINES, Policy, SamplingParams
 from rankalign.engines.decode import Ending, sample
 from rankalign.engines.hf import MAX_ROWS, MAX_TOKENS
+from rankalign.engines.local import decoded
 from rankalign.engines.sampling import uniforms
 from rankalign.engines.uncached import rows_of
+from rankalign.errors import InputError
 from rankalign.evaluation.texts.likeness import RougeWatch, best_texts
 from rankalign.evaluation.texts.while_training import Watch
 from rankalign.models import load as models
@@ -90,6 +92,36 @@ class PolicySampler:
         return Answer(ids, text, ended)
 
 
+class VLLMSampler:
+    """Draws an answer to each prompt with vLLM, to which the weights of a policy in memory are handed at each call.
+
+    Args:
+        start: name of the model that the policy was before any training.
+        tokenizer: the policy's.
+        params: how to draw, one answer a prompt.
+        template: the prompts'; with its stop strings.
+
+    Raises:
+        InputError: vLLM is not installed.
+    """
+
+    def __init__(self, start: str, tokenizer: PreTrainedTokenizerBase, params: SamplingParams, template: str) -> None:
+        policy = Policy("ppo", "vllm", model=start, template=template, sampling=params)
+        self.engine: Any = ENGINES.load("vllm")(policy)
+        self.start, self.tokenizer, self.stop = start, tokenizer, templates.stops(template)
+
+    def __call__(self, model: Any, prompts: Sequence[list[int]], keys: Sequence[tuple[str, int]]) -> list[Answer]:
+        """Answers in order; see :class:`rankalign.training.ppo.rollouts.Sampler`."""
+        self.engine.take(model, self.tokenizer, self.start, object())
+        written = self.engine.complete(prompts, keys)
+        self.engine.rest()
+        return [self._answer(*one) for one in written]
+
+    def _answer(self, ids: list[int], ended: bool, end: int | None) -> Answer:
+        text, _ = templates.cut_at_stop(decoded(self.tokenizer, ids), self.stop)
+        return Answer(ids if end is None else [*ids, end], text, ended)
+
+
 class ScorerReward:
     """A scorer as the reward of PPO; a function may give a number a token (trlX's ``reward_fn`` contract).
 
@@ -110,10 +142,18 @@ class ScorerReward:
         return dict(self.scorer.fingerprint())
 
 
-def sampler_of(config: PPOConfig) -> PolicySampler:
-    """The sampler that a run's settings ask for."""
+def sampler_of(config: PPOConfig) -> PolicySampler | VLLMSampler:
+    """The sampler that a run's settings ask for.
+
+    Raises:
+        InputError: vLLM is asked for and not there, or in several processes.
+    """
     params = SamplingParams(temperature=config.temperature, max_new_tokens=config.max_new_tokens, seed=config.seed, n=1)
     tokenizer = models.load_tokenizer(config.model)
+    if config.sampler == "vllm":
+        if config.world_size > 1:
+            raise InputError("--sampler vllm draws in the one process that trains; with several it is hf")
+        return VLLMSampler(config.model, tokenizer, params, config.template)
     return PolicySampler(tokenizer, params, templates.stops(config.template), config.template)
 
 

@@ -9,6 +9,7 @@ from rankalign.registry import did_you_mean
 from rankalign.training.flags import flag
 
 KL_ESTIMATORS = ("k1", "k2", "k3")
+SAMPLERS = ("hf", "vllm")
 SCALES = ("none", "running", "ref", "whiten")
 
 # Settings of rank training that PPO does not read: given with it, they are a mistake and not passed over.
@@ -33,6 +34,7 @@ class PPOSettings:
     reward_baseline: str = flag("", "policy in the data whose answer's score is subtracted from its prompt's scores")
     scale_rewards: str = flag("none", "divide scores by a standard deviation: running, ref (first step's); or whiten")
     clip_reward: float = flag(10.0, "scores are kept within this; 0 does not")
+    sampler: str = flag("hf", "who samples: hf, or vllm, to which the weights are handed at each step")
     rollouts: int = flag(128, "answers sampled a step")
     max_new_tokens: int = flag(64, "most tokens of an answer")
     temperature: float = flag(1.0, "of sampling; log-probabilities are taken at the same temperature")
@@ -61,7 +63,7 @@ class PPOSettings:
         """
         if not self.reward:
             raise InputError("--method ppo needs --reward: module:function, file.py:function, a model or http://...")
-        for name, known in (("scale_rewards", SCALES), ("kl_estimator", KL_ESTIMATORS)):
+        for name, known in (("sampler", SAMPLERS), ("scale_rewards", SCALES), ("kl_estimator", KL_ESTIMATORS)):
             if getattr(self, name) not in known:
                 raise InputError(f"unknown --{name} {getattr(self, name)!r}{did_you_mean(getattr(self, name), known)}")
         for problem, found in self._problems().items():
