@@ -23,7 +23,7 @@ from rankalign.storage.jsonl import loads
 EXAMPLE = "rankalign iterate --config train_scripts/configs/ip.yaml --rounds 3 --output runs/ip3"
 FLAGS = (
     "output", "prompts", "model", "rounds", "refresh_every", "kl_coef", "seed", "max_prompts", "keep", "overwrite",
-    "num_processes", "launch",
+    "ahead", "num_processes", "launch",
 )  # fmt: skip
 SHOWN = ("round", "refreshed_at", "steps", "prompts", "mean_score", "max_score", "kl", "sampled_tokens")
 
@@ -42,6 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_prompts", type=int, help="take the first so many prompts")
     parser.add_argument("--keep", choices=("all", "last"), help="models of all IP rounds, or the last alone")
     parser.add_argument("--overwrite", action="store_true", default=None, help="start over")
+    parser.add_argument(
+        "--async",
+        "--ahead",
+        dest="ahead",
+        type=int,
+        choices=(0, 1),
+        help="OP: 1 answers the next block as one trains",
+    )
     parser.add_argument("--num_processes", type=int, metavar="N", help="sample, grade and train in so many, one a GPU")
     parser.add_argument("--launch", help="how they share the training: ddp, fsdp2, zero2 or zero3 (OP: ddp, zero2)")
 

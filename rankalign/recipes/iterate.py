@@ -6,7 +6,9 @@ Every step is resumable: killed anywhere, the same command ends in the uninterru
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,13 +20,14 @@ from accelerate import PartialState
 
 from rankalign.data.encode import encode_text
 from rankalign.data.load import load
-from rankalign.data.records import CandidateSet, is_own, read, score_of, write
+from rankalign.data.records import CandidateSet, is_own, read, score_of
 from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.models.merge import merge_lora
 from rankalign.recipes.apart import train_apart
 from rankalign.recipes.contents import contents
 from rankalign.recipes.launch import launcher
+from rankalign.recipes.refresh import Ahead, Refresher, announce, round_folder
 from rankalign.recipes.rollouts import watch_of
 from rankalign.recipes.rounds import KL, Current, Gatherer, IterateConfig, is_current, ranked_by
 from rankalign.stages.generation import Answerer
@@ -33,7 +36,7 @@ from rankalign.storage.files import read_text, sha256_file, write_text
 from rankalign.storage.jsonl import dumps, loads, read_rows, write_rows
 from rankalign.storage.sources import is_there, sha256_of
 from rankalign.training.arguments import TrainConfig, parse_settings
-from rankalign.training.online import Block, StartModel, plan, train_online
+from rankalign.training.online import StartModel, plan, train_online
 from rankalign.training.processes import asked_to_shard, is_first
 from rankalign.training.run import train
 
@@ -57,6 +60,8 @@ def run(config: IterateConfig) -> dict[str, Any]:
         Interrupted: training was stopped by a signal; the same call goes on.
     """
     _check(config)
+    if _apart(config):
+        config = dataclasses.replace(config, num_processes=_processes(config))
     folder, settings = Path(config.output), _settings(config)
     if config.overwrite:
         with PartialState().main_process_first():  # one removes it, and the others find it gone
@@ -78,6 +83,8 @@ def _conclude(
 ) -> None:
     """Write log, result and, last, the manifest."""
     folder = Path(config.output)
+    for path in folder.glob("round-*/weights"):  # of the last block, which is learned
+        shutil.rmtree(path)
     write_rows(folder / "log.jsonl", lines)
     result = {
         "output": str(folder),
@@ -87,7 +94,7 @@ def _conclude(
         "sampled_tokens": sum(row["sampled_tokens"] for row in rows),
     }
     write_text(folder / "result.json", dumps(result) + "\n")
-    made = [_round_folder(config, row["round"]) / "candidates.jsonl" for row in rows]
+    made = [round_folder(config, row["round"]) / "candidates.jsonl" for row in rows]
     manifest.write(folder, "iterate", settings, [config.prompts], [*made, folder / "log.jsonl", folder / "result.json"])
 
 
@@ -99,6 +106,7 @@ def _check(config: IterateConfig) -> None:
         and KL in names,
         "rounds must be at least 1": config.rounds < 1,
         "refresh_every must not be negative": config.refresh_every < 0,
+        "ahead is 0 or 1, and needs refresh_every": config.ahead not in (0, 1 if config.refresh_every else 0),
         "kl_coef must not be negative": not config.kl_coef >= 0,
         "keep_above: quantiles lie between 0 and 1": not all(0 <= share <= 1 for share in config.keep_above),
         f"unknown keep {config.keep!r} (one of: {', '.join(KEEP)})": config.keep not in KEEP,
@@ -118,8 +126,9 @@ def _check(config: IterateConfig) -> None:
         )
     if config.refresh_every and asked_to_shard(wanted) and getattr(wanted.deepspeed_plugin, "zero_stage", 3) == 3:
         raise InputError("online the weights that train also answer, in each process: --launch ddp or zero2")
-    if wanted.world_size > 1 and any(is_current(policy) and policy.engine == "vllm" for policy in config.policies):
-        raise InputError("online, engine vllm answers beside a training in one process; with several it is hf")
+    several = wanted.world_size > 1 and not config.ahead
+    if several and any(is_current(policy) and policy.engine == "vllm" for policy in config.policies):
+        raise InputError("online, engine vllm answers in the one process that trains: with several give --async 1")
     for policy in filter(is_current, config.policies):
         Answerer(policy)  # says what its engine lacks or cannot follow; nothing heavy is loaded
     if _apart(config):
@@ -136,6 +145,8 @@ def _settings(config: IterateConfig) -> dict[str, Any]:
     if not is_there(config.prompts):
         raise InputError(f"{config.prompts}: no such file")
     own = {key: value for key, value in dataclasses.asdict(config).items() if key not in NO_MATTER}
+    if not config.ahead:
+        own.pop("ahead")  # which version 0.1 did not have
     if (processes := _processes(config)) > 1:
         own["processes"] = processes  # an update takes so many micro-batches
     hashes = {"prompts_sha256": sha256_of(config.prompts), "model_sha256": models.weights_of(config.model)}
@@ -149,14 +160,6 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     for name in ("manifest.json", "result.json", "log.jsonl", manifest.CLAIM):
         (folder / name).unlink(missing_ok=True)
-
-
-def _round_folder(config: IterateConfig, number: int) -> Path:
-    return Path(config.output) / f"round-{number}"
-
-
-def _announce(text: str) -> None:
-    print(f"\n== {text}", file=sys.stderr, flush=True)
 
 
 def _training(config: IterateConfig, number: int, **fixed: Any) -> TrainConfig:
@@ -187,10 +190,10 @@ def _iterate(config: IterateConfig) -> tuple[list[dict[str, Any]], list[dict[str
     rows: list[dict[str, Any]] = []
     model = config.model
     for number in range(1, config.rounds + 1):
-        folder = _round_folder(config, number)
+        folder = round_folder(config, number)
         done = folder / "result.json"
         if not done.exists():
-            _announce(f"round {number}/{config.rounds}: {model} answers, is graded and learns")
+            announce(f"round {number}/{config.rounds}: {model} answers, is graded and learns")
             row, lines = _round(config, number, model, sum(row["steps"] for row in rows))
             write_rows(folder / "log.jsonl", lines)
             write_text(done, dumps(row) + "\n")  # last: a round that has its row is finished
@@ -198,25 +201,27 @@ def _iterate(config: IterateConfig) -> tuple[list[dict[str, Any]], list[dict[str
             _forget(config, number - 1)  # not before the round that started from it is done
         rows.append(loads(read_text(done)))
         model = str(_model_folder(config, number))
-    return rows, [line for row in rows for _, line in read_rows(_round_folder(config, row["round"]) / "log.jsonl")]
+    return rows, [line for row in rows for _, line in read_rows(round_folder(config, row["round"]) / "log.jsonl")]
 
 
 def _model_folder(config: IterateConfig, number: int) -> Path:
-    return (Path(config.output) if number == config.rounds else _round_folder(config, number)) / "model"
+    return (Path(config.output) if number == config.rounds else round_folder(config, number)) / "model"
 
 
 def _forget(config: IterateConfig, number: int) -> None:
     for name in ("model", "adapter"):
-        shutil.rmtree(_round_folder(config, number) / name, ignore_errors=True)
+        shutil.rmtree(round_folder(config, number) / name, ignore_errors=True)
 
 
 def _round(config: IterateConfig, number: int, model: str, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Sample, score and train; the round's row and log."""
-    folder, target = _round_folder(config, number), _model_folder(config, number)
+    folder, target = round_folder(config, number), _model_folder(config, number)
     now = Current(number, step, models.weights_of(model), model)
     gatherer = _gatherer(config, StartModel(config.model))
     path = gatherer.gather(folder, now, config.prompts, config.max_prompts)
     del gatherer  # scorers and samplers leave memory before training
+    gc.collect()
+    torch.cuda.empty_cache()  # does nothing where nothing was there
     own = {"token_cache": str(folder / "tokens"), **config.train}  # of no use to any other run
     config = dataclasses.replace(config, train=own)
     wanted = _training(config, number, model=model, data=str(path), output_dir=str(target))
@@ -252,68 +257,23 @@ def _online(config: IterateConfig) -> tuple[list[dict[str, Any]], list[dict[str,
     wanted = _training(config, 1, model=config.model, data=config.prompts, output_dir=f"{config.output}/model")
     if "train_sampling_strategy" not in config.train:
         wanted.train_sampling_strategy = "sequential"  # blocks take the prompts in order
-    steps = plan(wanted, len(prompts), config.refresh_every)
+    steps = plan(wanted, len(prompts), config.refresh_every, config.ahead)
     # Where the start is an adapter that trains on, switching it off would give its base.
     start = StartModel(config.model, below_adapter=wanted.use_lora and not models.is_adapter(config.model))
-    refresher = Refresher(config, prompts, _gatherer(config, start))
+    gatherer = _gatherer(config, start)
+    refresher = Ahead(config, prompts, gatherer, steps) if config.ahead else Refresher(config, prompts, gatherer)
     ids = [record.id for record in prompts]
     # With this hash the identity of training covers how its answers are sampled and graded.
-    train_online(wanted, ids, steps, refresher, start, watch_of(wanted), settings_sha256=_settings_hash(config))
+    with contextlib.closing(refresher):
+        train_online(wanted, ids, steps, refresher, start, watch_of(wanted), settings_sha256=_settings_hash(config))
     if not is_first():
         return [], []
-    rows = [_row(config, b.number, refresher.path(b), b.updates, b.step, None) for b in steps]
+    rows = [_row(config, b.number, refresher.path(b), b.updates, b.written, None) for b in steps]
     return rows, [line for _, line in read_rows(Path(config.output) / "model/log.jsonl")]
 
 
 def _settings_hash(config: IterateConfig) -> str:
     return sha256_file(Path(config.output) / manifest.CLAIM)
-
-
-class Refresher:
-    """Answers a block's prompts with the weights in memory; see :data:`rankalign.training.online.Refresh`.
-
-    Args:
-        config: settings.
-        prompts: all of them.
-        gatherer: samples and scores.
-    """
-
-    def __init__(self, config: IterateConfig, prompts: Sequence[CandidateSet], gatherer: Gatherer) -> None:
-        self.config, self.prompts, self.gatherer = config, prompts, gatherer
-
-    def path(self, block: Block) -> Path:
-        """The file of a block's candidates."""
-        return _round_folder(self.config, block.number) / "candidates.jsonl"
-
-    def __call__(self, model: Any, block: Block, fresh: bool) -> Path:
-        """The candidates, sampled now, or read where they are done.
-
-        Raises:
-            InputError: those of a block that is half learned are gone.
-        """
-        path = self.path(block)
-        if not fresh:
-            if manifest.read(path) is None:
-                raise InputError(f"{path} is gone, of which the checkpoint has learned a part; start with --overwrite")
-            return path
-        _announce(f"round {block.number}: the weights of step {block.step} answer {len(block.prompts)} prompts")
-        now = Current(block.number, block.step, models.weights_fingerprint(model), model=model)
-        folder = path.parent
-        chosen = folder / "prompts.jsonl"
-        if is_first():
-            _drop_strangers(folder, now.weights)
-            write(chosen, [self.prompts[i] for i in block.prompts])
-        return self.gatherer.gather(folder, now, str(chosen))
-
-
-def _drop_strangers(folder: Path, weights: str) -> None:
-    """Remove a block that other weights wrote: updates repeat bit by bit on a CPU, and on a GPU they may not."""
-    note = folder / "weights.json"
-    if note.exists() and loads(read_text(note))["weights"] != weights:
-        print(f"{folder}: written by other weights than those that this resume arrived at; anew", file=sys.stderr)
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(note, dumps({"weights": weights}) + "\n")
 
 
 # --- what a round was like ---------------------------------------------------------------------------------------

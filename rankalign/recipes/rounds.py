@@ -61,6 +61,8 @@ class IterateConfig:
         keep: ``all`` models of IP's rounds, or the ``last``.
         overwrite: start over.
         num_processes: how many processes sample, grade and train; 0 is one, or with ``launch`` one a GPU.
+        ahead: OP: 1 has a block answered while the one before it is learned, by the weights at its beginning; at 0
+            the newest answer, while nothing is learned.
         launch: how they share the training: a name in :data:`rankalign.recipes.launch.FILES`.
     """
 
@@ -79,6 +81,7 @@ class IterateConfig:
     max_prompts: int = 0
     keep: str = "all"
     overwrite: bool = False
+    ahead: int = 0
     num_processes: int = 0
     launch: str = ""
 
@@ -119,7 +122,7 @@ class CurrentAnswerer(Answerer):
         policy: its settings.
         now: the weights.
         start: the model that they were before any training, which may have a share in what is drawn.
-        tokenizer: theirs, where they are in memory.
+        tokenizer: theirs, where an engine is to take them in; None where it loads what the policy names.
     """
 
     def __init__(
@@ -131,8 +134,8 @@ class CurrentAnswerer(Answerer):
         self.now, self.start, self.tag = now, start, tag
         engine: Any = self.engine
         engine.start = start.beside
-        if now.model is not None:
-            engine.take(now.model, tokenizer, start.name, now.number)
+        if tokenizer is not None:
+            engine.take(now.folder if now.model is None else now.model, tokenizer, start.name, now)
 
     def __reduce__(self) -> tuple[Any, ...]:
         start = StartModel(self.start.name, self.start.below_adapter)  # by name: it is loaded where it is asked
@@ -214,10 +217,11 @@ class Gatherer:
         config: settings of the run.
         encoding: how training encodes records.
         start: the start model.
+        lasting: one round's sampler takes the next round's weights in, where its engine can.
     """
 
-    def __init__(self, config: IterateConfig, encoding: DataSettings, start: StartModel) -> None:
-        self.config, self.start = config, start
+    def __init__(self, config: IterateConfig, encoding: DataSettings, start: StartModel, lasting: bool = False) -> None:
+        self.config, self.encoding, self.start, self.lasting = config, encoding, start, lasting
         self.tokenizer = models.load_tokenizer(start.name)
         self.options = EncodeOptions(
             judge=KL,
@@ -229,7 +233,8 @@ class Gatherer:
             thoughts=encoding.thoughts or "keep",
         )
         self._current = {policy.name for policy in config.policies if is_current(policy)}
-        self._team = PartialState().num_processes > 1  # they train one model, and each has it in memory
+        self.team = PartialState().num_processes > 1  # they train one model, and each has it in memory
+        self._apart = bool(config.launch) or config.num_processes > 1  # rounds; memory is given back before training
         self._answerers: dict[str, Answerer] = {}
         self._engines: dict[str, Any] = {}
         self._described: dict[str, dict[str, Any]] = {}
@@ -244,7 +249,7 @@ class Gatherer:
         Raises:
             InputError: bad settings, data or models; what was finished stays in the journal.
         """
-        if not self._team:
+        if not self.team:
             return self._gather(folder, now, prompts, max_prompts)
         if not PartialState().is_main_process:
             ranks.follow(functools.cache(functools.partial(self._worker, now)))
@@ -260,8 +265,8 @@ class Gatherer:
     def _gather(self, folder: Path, now: Current, prompts: str, max_prompts: int) -> Path:
         config, sampled, path = self.config, folder / "sampled.jsonl", folder / "candidates.jsonl"
         policies = [self._placed(policy, now) for policy in config.policies]
-        apart = config.num_processes if now.model is None and config.num_processes > 1 else 0
-        scale: dict[str, Any] = {"runner": "processes", "workers": apart} if apart else {}
+        apart = self._apart and now.model is None
+        scale: dict[str, Any] = {"runner": "processes", "workers": config.num_processes} if apart else {}
         sample(
             SampleConfig(prompts, str(sampled), policies, config.seed, max_prompts, **scale),
             functools.partial(self._answerer, now),
@@ -297,10 +302,10 @@ class Gatherer:
     def _run_by(self, kind: str, worker: Any, with_calls: bool) -> None:
         """Say by whom a worker's batches are computed: by the processes that train, or, where each call is kept by
         itself or nothing is computed at all, here."""
-        if self._team:
+        if self.team:
             together = functools.partial(ranks.lead, f"{kind} {worker.name}")
             worker.runner, worker.stays = (ranks.lead_alone if with_calls else together), with_calls
-        elif with_calls and self.config.num_processes > 1:
+        elif with_calls and self._apart:
             worker.runner, worker.stays = run_here, True
 
     def _answerer(self, now: Current, policy: Policy) -> Answerer:
@@ -314,8 +319,9 @@ class Gatherer:
         return made
 
     def _current_answerer(self, policy: Policy, now: Current) -> Answerer:
-        made = CurrentAnswerer(policy, now, self.start, self.tokenizer)
-        if now.model is not None:
+        takes_in = now.model is not None or (self.lasting and policy.engine == "vllm")
+        made = CurrentAnswerer(policy, now, self.start, self.tokenizer if takes_in else None)
+        if takes_in:
             self._engines[policy.name] = made.engine  # what a sampler has loaded stays for the next round
         return made
 
@@ -330,7 +336,7 @@ class Gatherer:
     def _grader(self, now: Current, config: ScorerConfig) -> Grader:
         if config.kind == KL:
             held = HeldGrader(config, Divergence(now, Encoder(self.tokenizer, self.options), self.start))
-            self._run_by(SCORER, held, not self._team)  # apart from those that train it does not travel
+            self._run_by(SCORER, held, not self.team)  # apart from those that train it does not travel
             return held
         if config.name not in self._graders:
             made = self._graders[config.name] = Grader(config)

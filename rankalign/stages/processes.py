@@ -77,10 +77,10 @@ def _start(worker: Worker, turns: Any) -> None:
     _worker = worker
     if turns is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = turns.get()  # read when the first tensor goes there
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Go when whoever started this process is killed: its queue would be waited on for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -46,8 +46,13 @@ def lead_alone(worker: Worker, batches: Sequence[Batch], workers: int = 0) -> It
     """Run batches in this process, and tell the others with each that it is at work: they would wait for a message no
     longer than for one of the training's. A runner."""
     for batch in batches:
-        broadcast_object_list([("", [])])
+        tick()
         yield from run_here(worker, [batch])
+
+
+def tick() -> None:
+    """Tell the other processes that the first is at work, so that they do not give it up."""
+    broadcast_object_list([("", [])])
 
 
 def dismiss(well: bool) -> None:

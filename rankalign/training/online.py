@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import set_seed
 
@@ -25,6 +27,7 @@ from rankalign.data.encode import TokenList
 from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.storage import manifest
+from rankalign.storage.files import atomic_writer
 from rankalign.storage.folders import check_writable
 from rankalign.training import inputs, processes, run
 from rankalign.training.added_tokens import add_tokens
@@ -43,24 +46,43 @@ class Block:
 
     Attributes:
         number: its place, from 1.
-        step: how many updates are made before it; it is sampled with the weights of then.
+        step: how many updates are made before it.
         updates: how many it makes.
         prompts: indices of the prompts that they need, each once, in the order in which they come.
+        written: how many updates had been made of the weights that answer it: as many as before it, or a block fewer
+            where answers are written ahead.
     """
 
     number: int
     step: int
     updates: int
     prompts: list[int]
+    written: int
 
 
-Refresh = Callable[[Any, Block, bool], Path]
-"""Lets the model answer the prompts of a block: called with the model in eval mode, the block, and whether no update of
-it is made yet; returns the file of scored candidates. A run resumed within a block calls it with False: the model has
-moved on since, and what it answered then must be found again, not sampled."""
+@dataclass(frozen=True)
+class Answered:
+    """The candidates of a block.
+
+    Attributes:
+        path: the file of scored candidates.
+        weights: the folder of the weights that wrote them; empty where they are those in memory.
+    """
+
+    path: Path
+    weights: str = ""
 
 
-def blocks(prompts: int, per_update: int, updates: int, every: int) -> Iterator[Block]:
+Refresh = Callable[[Any, Block, bool], Answered]
+"""Has the prompts of a block answered: called with the model in eval mode, the block, and whether no update of
+it is made yet. A run resumed within a block calls it with False: the model has moved on since, and what was answered
+then must be found again, not sampled."""
+
+BY_RATIO = ("rloo_clipped", "gspo")
+"""Losses whose reference is the policy that wrote the answers: they correct by the ratio to it."""
+
+
+def blocks(prompts: int, per_update: int, updates: int, every: int, ahead: int = 0) -> Iterator[Block]:
     """All blocks of a run that walks through the prompts in order, again and again.
 
     Args:
@@ -68,17 +90,18 @@ def blocks(prompts: int, per_update: int, updates: int, every: int) -> Iterator[
         per_update: how many an update takes; the last of a pass takes what is left.
         updates: how many the run makes.
         every: how many a block makes.
+        ahead: how many blocks before its own the weights are taken that answer a block.
     """
     a_pass = math.ceil(prompts / per_update)
     for start in range(0, updates, every):
         end = min(start + every, updates)
         firsts = [update % a_pass * per_update for update in range(start, end)]
         needed = dict.fromkeys(i for first in firsts for i in range(first, min(first + per_update, prompts)))
-        yield Block(start // every + 1, start, end - start, list(needed))
+        yield Block(start // every + 1, start, end - start, list(needed), max(0, start - ahead * every))
 
 
-def plan(config: TrainConfig, prompts: int, every: int) -> list[Block]:
-    """The blocks of a run with these settings.
+def plan(config: TrainConfig, prompts: int, every: int, ahead: int = 0) -> list[Block]:
+    """The blocks of a run with these settings; arguments as for :func:`blocks`.
 
     Raises:
         InputError: settings that an online run cannot have.
@@ -89,6 +112,8 @@ def plan(config: TrainConfig, prompts: int, every: int) -> list[Block]:
         raise InputError("online training runs the micro-batches that it draws: leave batch_by out")
     if config.dataloader_drop_last:
         raise InputError("online training takes every prompt: leave dataloader_drop_last out")
+    if config.sync_ref_model and by_ratio(config.loss):
+        raise InputError(f"--sync_ref_model: online, the reference of loss {config.loss!r} is who wrote the answers")
     if config.sync_ref_model and config.ref_model_sync_steps % every:
         raise InputError(
             f"--ref_model_sync_steps {config.ref_model_sync_steps}: answers and their reference are refreshed together "
@@ -96,7 +121,12 @@ def plan(config: TrainConfig, prompts: int, every: int) -> list[Block]:
         )
     per_update = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
     epochs = math.ceil(config.num_train_epochs * math.ceil(prompts / per_update))
-    return list(blocks(prompts, per_update, config.max_steps if config.max_steps > 0 else epochs, every))
+    return list(blocks(prompts, per_update, config.max_steps if config.max_steps > 0 else epochs, every, ahead))
+
+
+def by_ratio(loss: str) -> bool:
+    """Whether the reference of a loss, or of a part of a mixture, is the policy that wrote the answers."""
+    return any(name in BY_RATIO for name in re.findall(r"[a-z_]+", loss))
 
 
 class StartModel:
@@ -169,29 +199,57 @@ class OnlineTrainer(RankTrainer):
         training = model.training
         model.eval()
         with torch.random.fork_rng():  # what is read from disk after a kill must leave the same state as what was made
-            path = self.refresh(model, self.block, step == self.block.step)
+            fresh = step == self.block.step
+            answered = self.refresh(model, self.block, fresh)
         tokenizer: Any = self.processing_class
         of_data = replace(self.config.data_settings, token_cache=OFF)  # nobody reads this file again
-        lists, counts = encode(of_data, tokenizer, str(path), self.config.loss == "sft")
+        lists, counts = encode(of_data, tokenizer, str(answered.path), self.config.loss == "sft")
         inputs.say_counts(counts)
-        inputs.check_own(self.config.loss_entry, self.config.loss, counts, str(path))
+        inputs.check_own(self.config.loss_entry, self.config.loss, counts, str(answered.path))
         check_fit(self.model, lists)
         if self.layout == "auto" and lists:
             batch = self.config.per_device_train_batch_size
             # No lists were there when the trainer was made.
             self.layout, why = inputs.choose_layout(self.layout, model, lists, batch, precision=self.config.precision)
             print(f"layout: {self.layout} ({why})", file=sys.stderr)
-        self.lists = {example.tokens.id: example for example in self.referred(lists)}
+        found = self.by_writer(lists, answered, fresh) if by_ratio(self.config.loss) else self.referred(lists)
+        self.lists = {example.tokens.id: example for example in found}
         model.train(training)
+
+    def by_writer(self, lists: Sequence[TokenList], answered: Answered, fresh: bool) -> list[Example]:
+        """Lists with their log-probabilities under the weights that wrote them, which are kept beside them: within the
+        block those weights are gone.
+
+        Raises:
+            InputError: they are gone as well.
+        """
+        kept = answered.path.with_name("written_logps.safetensors")
+        if not kept.exists():
+            if not (fresh or answered.weights):
+                raise InputError(f"{kept} is gone, of which the checkpoint has learned a part; start with --overwrite")
+            writer = StartModel(answered.weights) if answered.weights else None
+            with writer.beside(self.model) if writer else contextlib.nullcontext(self.model) as model:
+                found: Any = self.under(model, lists)
+            rows = {example.tokens.id: example.ref_logps.clone() for example in found}  # of no shared memory
+            if processes.is_first():
+                with atomic_writer(kept) as out:
+                    out.write(save(rows))
+            PartialState().wait_for_everyone()
+        logps = load_file(kept)
+        return [Example(tokens, logps[tokens.id]) for tokens in lists]
 
     def referred(self, lists: Sequence[TokenList]) -> list[Example]:
         """Lists with their log-probabilities under the start model, where the loss needs them."""
         if not self.config.loss_entry.needs_reference:
             return [Example(tokens) for tokens in lists]
         with self.start.beside(self.model, untouched=self.state.global_step == 0) as reference:
-            budget, tokens = self.config.token_budget, self.config.loss_entry.needs_tokens
-            own = processes.share(lists)
-            rows = inputs.start_logps(self.config.precision, reference, self.layout, own, budget, tokens=tokens)
+            return self.under(reference, lists)
+
+    def under(self, reference: Any, lists: Sequence[TokenList]) -> list[Example]:
+        """Lists with their log-probabilities under a model; each process computes its share."""
+        budget, tokens = self.config.token_budget, self.config.loss_entry.needs_tokens
+        own = processes.share(lists)
+        rows = inputs.start_logps(self.config.precision, reference, self.layout, own, budget, tokens=tokens)
         rows = processes.together(rows)
         return [Example(tokens, row) for tokens, row in zip(lists, rows, strict=True)]
 
@@ -226,7 +284,7 @@ class OnlineTrainer(RankTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Say with each line which block it belongs to and at which step its lists were written."""
         if "loss" in logs and self.block:
-            logs = {**logs, "round": self.block.number, "refreshed_at": self.block.step}
+            logs = {**logs, "round": self.block.number, "refreshed_at": self.block.written}
         super().log(logs, start_time)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("vllm.version", reason="vllm is not installed here; make test-vllm has an environment of its own")
 
@@ -18,6 +20,10 @@ from rankalign.engines import Policy, SamplingParams
 from rankalign.engines.hf import HFEngine
 from rankalign.models import load as models
 from rankalign.recipes.iterate import IterateConfig, run
+from rankalign.recipes.rollouts import reward_of, sampler_of
+from rankalign.training.arguments import parse_settings
+from rankalign.training.ppo.run import load_actor, load_questions
+from rankalign.training.ppo.trainer import PPOTrainer
 from tests.vllm.small import save
 
 REWARD = """
@@ -131,3 +137,36 @@ def test_killed_in_every_phase_it_leaves_the_same_records(
     (file,) = (folder / "whole/model").glob("*.safetensors")
     assert file.read_bytes() == (folder / "cut/model" / file.name).read_bytes()
     assert json.loads((folder / "cut/result.json").read_text())["steps"] == 6
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_sampler_of_ppo_has_the_weights_that_train(folder: Path, lora: bool) -> None:
+    """Nearly greedy answers beside those of the sampler that decodes with the policy, before and after a step."""
+    fixed = {"method": "ppo", "model": str(folder / "start"), "reward": f"{folder}/reward.py:share", "use_cpu": True}
+    fixed |= {"data": str(folder / "prompts.jsonl"), "output_dir": str(folder / "ppo"), "disable_tqdm": True}
+    fixed |= {"rollouts": 6, "max_new_tokens": 8, "max_length": 64, "warmup_steps": 0, "max_steps": 1, "use_lora": lora}
+    config: Any = parse_settings({**fixed, "learning_rate": 5e-2, "temperature": 0.01, "sampler": "vllm"})
+    plain = sampler_of(dataclasses.replace(config, sampler="hf"))
+    tokenizer = models.load_tokenizer(config.model)
+    questions, _ = load_questions(config, tokenizer)
+    trainer = PPOTrainer(load_actor(config, questions), questions, config, sampler_of(config), reward_of(config))
+    prompts, keys = [q.tokens for q in questions], [(q.record.id, 0) for q in questions]
+    seen = []
+    for _ in range(2):
+        trainer.actor.eval()
+        with torch.no_grad():
+            found = trainer.sampler(trainer.actor.policy, prompts, keys)
+            assert [a.text for a in found] == [a.text for a in plain(trainer.actor.policy, prompts, keys)]
+        assert all(a.finished == (a.ids[-1] == 2) for a in found)
+        seen.append([a.text for a in found])
+        trainer.iterate()
+    assert seen[0] != seen[1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_answers_ahead_are_those_of_the_weights_of_a_block_before(folder: Path, method: str) -> None:
+    run(dataclasses.replace(settings(folder, "op", **METHODS[method]), ahead=1))
+    for number, step in ((2, 0), (3, 2)):
+        round_folder = folder / f"op/round-{number}"
+        model = folder / f"op/model/checkpoint-{step}" if step else folder / "start"
+        assert greedy_of(round_folder / "candidates.jsonl") == by_hf(folder, model, round_folder / "prompts.jsonl")

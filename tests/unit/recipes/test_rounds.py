@@ -69,6 +69,11 @@ def test_blocks_walk_through_the_prompts_in_order(prompts: int, per_update: int,
     assert [b.number for b in found] == list(range(1, len(found) + 1))
 
 
+def test_answers_written_ahead_are_a_block_old() -> None:
+    assert [(b.step, b.written) for b in blocks(10, 4, 7, 2)] == [(0, 0), (2, 2), (4, 4), (6, 6)]
+    assert [(b.step, b.written) for b in blocks(10, 4, 7, 2, ahead=1)] == [(0, 0), (2, 0), (4, 2), (6, 4)]
+
+
 def training(**more: Any) -> Any:
     return parse_settings({"use_cpu": True, "train_sampling_strategy": "sequential", **more})
 
@@ -200,6 +205,8 @@ def test_what_stays_the_same_is_made_once(tmp_path: Path) -> None:
         ({"kl_coef": float("nan")}, "kl_coef"),
         ({"keep_above": [1.5]}, "quantiles"),
         ({"keep": "none"}, "unknown keep"),
+        ({"ahead": 1}, "ahead is 0 or 1, and needs refresh_every"),
+        ({"ahead": 2, "refresh_every": 2}, "ahead is 0 or 1"),
         ({"policies": [{"name": "a", "model": "tiny"}]}, "none samples"),
         ({"policies": [{"name": "a", "adapter": "x"}]}, "adapter"),
         ({"policies": [{"name": "a", "engine": "vllm"}], "refresh_every": 2}, "needs: pip install"),
