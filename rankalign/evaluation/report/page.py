@@ -21,7 +21,7 @@ from rankalign.evaluation.report.example_texts import Texts, texts_of
 from rankalign.evaluation.report.hack import find_hacks, length_correlation
 from rankalign.evaluation.report.runs import Run, read_run
 from rankalign.evaluation.report.samples import sample_of, samples, sides
-from rankalign.evaluation.report.summary import best_checkpoint, headline
+from rankalign.evaluation.report.summary import best_checkpoint, headline, training_alone
 from rankalign.evaluation.report.templating import fill
 from rankalign.evaluation.tables import Table, from_dict
 from rankalign.evaluation.texts.lexical import evaluate_lexical, length
@@ -297,6 +297,7 @@ def render(run: Run, samples_file: str = "report.samples.jsonl") -> str:
     tables = [from_dict(row) for row in run.result.get("tables", [])]
     return fill(
         "report",
+        alone="" if top else training_alone(run),
         run=run, headline=top, said=remarks(run, len(warnings)), flags=flags, tables=tables,
         table=before_after(run, rewards), figures=reward_figures(run, rewards), curves=training_figures(run.log),
         samples=shown, total=total,

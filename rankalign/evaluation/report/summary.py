@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankalign.evaluation.pairwise.scores import System, compare_by_score
-from rankalign.evaluation.report.curves import points
+from rankalign.evaluation.report.curves import number, points
 from rankalign.evaluation.report.hack import REPETITION, Flag
 from rankalign.evaluation.report.runs import Run
 
@@ -29,6 +29,8 @@ MEANING = {
 }
 DOUBT = "Something else changed with it, so read some answers before you believe the reward."
 # Held-out measurements by which a checkpoint is called the best where the settings name none, the surest first.
+TOLD = ("eval_win_rate", "eval_ranking_accuracy", "ranking_accuracy", "reward", "eval_loss", "loss")
+"""What of a log is told in words, the most telling first."""
 JUDGED_BY = ("eval_win_rate", "eval_ranking_accuracy", "eval_reward_accuracy", "eval_reward", "eval_loss")
 
 
@@ -82,6 +84,24 @@ def headline(run: Run, flags: Sequence[Flag]) -> Headline | None:
     if system is not None:
         found.win_rate, found.win_bounds = system.win_rate, win_bounds(system)
     return found
+
+
+def training_alone(run: Run) -> str:
+    """What happened in a run without held-out answers, whose page cannot say whether they got better.
+
+    Empty where the run has no log either.
+    """
+    steps = max((number(row, "step") or 0.0 for row in run.log), default=0.0)
+    if not steps:
+        return ""
+    said = f"Training took {steps:.0f} step{'s' * (steps != 1)}"
+    for name in TOLD:
+        if len(own := points(run.log, name)) > 1:
+            said += f"; {name.removeprefix('eval_').replace('_', ' ')}"
+            said += " on held-out data" if name.startswith("eval_") else ""
+            said += f" went from {own[0][1]:.3g} to {own[-1][1]:.3g}"
+            break
+    return f"{said}. It has no held-out answers from before and after, so nothing here says whether those got better."
 
 
 def win_bounds(system: System) -> tuple[float, float]:

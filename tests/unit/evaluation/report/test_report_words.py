@@ -78,6 +78,25 @@ def test_every_flag_has_words() -> None:
     assert named == set(summary.HABITS)
 
 
+def test_a_run_without_answers_says_what_it_cannot_say(tmp_path: Path) -> None:
+    rows = [{"step": step, "loss": 3.0 / step, "ranking_accuracy": 0.5 + step / 100} for step in range(1, 31)]
+    write_rows(tmp_path / "log.jsonl", rows)
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    wanted = (
+        "Training took 30 steps; ranking accuracy went from 0.51 to 0.8. It has no held-out answers from before and "
+        "after, so nothing here says whether those got better."
+    )
+    assert wanted in html
+    held = [*rows, {"step": 30, "eval_ranking_accuracy": 0.6}, {"step": 31, "eval_ranking_accuracy": 0.7}]
+    assert "took 31 steps; ranking accuracy on held-out data went from 0.6 to 0.7" in summary.training_alone(
+        Run("r", log=held)
+    )
+    assert summary.training_alone(Run("r", log=[{"step": 1, "loss": 1.0}])).startswith(
+        "Training took 1 step. It has no"
+    )
+    assert summary.training_alone(Run("r")) == ""
+
+
 # --- the best checkpoint -----------------------------------------------------------------------------------------
 
 
