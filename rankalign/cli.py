@@ -7,47 +7,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import rankalign
+from rankalign.commands.parsers import COMMANDS, module_of, parser_of
 from rankalign.errors import InputError, Interrupted
 from rankalign.registry import did_you_mean
 from rankalign.storage.jsonl import dumps, without_nan
-
-# Name: (module under rankalign.commands, one line for --help).
-COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("demo", "see the whole path on a small model, in minutes"),
-    "init": ("init", "a project folder with settings, prompts and a script"),
-    "sample": ("sample", "several policies answer each prompt"),
-    "score": ("score", "scorers grade the answers"),
-    "merge": ("merge", "join what several `--shard` processes wrote; fold an adapter into its base"),
-    "plan": ("plan", "what a training run will take, before any weights are loaded"),
-    "train": ("train", "learn from the order of the answers"),
-    "eval": ("evaluate", "perplexity, reward and text statistics of answers"),
-    "compare": ("compare", "two systems on the same prompts: wins, sums, intervals"),
-    "chat": ("chat", "talk to a model, or to two and vote; a page or the terminal"),
-    "label": ("label", "a page in the browser to rank answers by hand"),
-    "sheet": ("sheet", "blinded sheets for human raters: make, read"),
-    "convert": ("convert", "between our records and every other tool's format"),
-    "convert-config": ("convert_config", "another trainer's settings as ours"),
-    "lint": ("lint", "find what is wrong in a file of candidates"),
-    "iterate": ("iterate", "train in rounds on the own new answers: IP-n, OP-k, RAFT"),
-    "run": ("run", "all of the above as one experiment, with a report"),
-    "table": ("paper_table", "the RRHF paper's comparison, every row with every seed"),
-    "report": ("report", "one HTML page of a run, or of several side by side"),
-    "watch": ("watch", "a run while it trains: a live page, or plots in the terminal"),
-    "delta": ("delta", "bit-exact differences between two models: make, apply, verify"),
-    "verify": ("verify", "has anything that a run read or wrote changed since?"),
-    "diff": ("diff", "what differs between two runs"),
-    "env": ("env", "versions, processor and GPUs, for a bug report"),
-    "ls": ("ls", "list losses, engines, scorers, formats, templates"),
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,25 +55,50 @@ def overview() -> str:
 def run(command: str, words: Sequence[str]) -> int:
     """Parse ``words`` for ``command`` and run it."""
     quiet_libraries()
-    module = importlib.import_module(f"rankalign.commands.{COMMANDS[command][0]}")
-    parser = argparse.ArgumentParser(
-        prog=f"rankalign {command}",
-        description=module.__doc__,
-        epilog=f"example:\n  {module.EXAMPLE}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
-    if hasattr(module, "tables"):
-        parser.add_argument(
-            "--table", metavar="F", help="write what is shown to F.csv, .tsv, .xlsx, .md, .tex or .html"
-        )
-    module.add_arguments(parser)
+    module = module_of(command)
+    if hasattr(module, "topics") and (asked := _topic(words)) is not None:
+        return _help(command, module, asked)
+    parser = parser_of(command)
     args, rest = parser.parse_known_args(_with_config(parser, words))
     if rest and not getattr(module, "TAKES_MORE", False):
         _refuse(parser, rest)
     args.rest = rest
-    return _execute(module, args)
+    return _execute(command, module, args)
+
+
+def _topic(words: Sequence[str]) -> str | None:
+    """What help is asked for: all that ``--help`` shows (an empty text), one topic of it, or none."""
+    if "--help_all" in words:
+        return "all"
+    at = next((place for place, word in enumerate(words) if word in ("-h", "--help")), None)
+    if at is None:
+        return None
+    return words[at + 1] if at + 1 < len(words) and not words[at + 1].startswith("-") else ""
+
+
+def _help(command: str, module: Any, topic: str) -> int:
+    """Print the help of a command whose settings are too many for one screen."""
+    try:
+        text = module.topics(topic)
+    except ValueError as error:
+        print(f"rankalign {command}: {error}", file=sys.stderr)
+        return 2
+    parser = parser_of(command)
+    if not topic:
+        parser.description = f"{module.__doc__}\n{text}"
+        text = parser.format_help()
+    with _pager_may_leave():
+        print(text.rstrip("\n"), flush=True)
+    raise SystemExit(0)  # as argparse ends
+
+
+@contextlib.contextmanager
+def _pager_may_leave() -> Iterator[None]:
+    """A reader that has seen enough (a pager, ``head``) is no error."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more at its end
 
 
 def _with_config(parser: argparse.ArgumentParser, words: Sequence[str]) -> Sequence[str]:
@@ -122,7 +118,7 @@ def _refuse(parser: argparse.ArgumentParser, rest: Sequence[str]) -> NoReturn:
     parser.exit(2, f"{parser.prog}: unknown flag {name}{did_you_mean(name, known)}; `{parser.prog} --help` lists all\n")
 
 
-def _execute(module: Any, args: argparse.Namespace) -> int:
+def _execute(command: str, module: Any, args: argparse.Namespace) -> int:
     try:
         target = getattr(args, "table", None)
         if target:
@@ -141,7 +137,9 @@ def _execute(module: Any, args: argparse.Namespace) -> int:
         sys.stdout.flush()
         return int(result.get("exit_code", 0)) if isinstance(result, dict) else 0
     except InputError as error:
-        print(f"rankalign: {error}", file=sys.stderr)
+        from rankalign.commands.docs_pages import page_of
+
+        print(f"rankalign: {error} (see {page_of(command, error)})", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, Interrupted) as error:
         print(f"\nrankalign: interrupted; {error or 'the same command goes on from here'}", file=sys.stderr)

@@ -13,7 +13,7 @@ KINDS = ("losses", "reward-losses", "engines", "scorers", "formats", "suites", "
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The kind to list."""
-    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("kind", choices=KINDS, help="what to list")
 
 
 def run(args: argparse.Namespace) -> list[dict[str, str]]:

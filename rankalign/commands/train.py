@@ -1,22 +1,19 @@
 """Train on ranked candidates: any ranking loss over all N answers of a prompt, SFT on the best, or PPO on prompts.
 
-Settings come from --config and from flags, every flag of transformers' TrainingArguments among them; old names
-(--evaluation_strategy, --model_max_length, ...) are mapped, and said. Interrupted, the same command resumes.
-
-settings:
+Settings come from a YAML file and from flags, and flags win. Names of other trainers (--dataset_name,
+--model_name_or_path, --loss_type, --evaluation_strategy, ...) are mapped, and said. Interrupted, the same command
+resumes.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import shlex
 import sys
 from typing import Any, NoReturn
 
 from rankalign.commands import show_facts
-from rankalign.training.settings import describe
 
 EXAMPLE = "rankalign train --config train_scripts/configs/rrhf.yaml --data runs/scored.jsonl --learning_rate 1e-5"
 TAKES_MORE = True
@@ -25,34 +22,37 @@ show = show_facts
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """``--config``; everything else is a setting."""
-    text = io.StringIO()
-    describe(text)
-    parser.description = f"{__doc__}{text.getvalue()}"
-    parser.add_argument("--config", help="YAML file with settings")
+    parser.add_argument("--config", help="YAML file with settings; may stand first without --config")
     parser.add_argument("--num_processes", type=int, default=0, metavar="N", help="start so many, one a GPU")
     parser.add_argument(
         "--launch", default="", help="how they share the work: ddp, fsdp2, zero2 or zero3; slurm[:HOW] writes a script"
     )
-    parser.add_argument("--help_all", action=_HelpAll, help="the flags of transformers' TrainingArguments too; slower")
+    parser.add_argument("--help_all", action="store_true", help=argparse.SUPPRESS)  # the same as --help all
 
 
-class _HelpAll(argparse.Action):
-    """Prints every setting with its help, which takes importing transformers."""
+def topics(topic: str) -> str:
+    """What ``--help`` shows above the flags of this command, or ``--help TOPIC`` alone.
 
-    def __init__(self, **keywords: Any) -> None:
-        super().__init__(nargs=0, **keywords)
+    Raises:
+        ValueError: there is no such topic.
+    """
+    from rankalign.training import help as texts
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from transformers import HfArgumentParser
+    if topic == texts.ALL:
+        return _every_flag()
+    return texts.group(topic) if topic else texts.first()
 
-        from rankalign.training.arguments import PPOConfig
 
-        try:
-            every: Any = PPOConfig
-            print(HfArgumentParser(every, prog=parser.prog, add_help=False).format_help(), flush=True)
-        except BrokenPipeError:  # a pager that was left, or `head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        parser.exit()
+def _every_flag() -> str:
+    """Every setting with its help, which takes importing transformers."""
+    from transformers import HfArgumentParser
+
+    from rankalign.commands.help_text import Formatter
+    from rankalign.training.arguments import PPOConfig
+
+    every: Any = PPOConfig
+    parser = HfArgumentParser(every, prog="rankalign train", add_help=False, formatter_class=Formatter)
+    return str(parser.format_help())
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -88,18 +88,27 @@ def _become(command: list[str]) -> NoReturn:
 
 
 def _train(args: argparse.Namespace) -> dict[str, Any]:
+    from rankalign.recipes import push
     from rankalign.recipes.rollouts import reward_of, sampler_of, watch_of
     from rankalign.training.added_tokens import add_tokens
     from rankalign.training.arguments import PPOConfig, parse
     from rankalign.training.locate import locate
     from rankalign.training.ppo.run import train_ppo
+    from rankalign.training.processes import is_first
     from rankalign.training.run import train
 
     config, notes = parse(args.config, args.rest)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
+    if config.publish and is_first():
+        push.check_name(config.publish[0])
+        push.check_login()
     locate(config)
     add_tokens(config)
     if isinstance(config, PPOConfig):
-        return train_ppo(config, sampler_of(config), reward_of(config))
-    return train(config, watch_of(config))
+        done = train_ppo(config, sampler_of(config), reward_of(config))
+    else:
+        done = train(config, watch_of(config))
+    if config.publish and is_first():
+        done["pushed"] = push.push(done["output"], *config.publish)["url"]
+    return done

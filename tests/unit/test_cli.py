@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import importlib.metadata
+import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +15,10 @@ from pathlib import Path
 import pytest
 
 from rankalign.cli import COMMANDS, main
+from rankalign.commands.docs_pages import OF_COMMANDS, OF_MODULES
 from rankalign.data.records import CandidateSet, Response, write
+from rankalign.training import help as help_texts
+from rankalign.training.settings import GROUPS as SETTINGS
 
 
 def records(path: Path, count: int = 4) -> str:
@@ -92,7 +99,9 @@ def test_a_broken_third_line_is_named(tmp_path: Path, capsys: pytest.CaptureFixt
     path.write_text("\n".join([*good[:2], '{"id": "p9", "prompt": "x", "responses": [{"text": 5}]}', good[3]]))
     assert main(["eval", "reward", str(path), "--judge", "toy"]) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert lines == [f"rankalign: {path}:3: responses[0].text: expected a string, found a number"]
+    assert lines == [
+        f"rankalign: {path}:3: responses[0].text: expected a string, found a number (see docs/your-data.md)"
+    ]
     assert main(["eval", "reward", str(path), "--judge", "toy", "--skip-invalid", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["skipped"] == 1
 
@@ -222,3 +231,108 @@ def test_an_unknown_flag_gets_three_names_at_most(
     said = capsys.readouterr().err
     assert all(name in said for name in names)
     assert len(said) < 250
+
+
+def slug(title: str) -> str:
+    """The anchor that a heading gets on GitHub and in the site."""
+    return re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-")
+
+
+def test_every_page_that_an_error_names_is_there() -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    assert set(OF_COMMANDS) == set(COMMANDS)
+    for target in {*OF_COMMANDS.values(), *OF_MODULES.values()}:
+        page, _, anchor = target.partition("#")
+        titles = re.findall(r"^#+ (.*)$", (docs / page).read_text(encoding="utf-8"), re.MULTILINE)
+        assert not anchor or anchor in map(slug, titles), target
+    for module in OF_MODULES:  # a part that moved would leave its errors without a page
+        name, _, attribute = module.rpartition(".")
+        assert importlib.util.find_spec(name), module
+        found = importlib.util.find_spec(module) if attribute.islower() else None
+        assert found or hasattr(importlib.import_module(name), attribute), module
+
+
+@pytest.mark.parametrize(
+    ("words", "page"),
+    [
+        (["train", "--loss", "rhf"], "losses.md"),
+        (["train", "--data", "nowhere.jsonl", "--model", "tiny"], "training.md#what---data-names"),
+        (["train", "--launch", "fsdp"], "scaling.md"),
+        (["train", "--optim", "nosuch"], "training.md"),
+        (["convert", "nowhere.jsonl", "x.jsonl", "--from", "trl", "--to", "rrhf"], "formats.md"),
+        (["convert-config", "nowhere.yaml"], "migrating.md"),
+        (["eval", "reward", "nowhere.jsonl"], "formats.md"),
+        (["sweep", "--beta", "0.1"], "sweep.md"),
+        (["compare", "nowhere.jsonl", "x.jsonl"], "formats.md"),
+    ],
+)
+def test_an_error_ends_with_the_page_that_helps(
+    words: list[str], page: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert main(words) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("rankalign: ")
+    assert last.endswith(f" (see docs/{page})"), last
+
+
+@pytest.mark.parametrize("words", [*([c] for c in COMMANDS), *(["train", "--help", g] for g in help_texts.GROUPS)])
+def test_help_fits_a_terminal_of_80_columns(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words if len(words) > 1 else [*words, "--help"])
+    assert ended.value.code == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if len(line) > 80] == []
+
+
+def test_the_ten_that_matter_stand_first_and_every_setting_in_a_group(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["train", "--help"], ["train", "-h"]):
+        with pytest.raises(SystemExit):
+            main(words)
+    shown = capsys.readouterr().out
+    assert re.findall(r"^  --(\w+)", shown, re.MULTILINE)[:10] == list(help_texts.FIRST)
+    names = {item.name for group in SETTINGS for item in dataclasses.fields(group)}
+    assert all(f"--{name}" in shown for name in names)
+    for group, (kind, _) in help_texts.GROUPS.items():
+        with pytest.raises(SystemExit):
+            main(["train", "--help", group])
+        told = set(re.findall(r"^  --(\w+)", capsys.readouterr().out, re.MULTILINE))
+        assert told == {item.name for item in dataclasses.fields(kind)}
+    assert main(["train", "--help", "dta"]) == 2
+    assert "no such group (did you mean 'data'?)" in capsys.readouterr().err
+
+
+def test_help_all_has_every_flag_of_the_trainer_too(capsys: pytest.CaptureFixture[str]) -> None:
+    from rankalign.training.arguments import PPOConfig
+
+    for words in (["train", "--help", "all"], ["train", "--help_all"]):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 0
+        shown = capsys.readouterr().out
+        missing = [f.name for f in dataclasses.fields(PPOConfig) if f.init and f"--{f.name}" not in shown]
+        assert missing == []
+        assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_the_tab_key_completes_commands_flags_and_losses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("shtab")
+    assert main(["completion", "bash"]) == 0
+    (tmp_path / "rankalign").write_text(capsys.readouterr().out)
+    for typed, offered in (
+        ("rankalign sw", ["sweep"]),
+        ("rankalign train --rrhf", ["--rrhf_weight"]),
+        ("rankalign sweep --loss plackett", ["plackett_luce", "plackett_luce"]),
+        ("rankalign convert-config --from", ["--from"]),
+    ):
+        script = (
+            f"source {tmp_path}/rankalign; COMP_WORDS=({typed}); COMP_CWORD={len(typed.split()) - 1}; "
+            '_shtab_rankalign; echo "${COMPREPLY[@]}"'
+        )
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+        assert set(done.stdout.split()) == set(offered), typed
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "bash"]) == 1
+    assert "pip install 'rankalign[completion]'" in capsys.readouterr().err

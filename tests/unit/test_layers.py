@@ -46,6 +46,7 @@ OPTIONAL = {
     "liger_kernel": {"rankalign/rows/head_liger.py"},
     "openai": {"rankalign/engines/openai_client.py"},
     "rouge_score": {"rankalign/evaluation/texts/lexical.py"},
+    "shtab": {"rankalign/commands/completion.py"},
     "datasketch": {"rankalign/data/overlap.py"},
     "vllm": {"rankalign/engines/vllm.py", "rankalign/engines/vllm_loaded.py"},
     "gradio": {"rankalign/interactive/pages/chat.py"},
