@@ -26,6 +26,7 @@ from rankalign.models import load as models
 from rankalign.recipes.rollouts import SCORE, ScorerReward, greedy, reward_of, sampler_of, watch_of
 from rankalign.scorers.function import FunctionScorer
 from rankalign.stages import generation
+from rankalign.storage.code import remember
 from rankalign.storage.jsonl import write_rows
 from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import PPOConfig, TrainConfig, parse_settings
@@ -71,7 +72,8 @@ def train(
             file; left out, answers begin at the beginning-of-sequence token.
         eval_prompts: prompts answered greedily by the model before and after PPO; the mean rewards are in the result.
         config: settings of ``rankalign train``, or of ILQL.
-        **settings: the same by name; they win over ``config``.
+        **settings: the same by name; they win over ``config``. ``data`` is another name for ``dataset``; ``loss`` may
+            be a function of your own over a :class:`rankalign.losses.ranked.Ranked`, and ``format`` one over a row.
 
     Returns:
         ``{"output", "steps", "counts", "metrics", "seconds", "already_finished"}``, of which ``output`` is the folder
@@ -81,6 +83,9 @@ def train(
         InputError: nothing to learn from, or two things, or bad settings.
     """
     given = {"model": "default", **(config or {}), **settings, **({"model": model} if model else {})}
+    given |= {key: remember(given[key]) for key in ("loss", "format") if callable(given.get(key))}
+    if dataset is None and reward_fn is None:
+        dataset = given.pop("data", None)
     kinds = [reward_fn is not None, dataset is not None, samples is not None]
     if sum(kinds) != 1 or (rewards is not None and samples is None):
         raise InputError("train takes one of reward_fn, dataset and samples (with rewards for ILQL, without for SFT)")

@@ -18,6 +18,7 @@ from rankalign.data.formats.detect import detect
 from rankalign.data.formats.layout import parse_columns
 from rankalign.data.formats.named import DATASETS
 from rankalign.data.formats.native import Native
+from rankalign.data.formats.own import Own
 from rankalign.data.formats.table import FORMAT, Table, checked_names
 from rankalign.data.formats.unread import NOTHING, Ignored
 from rankalign.data.mixing import Mixture, with_own_ids
@@ -26,6 +27,7 @@ from rankalign.data.quick import quick_record
 from rankalign.data.records import CandidateSet
 from rankalign.errors import InputError, RecordError
 from rankalign.registry import did_you_mean
+from rankalign.storage.code import is_code
 from rankalign.storage.files import atomic_writer, is_remote
 from rankalign.storage.folders import new_folder
 from rankalign.storage.jsonl import OnError, Row, dumps, encode, loads, write_rows
@@ -114,6 +116,8 @@ class Intake:
 
 def find_format(name: str, judge: str = "", pairs: str = "all") -> Format:
     """The format ``name``, told which judge ranks and which pairs to write where it has a use for that."""
+    if is_code(name):
+        return Own(name)
     found: Format = FORMATS.load(name)
     return dataclasses.replace(found, judge=judge, pairs=pairs) if isinstance(found, RowFormat) else found
 
@@ -124,7 +128,7 @@ def find_reader(name: str, ignored: Ignored = NOTHING) -> Format:
     Raises:
         InputError: neither is known.
     """
-    if name not in FORMATS and name not in DATASETS:
+    if not is_code(name) and name not in FORMATS and name not in DATASETS:
         raise InputError(f"unknown format {name!r}{did_you_mean(name, [*FORMATS, *DATASETS])}")
     found = DATASETS[name].open() if name in DATASETS else find_format(name)
     return dataclasses.replace(found, ignored=ignored) if isinstance(found, RowFormat) else found

@@ -146,7 +146,8 @@ class Policy:
 
     def __post_init__(self) -> None:
         for engine, names in OF_ENGINE.items():
-            for name in names if engine != self.engine else ():
+            # An engine of the user's own may read any of them.
+            for name in names if engine != self.engine and ":" not in self.engine else ():
                 if getattr(self, name) != _default(name):
                     raise InputError(f"policy {self.name!r}: {name} is a setting of engine {engine!r}")
         problems = {

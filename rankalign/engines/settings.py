@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rankalign.engines import Policy, identity
+from rankalign.storage.code import hash_of, is_code
 from rankalign.storage.sources import sha256_of
 
 
@@ -16,6 +17,8 @@ def policy_settings(policy: Policy) -> dict[str, Any]:
 
         for key in ("model", "adapter"):
             settings[f"{key}_sha256"] = models.weights_of(settings[key]) if settings[key] else ""
+    if is_code(policy.engine):
+        settings["engine_sha256"] = hash_of(policy.engine)
     if policy.file:
         settings["file_sha256"] = sha256_of(policy.file)
     return settings

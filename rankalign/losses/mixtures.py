@@ -20,7 +20,9 @@ from rankalign.losses.ranked import Ranked
 
 Weights: TypeAlias = dict[str, float]
 
-_TERM = re.compile(r"\s*(?:([\d.]+(?:[eE][+-]?\d+)?)\s*\*\s*)?([A-Za-z_]\w*)\s*(\+|$)")
+# A name, or a function of the user's own: module:name or path/file.py:name.
+_NAME = r"[^\s+*:]+:[^\s+*:]+|[A-Za-z_]\w*"
+_TERM = re.compile(rf"\s*(?:([\d.]+(?:[eE][+-]?\d+)?)\s*\*\s*)?({_NAME})\s*(\+|$)")
 _FORM = "write a mixture as dpo+0.2*sft"
 
 

@@ -12,6 +12,7 @@ from rankalign.data.records import CandidateSet, Checker, Response, parse_respon
 from rankalign.engines import ENGINES, Engine, Policy
 from rankalign.engines.settings import policy_settings
 from rankalign.errors import InputError
+from rankalign.storage.code import find
 from rankalign.storage.journal import Calls, Remembering, content_digest
 
 Reply = Response | dict[str, Any]
@@ -32,7 +33,7 @@ class Asker:
     @functools.cached_property
     def engine(self) -> Engine:
         """Who writes the replies, built on first use."""
-        engine: Engine = ENGINES.load(self.policy.engine)(self.policy)
+        engine: Engine = find(ENGINES, self.policy.engine)(self.policy)
         return engine
 
     @functools.cached_property

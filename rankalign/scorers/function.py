@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import importlib
-import importlib.util
 import inspect
 import math
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import CodeType, ModuleType
 from typing import Any
 
 from rankalign.data.records import CandidateSet, Prompt, Response
@@ -19,7 +13,7 @@ from rankalign.data.templates import render
 from rankalign.errors import InputError
 from rankalign.registry import did_you_mean
 from rankalign.scorers import Explanation
-from rankalign.storage.files import sha256_file
+from rankalign.storage.code import as_input_error, code_hash, file_of, load_code, spec_of
 
 _Kind = inspect.Parameter
 _POSITIONAL = (_Kind.POSITIONAL_ONLY, _Kind.POSITIONAL_OR_KEYWORD, _Kind.VAR_POSITIONAL)
@@ -55,12 +49,12 @@ class FunctionScorer:
 
     def __init__(self, name: str, function: str | Callable[..., Any], **metadata: Any) -> None:
         self.name, self.metadata = name, metadata
-        self.spec = function if isinstance(function, str) else _spec_of(function)
+        self.spec = function if isinstance(function, str) else spec_of(function)
         self.tokenizer: Any = None
         self._values: list[list[Any]] = []
         self._where = f"scorer {name!r}: function {self.spec}"
-        given = None if isinstance(function, str) else (function, _file_of(function))
-        self._function, self._file = given or _load(self.spec, self._where)
+        given = None if isinstance(function, str) else (function, file_of(function))
+        self._function, self._file = given or load_code(self.spec, self._where)
         try:
             parameters = inspect.signature(self._function).parameters.values()
         except ValueError:  # some that are built in do not say what they take
@@ -109,7 +103,7 @@ class FunctionScorer:
         Raises:
             InputError: it is neither in a file nor a plain function, so that nothing says what it computes.
         """
-        code = sha256_file(self._file) if self._file else _code_of(self._function, self._where)
+        code = code_hash(self._function, self._file, self._where)
         bound = {"bound": repr(_bound(self._function))} if isinstance(self._function, functools.partial) else {}
         return {"kind": "function", "function": self.spec, "options": self.metadata, "sha256": code, **bound}
 
@@ -119,12 +113,8 @@ class FunctionScorer:
             inspect.signature(self._function).bind(*positional, **keywords)
         except TypeError as error:
             raise InputError(f"{self._where}: {error}, and neither options nor meta of the records have it") from None
-        try:
+        with as_input_error(self._where):
             return self._function(*positional, **keywords)
-        except InputError:
-            raise
-        except Exception as error:  # the function is the user's: it may raise anything, and its message is for the user
-            raise InputError(f"{self._where} raised {type(error).__name__}: {error}") from error
 
     def _arguments(self, samples: Sequence[Sample]) -> tuple[list[Any], dict[str, Any]]:
         keys = dict.fromkeys(key for record, _, _ in samples for key in record.meta)
@@ -180,84 +170,3 @@ def _bound(function: Any) -> list[Any]:
     if not isinstance(function, functools.partial):
         return []
     return [function.args, sorted(function.keywords.items()), *_bound(function.func)]
-
-
-def _spec_of(function: Callable[..., Any]) -> str:
-    """``module:name`` of a function, also inside ``partial``; of an object that can be called that of its class."""
-    if isinstance(function, functools.partial):
-        return _spec_of(function.func)
-    named: Any = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}:{named.__qualname__}"
-
-
-def _file_of(function: Callable[..., Any]) -> str | None:
-    """The file that holds the function; None for one typed at a prompt, whose file is a name such as ``<stdin>``."""
-    try:
-        found = inspect.getsourcefile(_unwrapped(function))
-    except TypeError:
-        return None
-    return found if found and Path(found).is_file() else None
-
-
-def _unwrapped(function: Callable[..., Any]) -> Any:
-    """What was written down: the function inside decorators and ``partial``, or the class of an object."""
-    inner = inspect.unwrap(function)
-    while isinstance(inner, functools.partial):
-        inner = inspect.unwrap(inner.func)
-    return inner if inspect.isroutine(inner) or inspect.isclass(inner) else type(inner)
-
-
-def _code_of(function: Callable[..., Any], where: str) -> str:
-    """Hash of a function's source, or where that is not kept, of its instructions with their constants."""
-    inner = _unwrapped(function)
-    try:
-        return hashlib.sha256(inspect.getsource(inner).encode()).hexdigest()
-    except (OSError, TypeError):
-        pass
-    called = vars(inner).get("__call__") if inspect.isclass(inner) else inner
-    code = getattr(getattr(called, "__func__", called), "__code__", None)
-    if code is None:
-        raise InputError(f"{where}: lies in no file and has no Python code, so no run can name it; put it into a file")
-    return hashlib.sha256(_instructions(code).encode()).hexdigest()
-
-
-def _instructions(code: CodeType) -> str:
-    inner = [_constant(each) for each in code.co_consts]
-    return repr((code.co_code.hex(), inner, code.co_names, code.co_varnames, code.co_freevars))
-
-
-def _constant(value: Any) -> str:
-    if isinstance(value, CodeType):
-        return _instructions(value)
-    # The order of a set of texts is another in every process.
-    return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
-
-
-def _load(spec: str, where: str) -> tuple[Callable[..., Any], str | None]:
-    """The function behind ``module:name`` or ``path/file.py:name``, and the file it lies in."""
-    source, _, name = spec.rpartition(":")
-    if not source or not name:
-        raise InputError(f"{where}: write module:name or path/file.py:name")
-    try:
-        module = _from_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
-    except InputError:
-        raise
-    except Exception as error:  # importing runs the user's code
-        raise InputError(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
-    if not hasattr(module, name):
-        defined = [key for key, value in vars(module).items() if callable(value)]
-        raise InputError(f"{where}: {source} has no {name!r}{did_you_mean(name, defined)}")
-    function = getattr(module, name)
-    if not callable(function):
-        raise InputError(f"{where}: is no function but a {type(function).__name__}")
-    return function, module.__file__
-
-
-def _from_file(path: Path) -> ModuleType:
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]  # two files may have one name
-    spec = importlib.util.spec_from_file_location(f"{path.stem}_{digest}", path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise InputError(f"{path}: no such file")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module

@@ -24,6 +24,7 @@ from rankalign.scorers import JUDGE, SCORERS, Scorer, attach, grade
 from rankalign.stages.shards import Collected, collect
 from rankalign.stages.stage import Batch, Find, Ledger, Plan, Scale, Stage, partial, run_plans
 from rankalign.storage import manifest
+from rankalign.storage.code import as_input_error, find, hash_of, is_code
 from rankalign.storage.journal import Calls, Remembering
 from rankalign.storage.jsonl import dumps
 from rankalign.storage.sources import sha256_of
@@ -157,7 +158,7 @@ class Answerer:
 
     def __init__(self, policy: Policy) -> None:
         self.policy, self.name, self.gpus = policy, policy.name, policy.tensor_parallel_size
-        self.engine: Engine = ENGINES.load(policy.engine)(policy)
+        self.engine: Engine = find(ENGINES, policy.engine)(policy)
 
     def __reduce__(self) -> tuple[type[Answerer], tuple[Policy]]:
         return Answerer, (self.policy,)
@@ -169,7 +170,11 @@ class Answerer:
 
     def __call__(self, batch: Batch) -> list[Any]:
         """The responses to each prompt, as JSON."""
-        answers = self.engine.generate(batch)
+        if is_code(self.policy.engine):
+            with as_input_error(f"engine {self.policy.engine}"):
+                answers = self.engine.generate(batch)
+        else:
+            answers = self.engine.generate(batch)
         failed = getattr(self.engine, "failed", {})
         return [
             partial([response_to_dict(response) for response in responses], failed.get(prompt.id, []))
@@ -223,12 +228,36 @@ def build_scorer(config: ScorerConfig) -> Scorer:
     Raises:
         InputError: unknown kind or options.
     """
-    kind = SCORERS.load(config.kind)
+    kind: Any = find(SCORERS, config.kind)
     try:
         scorer: Scorer = kind(config.name, **_typed(kind, config))
     except TypeError as error:
         raise InputError(f"scorer {config.name!r}: {str(error).removeprefix(kind.__name__ + '.__init__() ')}") from None
-    return scorer
+    return Named(scorer, config) if is_code(config.kind) else scorer
+
+
+class Named:
+    """A scorer of the user's own kind; its source and options stand in its fingerprint, beside what it says itself."""
+
+    def __init__(self, scorer: Any, config: ScorerConfig) -> None:
+        self.name, self._scorer = config.name, scorer
+        self._told = {"kind": config.kind, "options": config.options, "sha256": hash_of(config.kind)}
+
+    def score(self, sets: Sequence[CandidateSet]) -> list[list[float | None]]:
+        """The scorer's own scores.
+
+        Raises:
+            InputError: it failed, or gave something that is not one list a record.
+        """
+        with as_input_error(f"scorer {self.name!r}"):
+            found: list[list[float | None]] = self._scorer.score(sets)
+        if [len(row) for row in found] != [len(record.responses) for record in sets]:
+            raise InputError(f"scorer {self.name!r}: must return a list a record, with a number or None a response")
+        return found
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Name, options and source, and what the scorer adds."""
+        return {**getattr(self._scorer, "fingerprint", dict)(), **self._told}
 
 
 def _typed(kind: Any, config: ScorerConfig) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from rankalign.losses.mixtures import compose
 from rankalign.losses.reward import REWARD_LOSSES
 from rankalign.models import devices
 from rankalign.registry import did_you_mean
+from rankalign.storage.code import hash_of, is_code
 from rankalign.storage.jsonl import dumps, loads
 from rankalign.training import processes
 from rankalign.training.defaults import choose
@@ -82,7 +84,9 @@ class TrainConfig(TrainingArguments):
         self.may_checkpoint = newer is None and self.gradient_checkpointing is TrainingArguments.gradient_checkpointing
         self.loss_settings  # noqa: B018 - refuses an unknown method or loss before a rate is looked up for it
         self.chosen = choose(self)
+        self.asked_data = self.data  # `data` becomes a path; a card names what was asked for
         self._take_compile()
+        self._take_hub()
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.torch_compile = self.compiled_by is not None
         self._check_launch()
@@ -99,6 +103,14 @@ class TrainConfig(TrainingArguments):
         asked = self.torch_compile or self.torch_compile_backend or self.torch_compile_mode
         self.compiled_by = (self.torch_compile_backend or "inductor", self.torch_compile_mode) if asked else None
         self.torch_compile, self.torch_compile_backend, self.torch_compile_mode = False, None, None
+
+    def _take_hub(self) -> None:
+        """Keep ``--push_to_hub`` from transformers, which would push whatever stands in the folder."""
+        if not self.push_to_hub and (self.hub_model_id or self.hub_private_repo):
+            raise InputError("--hub_model_id and --hub_private_repo do nothing without --push_to_hub True")
+        name = self.hub_model_id or Path(str(self.output_dir)).name
+        self.publish = (str(name), bool(self.hub_private_repo)) if self.push_to_hub else None
+        self.push_to_hub, self.hub_model_id, self.hub_private_repo = False, None, None
 
     @property
     def model_settings(self) -> ModelSettings:
@@ -259,7 +271,10 @@ class TrainConfig(TrainingArguments):
     def own_settings(self) -> dict[str, Any]:
         """The settings that decide the result, see :func:`rankalign.training.identity.identity`."""
         compiled = {"torch_compile": list(self.compiled_by)} if self.compiled_by else {}
-        return identity(self) | compiled
+        code = {"loss_sha256": told} if (told := self.loss_settings.code) else {}
+        if is_code(self.format):
+            code["format_sha256"] = {self.format: hash_of(self.format)}
+        return identity(self) | compiled | code
 
 
 @dataclass
@@ -361,11 +376,11 @@ def keywords_to_loss(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]
     losses = REWARD_LOSSES if method == "reward" else LOSSES
     name = "sft" if method == "sft" else content.get("loss", "bradley_terry" if method == "reward" else "rrhf")
     having = {key: [loss for loss, entry in losses.items() if key in entry.defaults] for key in content}
-    keys = [key for key in content if key not in own and (having[key] or "." in key)]
     try:
         known = LossSettings(method=method, loss=name).entry.defaults
     except InputError:  # an unknown loss, which is refused with all that is known about it when the settings are built
         return content, []
+    keys = [key for key in content if key not in own and (having[key] or key in known or "." in key)]
     if not keys:
         return content, []
     options = _options(content)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
 import rankalign
+from rankalign.data.specs import parse
 from rankalign.storage.files import write_text
+from rankalign.storage.sources import is_there
 
 NAME = "README.md"
 BUILT_IN = {"default": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # what hubs know the embedded model as
+RESULTS = ("ranking_accuracy", "reward_accuracy", "margin", "loss", "win_rate", "rouge1", "rouge2", "rougeL")
+"""Figures of held-out data that stand in a card's metadata."""
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 LOADERS = {
     "model": "AutoModelForCausalLM.from_pretrained(folder)",
     "reward": "AutoModelForSequenceClassification.from_pretrained(folder)  # one output: the reward",
@@ -29,24 +35,54 @@ def write_card(
         output: the folder, its weights already in it.
         method: as in ``rankalign train --method``.
         model: the start model.
-        data: the training data.
+        data: the training data, as it was asked for.
         settings: what decided the result.
-        facts: ``steps``, ``counts`` and ``metrics`` of the run.
+        facts: ``steps``, ``counts`` and ``metrics`` of the run, and ``evaluation`` where something was measured.
     """
     base = Path(model).name if Path(model).exists() else BUILT_IN.get(model, model)
+    sets = _data_sets(data)
+    head = _head(output, method, base, sets, settings, facts.get("evaluation") or {})
     path = output / NAME
-    write_text(path, "\n".join([_head(base, method, settings), *_body(output, method, base, data, settings, facts)]))
+    write_text(path, "\n".join([head, *_body(output, method, base, sets, settings, facts)]))
     return path
 
 
-def _head(base: str, method: str, settings: Mapping[str, Any]) -> str:
-    tags = ["rankalign", method, *([str(settings["loss"])] if "loss" in settings else [])]
-    head = {"base_model": base, "library_name": "transformers", "tags": list(dict.fromkeys(tags))}
-    return f"---\n{yaml.safe_dump(head, allow_unicode=True)}---\n"
+def _data_sets(data: str) -> list[str]:
+    """The names of ``--data``: hub ids whole, of paths the last part."""
+    found = [Path(part.path).name if is_there(part.path) or not _HUB_ID.fullmatch(part.path) else part.path
+             for part in parse(data)] if data else []  # fmt: skip
+    return list(dict.fromkeys(found))
+
+
+def _head(
+    output: Path, method: str, base: str, sets: Sequence[str], settings: Mapping[str, Any], measured: Mapping[str, Any]
+) -> str:
+    """The metadata that hubs read: links to base and data sets that a hub has, and what was measured."""
+    on_hub = {"datasets": [name for name in sets if _HUB_ID.fullmatch(name)]}
+    if _HUB_ID.fullmatch(base):
+        relation = "adapter" if (output / "adapter_config.json").is_file() else "finetune"
+        on_hub |= {"base_model": base, "base_model_relation": relation}  # type: ignore[dict-item]
+    tags = ["rankalign", method, *([str(settings["loss"]).rpartition("/")[2]] if "loss" in settings else [])]
+    results = [
+        EvalResult(
+            task_type="text-classification" if method == "reward" else "text-generation",
+            dataset_type=sets[0] if sets else "unknown",
+            dataset_name=f"held-out part of {', '.join(sets) or 'the data'}",
+            metric_type=name,
+            metric_value=value,
+            metric_name=name.replace("_", " "),
+        )
+        for name, value in measured.items()
+        if name in RESULTS and isinstance(value, int | float)
+    ]
+    given = {name: value for name, value in on_hub.items() if value}
+    of_model = {"model_name": _plain(output.name), "eval_results": results} if results else {}
+    head = ModelCardData(library_name="transformers", tags=list(dict.fromkeys(tags)), **given, **of_model)  # type: ignore[arg-type]
+    return f"---\n{head.to_yaml()}\n---\n"
 
 
 def _body(
-    output: Path, method: str, base: str, data: str, settings: Mapping[str, Any], facts: Mapping[str, Any]
+    output: Path, method: str, base: str, sets: Sequence[str], settings: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> list[str]:
     adapter = (output / "adapter_config.json").is_file()
     loader = LOADERS["adapter" if adapter else "reward" if method == "reward" else "model"]
@@ -55,9 +91,9 @@ def _body(
     return [
         f"# {_plain(output.name)}",
         "",
-        f"{title}, from `{_plain(base)}` on `{_plain(Path(data).name)}`, by rankalign {rankalign.__version__}.",
-        "`manifest.json` has every setting, the versions, and the hashes of what was read and written;",
-        "`rankalign verify` checks them.",
+        f"{title}, from `{_plain(base)}` on `{_plain(', '.join(sets))}`, by rankalign {rankalign.__version__}.",
+        "In the run's folder `manifest.json` has every setting, the versions, and the hashes of what was read and",
+        "written; `rankalign verify` checks them.",
         "",
         "```python",
         loader,
@@ -66,6 +102,7 @@ def _body(
         *_table("Data", facts.get("counts", {})),
         *_table("Training", {"updates": facts.get("steps"), **_changed(settings)}),
         *_table("At the end", facts.get("metrics", {})),
+        *_table("On held-out data", facts.get("evaluation", {})),
     ]
 
 

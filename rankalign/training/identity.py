@@ -24,7 +24,8 @@ NOTE = "run.json"
 EXEMPT = frozenset({
     # Where things are, and what happens to an earlier run there; files that are read stand in it by their content.
     "output_dir", "overwrite", "resume", "resume_from_checkpoint", "run_name", "project", "trackio_space_id",
-    "trackio_bucket_id", "trackio_static_space_id", "data", "eval_data",
+    "trackio_bucket_id", "trackio_static_space_id", "data", "eval_data", "push_to_hub", "hub_model_id",
+    "hub_private_repo",
     # Where tokens are kept and who makes them; they are the same.
     "token_cache", "num_proc",
     # When the start model is asked; it says the same.

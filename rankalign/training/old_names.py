@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 from typing import Any
 
 import torch
+from transformers import TrainingArguments
 
 from rankalign.errors import InputError
+from rankalign.losses import LOSSES
+from rankalign.losses.reward import REWARD_LOSSES
 from rankalign.storage.files import read_text
 from rankalign.storage.jsonl import loads
+from rankalign.training.foreign_names import TOOLS
+from rankalign.training.ppo_settings import PPOSettings
+from rankalign.training.settings import FLASH, GROUPS
 
 _RENAMED = {
     "evaluation_strategy": "eval_strategy",
@@ -24,6 +32,7 @@ _RENAMED = {
     "rpo_alpha": "nll_weight",
     "per_gpu_train_batch_size": "per_device_train_batch_size",
     "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "attn_implementation": "flash_attention",
 }
 _OLD_VALUES = {
     ("optim", "adamw_hf"): "adamw_torch",  # transformers' own AdamW is gone
@@ -32,6 +41,7 @@ _OLD_VALUES = {
     ("loss", "nca_pair"): "nca",
     ("loss", "bco_pair"): "bco",
     ("loss", "sppo_hard"): "sppo",
+    **{("flash_attention", f"flash_attention_{n}"): f"fa{n}" for n in (2, 3, 4)},
 }
 _IGNORED = {
     "fsdp_transformer_layer_cls_to_wrap": "the class to wrap is found in the model",
@@ -60,8 +70,11 @@ def modernise(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         if key == "warmup_ratio":
             _check_ratio(value)
         now = _present(name, value)
-        if key in _IGNORED:
-            notes.append(f"--{key} is left out: {_IGNORED[key]}")
+        if key not in _RENAMED and key not in _ours():
+            name, now = _elsewhere(key, value)
+        reason = _IGNORED.get(key) or _without(key, name, now)
+        if reason:
+            notes.append(f"--{key} is left out: {reason}")
         elif name != key and name in content:
             notes.append(f"--{key} {value} is left out: --{name} is given as well")
         else:
@@ -92,6 +105,35 @@ def _with_trls_kinds(content: dict[str, Any], notes: list[str]) -> dict[str, Any
     told = " ".join(["--loss", name, *(f"--{option} {value}" for option, value in own.items())])
     notes.append(f"--{key} {plain[0]} --{setting} {given[setting]} is now {told}")
     return {**rest, key: name, **own}
+
+
+@functools.cache
+def _ours() -> frozenset[str]:
+    """Names that need no table: our settings, transformers' and the losses' keywords."""
+    kinds = (*GROUPS, PPOSettings, TrainingArguments)
+    keywords = {key for entry in (*LOSSES.values(), *REWARD_LOSSES.values()) for key in entry.defaults}
+    return frozenset({item.name for kind in kinds for item in dataclasses.fields(kind)} | keywords)
+
+
+def _elsewhere(key: str, value: Any) -> tuple[str, Any]:
+    """A name that other trainers have, where all that have it mean one setting of ours; else as it came."""
+    tools = [tool for tool in TOOLS.values() if key in tool.names]
+    names = {tool.names[key] for tool in tools}
+    (name,) = names if len(names) == 1 else {key}
+    if name not in _ours():
+        return key, value
+    spelt = [tool.values[name, value] for tool in tools if isinstance(value, str) and (name, value) in tool.values]
+    return name, spelt[0] if spelt else value
+
+
+def _without(key: str, name: str, value: Any) -> str:
+    """Why a setting of another trainer has nothing to do here; empty where it has."""
+    if name == "flash_attention" and key != name and value not in FLASH:
+        return TOOLS["trl"].left["attn_implementation"]
+    if value is None and name != key:
+        return "what is there by itself fits"
+    known = key in _ours() or key in _RENAMED or name != key
+    return "" if known else next((tool.left[key] for tool in TOOLS.values() if key in tool.left), "")
 
 
 def _present(name: str, value: Any) -> Any:

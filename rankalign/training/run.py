@@ -13,7 +13,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainerCallback, set_seed
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from rankalign.data.token_table import Joined
 from rankalign.errors import InputError, Interrupted
@@ -126,6 +126,8 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
     save(trainer, tokenizer, output, config.model_settings)
     facts = {"counts": counts, "metrics": trainer.state.log_history[-1], "seconds": trainer.tally.total_seconds()}
     facts["steps"] = trainer.state.global_step
+    if measured := last_measured(trainer.state):
+        facts["evaluation"] = measured
     if processes.is_first():
         conclude(config, output, settings, facts)
     PartialState().wait_for_everyone()  # no process returns before the manifest is there
@@ -141,9 +143,17 @@ def say_rounding(history: Sequence[Mapping[str, Any]], rounding: torch.dtype | N
               "is rounding (within_rounding in log.jsonl)", file=sys.stderr)  # fmt: skip
 
 
+def last_measured(state: TrainerState) -> dict[str, float]:
+    """What was measured on held-out data of the weights that are kept, without ``eval_``; empty where nothing was."""
+    lines = [line for line in state.log_history if "eval_loss" in line]
+    best = [line for line in lines if line.get("step") == state.best_global_step]
+    figures = (best or lines or [{}])[-1]
+    return {name.removeprefix("eval_"): value for name, value in figures.items() if name.startswith("eval_")}
+
+
 def conclude(config: TrainConfig, output: Path, settings: dict[str, Any], facts: dict[str, Any]) -> None:
     """Write the model card, and last the manifest."""
-    write_card(output, config.method, config.model, config.data, settings, facts)
+    write_card(output, config.method, config.model, config.asked_data, settings, facts)
     outputs = [p for p in sorted(output.iterdir()) if p.is_file() and p.suffix != ".bin" and p.name != "manifest.json"]
     manifest.write(output, "train", settings, config.data_settings.paths, outputs, **facts)
 

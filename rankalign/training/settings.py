@@ -6,17 +6,17 @@ take a group can be called by anyone who writes ``DataSettings(data="scored.json
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import math
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rankalign.errors import InputError
 from rankalign.registry import did_you_mean
+from rankalign.storage.code import as_input_error, code_hash, hash_of, is_code, load_code
 from rankalign.storage.jsonl import loads
 from rankalign.training.flags import flag
-from rankalign.training.ppo_settings import PPOSettings
 
 if TYPE_CHECKING:
     from rankalign.losses import Loss
@@ -101,7 +101,9 @@ class DataSettings:
     data: str = flag(
         "", "scored candidates in any format: file, folder, pattern or hub id, or several: PATH:SPLIT#COUNT*WEIGHT, ..."
     )
-    format: str = flag("auto", "format of the data: auto or a name of `rankalign ls formats`")
+    format: str = flag(
+        "auto", "format of the data: auto, a name of `rankalign ls formats`, or a function of yours (my_format.py:read)"
+    )
     eval_data: str = flag("", "held-out candidates; with --eval_strategy steps|epoch they are measured while training")
     eval_split: float = flag(0.0, "share of the data that is held out instead, chosen by their content")
     judge: str = flag("", "whose scores rank the candidates, or several with weights: rm:0.7,vader:0.3")
@@ -158,8 +160,8 @@ class LossSettings:
     method: str = flag("rank", "rank (any ranking loss), sft (the best response alone), reward (a reward model), ppo")
     loss: str = flag(
         "rrhf",
-        "of `rankalign ls losses`, or a mixture such as dpo+0.2*sft (in YAML a list too); for reward bradley_terry, "
-        "plackett_luce, per_token or quality",
+        "of `rankalign ls losses`, a function of yours (my_losses.py:fn), or a mixture such as dpo+0.2*sft (in YAML a "
+        "list too); for reward bradley_terry, plackett_luce, per_token or quality",
     )
     loss_options: str = flag("{}", "more keywords of the loss: a JSON object, or a mapping in YAML")
     rrhf_weight: float | None = flag(None, "weight of RRHF's rank term beside its SFT term (paper: 1)")
@@ -180,8 +182,9 @@ class LossSettings:
             raise InputError(f"unknown method {self.method!r}{did_you_mean(self.method, METHODS)}")
         known = self._known
         for name in self._weights:
-            if name not in known:
+            if not is_code(name) and name not in known:
                 raise InputError(f"unknown loss {name!r}{did_you_mean(name, known)}")
+        self.entry  # noqa: B018 - tries a function of the user's own
         self._check_moving()
 
     def _check_moving(self) -> None:
@@ -218,7 +221,32 @@ class LossSettings:
         """The loss by its name or names, among those of the method."""
         from rankalign.losses.mixtures import mixture
 
-        return mixture(self._weights, self._known)
+        known, weights = dict(self._known), dict[str, float]()
+        for spec, weight in self._weights.items():
+            name = spec.rpartition(":")[2].rpartition(".")[2]
+            if name in weights:
+                raise InputError(f"loss {self.loss!r} names {name!r} twice; one of them needs another name")
+            weights[name] = weight
+            if is_code(spec):
+                known[name] = self._own(spec)
+        return mixture(weights, known)
+
+    def _own(self, spec: str) -> Loss:
+        """The loss made of a function of the user's own."""
+        if self.grades:
+            raise InputError(f"--loss {spec}: a function of your own is for --method rank")
+        function, file = load_code(spec, f"loss {spec}")
+        key = spec, code_hash(function, file, spec)
+        if key not in _OWN:
+            from rankalign.losses.own import own_loss
+
+            _OWN[key] = own_loss(_guarded(function, f"loss {spec}"), spec)
+        return _OWN[key]
+
+    @property
+    def code(self) -> dict[str, str]:
+        """SHA-256 of each function of the user's own among the losses, by its name."""
+        return {spec: hash_of(spec) for spec in self._weights if is_code(spec)}
 
     def keywords(self) -> dict[str, Any]:
         """Keywords the loss is called with.
@@ -237,6 +265,21 @@ class LossSettings:
                 raise InputError(f"loss {self.loss!r} has no option {name!r}{did_you_mean(name, known)}")
             _check_keyword(self.loss, name, given[name], known[name])
         return given
+
+
+def _guarded(function: Callable[..., Any], where: str) -> Callable[..., Any]:
+    """The function, whose errors name it and the line, in the trial and while training."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **keywords: Any) -> Any:
+        with as_input_error(where):
+            return function(*args, **keywords)
+
+    return call
+
+
+# By name and source: a loss is asked for often, and tried once.
+_OWN: dict[tuple[str, str], Loss] = {}
 
 
 def _check_keyword(loss: str, name: str, value: Any, default: Any) -> None:
@@ -303,6 +346,7 @@ class TrainerDefaults:
     output_dir: str | None = flag("runs/rrhf", "where checkpoints, log.jsonl, the final model and the manifest go")
     learning_rate: float | None = flag(None, "peak learning rate; by itself that of the loss and method, see losses.md")
     bf16: bool | None = flag(None, "products in bfloat16; by itself on GPUs that have it")
+    num_train_epochs: float = flag(3.0, "passes over the data")
     lr_scheduler_type: str = flag("cosine", "schedule")
     warmup_steps: float = flag(0.03, "warm-up: steps, or a share of all steps where below 1")
     per_device_train_batch_size: int = flag(4, "prompts a micro-batch, each with all its candidates")
@@ -332,18 +376,3 @@ def json_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"loss_options: expected a JSON object, found {text}")
     return value
-
-
-def describe(out: Any = sys.stdout) -> None:
-    """Print our own flags with defaults and help."""
-    for group in GROUPS:
-        for item in dataclasses.fields(group):
-            _describe(item, out)
-    print("\nof --method ppo:", file=out)
-    for item in dataclasses.fields(PPOSettings):
-        _describe(item, out)
-
-
-def _describe(item: dataclasses.Field[Any], out: Any) -> None:
-    default = item.default if item.default is not dataclasses.MISSING else ""
-    print(f"  --{item.name:<30} {item.metadata['help']} [{default}]", file=out)

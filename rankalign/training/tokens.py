@@ -36,6 +36,7 @@ from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.progress import Progress
 from rankalign.registry import did_you_mean
+from rankalign.storage.code import hash_of, is_code
 from rankalign.storage.files import write_text
 from rankalign.storage.folders import cached_folder
 from rankalign.storage.jsonl import dumps, loads
@@ -265,6 +266,7 @@ class _Job:
             "data": sha256_of(self.path),
             "name": Path(self.path).name,  # ids that a file does not have are made of its name
             "settings": {name: value for name, value in told.items() if name not in _NO_MATTER},
+            **({"format": hash_of(self.settings.format)} if is_code(self.settings.format) else {}),
             "alone": self.alone,
             "whole": self.whole,
             "tokenizer": [

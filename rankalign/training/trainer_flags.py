@@ -21,7 +21,7 @@ from rankalign.registry import did_you_mean
 
 _OWN_EVALUATION = "held-out lists are measured by rankalign's own loop, which has no such step"
 _NO_FORWARD = "rows do not pass through the model's own forward and loss, which it would change"
-_HUB = "publishing is a step of its own: `hf upload REPOSITORY FOLDER` takes the finished folder, card included"
+_HUB = "the finished folder is pushed once, at the end (--push_to_hub), or by `rankalign push`"
 
 # Refused under any value but the default.
 REFUSED: dict[str, str] = {
@@ -50,11 +50,8 @@ REFUSED: dict[str, str] = {
     "enable_jit_checkpoint": "Ctrl-C and SIGTERM write a checkpoint in any case",
     "debug": "a loss that is not finite names its prompts",
     "parallelism_config": "several processes are DDP, FSDP2 or DeepSpeed",
-    "push_to_hub": _HUB,
-    "hub_model_id": _HUB,
     "hub_strategy": _HUB,
     "hub_token": _HUB,
-    "hub_private_repo": _HUB,
     "hub_always_push": _HUB,
     "hub_revision": _HUB,
 }
@@ -78,6 +75,9 @@ LIMITED: dict[str, str] = {
     "deepspeed": "a file of JSON, under a launcher; for one process left out, which is said",
     "resume_from_checkpoint": "a checkpoint of this very run; without it the newest is taken",
     "save_only_model": "such a checkpoint cannot be resumed from, which is said",
+    "push_to_hub": "at the end, once: weights, tokenizer, configuration and card, and nothing else",
+    "hub_model_id": "with --push_to_hub; by itself the name of output_dir",
+    "hub_private_repo": "with --push_to_hub",
     "warmup_steps": "a run of one update has none, which is said",
 }
 

@@ -79,7 +79,7 @@ def train_ppo(config: PPOConfig, sampler: Sampler, reward: Reward) -> dict[str, 
         tokenizer.save_pretrained(str(output))
         saving.finish(output, None if config.use_lora else models.local_folder(config.model), config.keep_float32)
         facts = {"counts": counts, "metrics": trainer.history[-1], "steps": trainer.step}
-        write_card(output, config.method, config.model, config.data, settings, facts)
+        write_card(output, config.method, config.model, config.asked_data, settings, facts)
         made = [p for p in sorted(output.iterdir()) if not p.name.startswith(("checkpoint-", "manifest", "."))]
         manifest.write(output, "train", settings, [config.data], made, **facts, seconds=trainer.seconds())
     trainer.accelerator.wait_for_everyone()
