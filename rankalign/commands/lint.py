@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
@@ -64,7 +65,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.canaries:
         result["canaries"] = canary_report(sets, find_prompt("", "pointwise").axes)
     longest = {judge: dataclasses.asdict(found) for judge, found in report.longest.items()}
-    return {**result, "examples": _examples(report), "longest_answer": longest}
+    docs = {code: section(code) for code in report.counts()}
+    return {**result, "examples": _examples(report), "longest_answer": longest, "docs": docs}
+
+
+def section(code: str) -> str:
+    """Where the documentation explains a rule: what it sees, why it matters, what to do."""
+    title = f"{code} {RULES[code].summary}".lower()
+    return "docs/lint.md#" + re.sub(r"[^\w\- ]", "", title).replace(" ", "-")
 
 
 def _asked(args: argparse.Namespace) -> dict[str, Watch]:
@@ -99,6 +107,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
             rows.append([code, count, RULES[code].summary, f"{example['record']}: {example['message']}"])
     note = f"{result['records']} records, {result['skipped']} bad lines left out"
     note += "".join(f"; {count} {reason} left out" for reason, count in result["left_out"].items())
+    note += "; what each code means and what to do: docs/lint.md" if rows else ""
     found = [Table("Lint", ["code", "count", "rule", "first example"], rows, note)]
     if longest := result["longest_answer"]:
         names = list(next(iter(longest.values())))

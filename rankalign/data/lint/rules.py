@@ -15,6 +15,7 @@ from itertools import combinations
 import regex
 
 from rankalign.data.lint.control import found_in
+from rankalign.data.lint.remnants import html_in, languages_in
 from rankalign.data.lint.whole import HeldOut, LengthDecides, SamePrompt, Unread, Watch
 from rankalign.data.messages import message_text, text_of
 from rankalign.data.records import CandidateSet, judges
@@ -34,6 +35,8 @@ _JUDGE = re.compile(
 )
 # An answer that was cut ends inside a sentence: in a letter or digit, behind a comma or an opening bracket.
 _INSIDE = regex.compile(r"[\p{L}\p{M}\p{N},;\-–(،、，；（]$")
+# A prompt that asks for two languages.
+_TRANSLATE = re.compile(r"transl|übersetz|traduc|tradui|tradu[zç]|vertaal|перев|翻译|翻訳", re.IGNORECASE)
 TRUNCATED_WORDS, REPEATED_WORDS, LEAK_LENGTH = 20, 50, 20
 
 
@@ -191,6 +194,27 @@ def _other_script(record: CandidateSet) -> Seen:
             yield index, f"is {answered.title()} where the prompt is {asked.title()}"
 
 
+def _html(record: CandidateSet) -> Seen:
+    if html_in(_asked(record)):
+        return  # who writes HTML asks for it
+    for index, response in enumerate(record.responses):
+        if found := html_in(response.words()):
+            yield index, f"holds {', '.join(found[:3])}"
+
+
+def _mixed_languages(record: CandidateSet) -> Seen:
+    asked = _asked(record)
+    if languages_in(asked) or _TRANSLATE.search(asked):
+        return
+    for index, response in enumerate(record.responses):
+        if found := languages_in(response.words()):
+            yield index, f"goes from {' to '.join(found)}"
+
+
+def _asked(record: CandidateSet) -> str:
+    return record.prompt if isinstance(record.prompt, str) else text_of(record.prompt[-1])
+
+
 # --- L2xx: the answers of one prompt -----------------------------------------------------------------------------
 
 
@@ -283,6 +307,8 @@ RULES: dict[str, Rule] = {
         Rule("L110", "replacement characters of a failed decoding", _answers(_replaced)),
         Rule("L111", "answer in another script than the prompt", _other_script),
         control_rules()[1],
+        Rule("L113", "HTML left in an answer to a prompt without any", _html),
+        Rule("L114", "answer that changes its language", _mixed_languages),
         Rule("L201", "identical answers to one prompt", _identical, fixable=True),
         Rule("L202", "answers that differ in white space alone", _differ_in_space),
         Rule("L203", "implicit prompt that ends within a line", _cut_prompt),

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rankalign.cli import main
 from rankalign.data.convert import Intake, load
 from rankalign.data.lint import RULES, Finding, fix, lint
+from rankalign.data.lint.remnants import language, languages_in
 from rankalign.data.lint.rules import script
 from rankalign.data.lint.whole import longest_answer
-from rankalign.data.records import CandidateSet, Response
+from rankalign.data.records import CandidateSet, Response, write
 from rankalign.data.shares import wilson
 
 LONG = "This answer has a good many words in it so that the rule about answers cut off in the middle looks at"
@@ -76,6 +81,25 @@ CASES: dict[str, tuple[list[CandidateSet], int | None, list[CandidateSet]]] = {
         [made("a", prompt=[{"role": "user", "content": "What is <start_of_turn>?"}])],
         None,
         [made("a", prompt="<s>[INST] Why? [/INST]"), made("a", prompt="a <b> [c]")],
+    ),
+    "L113": (
+        [made("It is &quot;blue&quot;.<br/>Really.")],
+        0,
+        [
+            made("Use `<br>` here, or\n```html\n<p>x</p>\n```"),
+            made("a List<a> of <b>"),
+            made("So: <p>x</p>", prompt="What does <p>x</p> show?"),
+        ],
+    ),
+    "L114": (
+        [made("fine", "The sky is blue, and that is what you see. " + RUSSIAN)],
+        1,
+        [
+            made("The word небо is Russian."),
+            made(RUSSIAN + " (Rayleigh scattering)"),
+            made("空は青いです。レイリー散乱のため、青い光が強く散乱されます。"),
+            made("The sky is blue. " + RUSSIAN, prompt="Translate: the sky is blue"),
+        ],
     ),
     "L201": ([made("same", "other", "same")], 2, [made("same", "Same")]),
     "L202": ([made("a b", "a  b")], 1, [made("a b", "a b"), made("a b", "ab")]),
@@ -255,3 +279,31 @@ def test_control_tokens_of_a_tokenizer_are_found_where_it_is_named() -> None:
 def test_rules_that_count_words_read_every_script(text: str, code: str) -> None:
     record = CandidateSet("a", "p", [Response(text, "m"), Response("好。", "m")])
     assert lint([record]).findings[code]
+
+
+def test_languages_that_share_an_alphabet_are_told_apart() -> None:
+    english = "It is blue for you and they have that from the light which there is."
+    german = "Der Himmel ist blau und das ist nicht für den oder die von sich auch wird."
+    assert language(english) == "English"
+    assert language(german) == "German"
+    assert languages_in(f"{english}\n\n{german}") == ["English", "German"]
+    assert languages_in(f"{english} {english}") == []
+    assert languages_in("Der Hund and the cat.") == []
+
+
+def test_every_rule_has_its_section_and_is_pointed_to(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "lint.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^### (L\d+) (.*?)$", page, re.MULTILINE))
+    assert sections == {code: rule.summary for code, rule in RULES.items()}
+    bodies = re.split(r"^### ", page, flags=re.MULTILINE)[1:]
+    assert all(len(body.split()) > 30 for body in bodies), "a section says what is seen, why it matters, what to do"
+    write(tmp_path / "c.jsonl", [made("", "x")])
+    assert main(["lint", str(tmp_path / "c.jsonl")]) == 0
+    assert "docs/lint.md" in capsys.readouterr().out
+    assert main(["lint", str(tmp_path / "c.jsonl"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["docs"]
+    assert told == {"L101": f"docs/lint.md#{slug('L101 ' + RULES['L101'].summary)}"}
+
+
+def slug(title: str) -> str:
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
