@@ -6,10 +6,15 @@ Pages link to those files where they lie in the repository, so that the links wo
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # mkdocs loads this file by its path
+
+from docs.run_notebooks import NOTEBOOKS, load, to_markdown
 
 ROOT = Path(__file__).parents[1]
 OUTSIDE = {
@@ -27,6 +32,9 @@ def on_files(files: Files, config: Any) -> Files:
             text = (ROOT / "docs" / source).resolve().read_text(encoding="utf-8")
             text = re.sub(r"\]\(docs/", "](", text)
             files.append(File.generated(config, name, content=text))
+    for path in NOTEBOOKS:  # each becomes a page; the notebook itself stands beside it, to be opened in Jupyter
+        content = to_markdown(load(path), path.name)
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=content))
     return files
 
 

@@ -31,10 +31,12 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(page.name for page in DOCS.glob("*.md"))
 FENCE = re.compile(r"^```(bash|sh|python)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BROUGHT = re.compile(r'^```python title="([\w.]+)"\n(.*?)^```', re.DOTALL | re.MULTILINE)
+"""Files that a page shows and its commands name."""
 SLOW = {"chat.md", "generation.md", "iterate.md", "ppo.md"}
 """Pages with commands that take more than some seconds even on the tiny model (two workers of Ray, 80 prompts)."""
-ELSEWHERE = {"migrating.md"}
-"""Pages whose commands test_ancestor_lines.py runs, with paths in the place of their variables."""
+ELSEWHERE = {"migrating.md", "first-hour.md"}
+"""Pages whose commands test_ancestor_lines.py and test_newcomers.py run, with what they name in place."""
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,9 @@ def long_tiny(folder: Path) -> Path:
 
 def bring_files(folder: Path) -> None:
     """What the pages take for granted that the reader has."""
+    for page in PAGES:
+        for name, text in BROUGHT.findall((DOCS / page).read_text(encoding="utf-8")):
+            (folder / name).write_text(text)
     pairs = [{"id": i, "prompt": "why", "chosen": "yes", "rejected": "no", "subset": "easy"} for i in range(4)]
     write_rows(folder / "pairs.jsonl", pairs)
     demo = folder / "runs" / "demo"
