@@ -143,7 +143,7 @@ def _offline(dataset: Any, given: dict[str, Any]) -> dict[str, Any]:
         write(path, rows) if whole else write_rows(path, rows)
         dataset = path
     config = _parsed({**given, "data": str(dataset)})
-    return train_rank(config, watch_of(config))
+    return train_rank(config, watch_of)
 
 
 def _sample_records(samples: Sequence[Sample], model: str) -> list[CandidateSet]:

@@ -92,7 +92,6 @@ def _train(args: argparse.Namespace) -> dict[str, Any]:
     from rankalign.recipes.rollouts import reward_of, sampler_of, watch_of
     from rankalign.training.added_tokens import add_tokens
     from rankalign.training.arguments import PPOConfig, parse
-    from rankalign.training.locate import locate
     from rankalign.training.ppo.run import train_ppo
     from rankalign.training.processes import is_first
     from rankalign.training.run import train
@@ -103,12 +102,11 @@ def _train(args: argparse.Namespace) -> dict[str, Any]:
     if config.publish and is_first():
         push.check_name(config.publish[0])
         push.check_login()
-    locate(config)
     add_tokens(config)
     if isinstance(config, PPOConfig):
         done = train_ppo(config, sampler_of(config), reward_of(config))
     else:
-        done = train(config, watch_of(config))
+        done = train(config, watch_of)
     if config.publish and is_first():
         done["pushed"] = push.push(done["output"], *config.publish)["url"]
     return done

@@ -91,7 +91,7 @@ def run(config: ExperimentConfig) -> dict[str, Any]:
     _announce("2/4 before: the start model answers the held-out prompts")
     before = _held_out(config, folder / "before.jsonl", "before", config.model)
     _announce("3/4 training")
-    training = train(training_config, watch_of(training_config))
+    training = train(training_config, watch_of)
     _announce("4/4 after: the trained model answers the held-out prompts")
     after = _held_out(config, folder / "after.jsonl", "after", str(folder / "model"))
     result = measure(config, candidates, before, after)

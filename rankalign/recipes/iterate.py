@@ -233,7 +233,7 @@ def _round(config: IterateConfig, number: int, model: str, step: int) -> tuple[d
         train_apart(settings, folder / "train.json", config.launch or "ddp", config.num_processes)
         told = manifest.read(str(wanted.output_dir)) or {}
     else:
-        told = train(wanted, watch_of(wanted))
+        told = train(wanted, watch_of)
     shutil.rmtree(folder / "tokens", ignore_errors=True)
     if wanted.use_lora and not target.exists():  # the next round needs whole weights
         merge_lora(str(wanted.output_dir), str(target))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +51,13 @@ from rankalign.training.reward import RewardTrainer, start_at_zero
 from rankalign.training.settings import ModelSettings
 
 
-def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
+def train(config: TrainConfig, watch_of: Callable[[TrainConfig], Watch | None] | None = None) -> dict[str, Any]:
     """Train as ``config`` says and leave model, ``log.jsonl`` and manifest in ``config.output_dir``.
 
     Args:
         config: settings.
-        watch: measures the model at each evaluation, beside the held-out lists.
+        watch_of: makes what measures the model at each evaluation, beside the held-out lists; called when the data
+            are files and the run is known to be unfinished.
 
     Returns:
         ``{"output", "steps", "counts", "metrics", "seconds", "already_finished"}``.
@@ -82,6 +83,7 @@ def train(config: TrainConfig, watch: Watch | None = None) -> dict[str, Any]:
     if processes.is_first():
         check_writable(output)
     say(config, checkpointing(config))
+    watch = watch_of(config) if watch_of else None
     set_seed(config.seed)
     tokenizer = models.load_tokenizer(config.model)
     lists, held_out, counts = load_data(config.data_settings, loss, tokenizer)

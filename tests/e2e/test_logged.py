@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import rankalign
 from rankalign.cli import main
 from rankalign.storage.jsonl import write_rows
 
@@ -62,3 +63,21 @@ def test_the_page_on_methods_shows_what_was_measured() -> None:
     shown = re.findall(r"^\| (?!row|---|you have).*\d\.?\d* .*\|$", page.split("## By what you have")[0], re.MULTILINE)
     assert len(shown) >= 16
     assert [row for row in shown if row not in results] == []
+
+
+def test_data_are_located_once_and_a_watch_reads_what_is_held_out(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rankalign.training import run
+
+    located: list[str] = []
+    plain = run.locate
+    monkeypatch.setattr(run, "locate", lambda config: located.append(config.data) or plain(config))
+    told = {"eval_split": 0.4, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 1, "watch": "grade.py:grade"}
+    rankalign.train("tiny", data="pairs.jsonl", loss="dpo", output_dir="watched", **told)
+    words = ["train", "--model", "tiny", "--data", "pairs.jsonl", "--output_dir", "typed", "--loss", "dpo"]
+    assert main([*words, *(word for name, value in told.items() for word in (f"--{name}", str(value)))]) == 0
+    assert located == ["pairs.jsonl", "pairs.jsonl"]
+    for folder in ("watched", "typed"):
+        lines = [json.loads(line) for line in Path(folder, "log.jsonl").read_text().splitlines()]
+        measured = [line for line in lines if "eval_win_rate" in line]
+        assert measured
+        assert measured[0]["eval_watched"] == measured[0]["eval_pairs"]  # a pair a prompt, and all that is held out

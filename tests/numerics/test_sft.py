@@ -60,7 +60,7 @@ def test_the_checkpoint_whose_answers_come_closest_is_the_one_kept(tmp_path: Pat
     more = {"eval_data": str(tmp_path / "held.jsonl"), "eval_strategy": "steps", "eval_steps": 1, "max_steps": 5}
     more |= {"metric_for_best_model": "rougeL", "load_best_model_at_end": True, "save_total_limit": 2}
     config = settings(tmp_path, "kept", **more)
-    train(config, watch_of(config))
+    train(config, watch_of)
     lines = [json.loads(line) for line in (tmp_path / "kept" / "log.jsonl").read_text().splitlines()]
     curve = {line["step"]: line["eval_rougeL"] for line in lines if "eval_rougeL" in line}
     assert curve[planted] == 1.0
