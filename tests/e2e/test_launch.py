@@ -42,6 +42,30 @@ def test_two_processes_give_the_weights_of_one(tmp_path: Path) -> None:
     assert furthest(tmp_path / "one", tmp_path / "two") < 1e-5
 
 
+OWN = """
+import torch
+
+
+def mine(ranked, *, beta=0.1):
+    gain = torch.where(ranked.mask, ranked.logps - ranked.ref_logps, 0)
+    gaps = torch.nn.functional.softplus(beta * (gain.unsqueeze(1) - gain.unsqueeze(2)))
+    return torch.where(ranked.pairs, gaps, 0).sum((1, 2)) / ranked.pairs.sum((1, 2)).clamp(min=1)
+"""
+
+
+@pytest.mark.slow  # tests/unit/training/test_own_loss.py has one process
+def test_a_loss_in_a_file_trains_on_two_processes_as_on_one(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    data = write_data(tmp_path / "data.jsonl", prompts=8)
+    loss = ("--loss", f"{tmp_path}/mine.py:mine", "--beta", "0.5", "--per_device_train_batch_size", "1")
+    one = train(data, tmp_path / "one", *loss, "--gradient_accumulation_steps", "4")
+    two = train(
+        data, tmp_path / "two", *loss, "--gradient_accumulation_steps", "2", "--num_processes", "2", "--launch", "ddp"
+    )
+    assert (one.returncode, two.returncode) == (0, 0), two.stderr[-2000:]
+    assert furthest(tmp_path / "one", tmp_path / "two") < 1e-5
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
