@@ -298,22 +298,34 @@ def start_process(words: list[str]) -> tuple[int, str]:
     """
     command = [sys.executable, "-m", "rankalign", "train", *words, "--json"]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
-    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    told: list[int] = []  # a signal that comes when the run is just ending stops the sweep all the same
+
+    def hand_on(number: int, frame: Any) -> None:
+        told.append(number)
+        child.terminate()
+
+    before = signal.signal(signal.SIGTERM, hand_on)
     lines: deque[str] = deque(maxlen=LAST_WORDS)
-    assert child.stderr is not None
     try:
-        while True:
-            try:
-                for line in child.stderr:
-                    lines.append(line.rstrip("\n"))
-                    print(line, end="", file=sys.stderr, flush=True)
-                code = child.wait()
-                break
-            except KeyboardInterrupt:
-                continue  # the run has it, too: it ends when its checkpoint is written, or when the signal comes again
+        while not _read_to_end(child, lines):
+            told.append(signal.SIGINT)  # the run has it, too: it ends when its checkpoint is written
     finally:
         signal.signal(signal.SIGTERM, before)
-    return (130 if code in (-signal.SIGINT, -signal.SIGTERM, 143) else code), _why(lines, code)
+    code = child.wait()
+    return (130 if told else code), _why(lines, code)
+
+
+def _read_to_end(child: subprocess.Popen[str], lines: deque[str]) -> bool:
+    """Pass on what a process says until it has ended; False where Ctrl-C came in between."""
+    assert child.stderr is not None
+    try:
+        for line in child.stderr:
+            lines.append(line.rstrip("\n"))
+            print(line, end="", file=sys.stderr, flush=True)
+        child.wait()
+    except KeyboardInterrupt:
+        return False
+    return True
 
 
 def _why(lines: Iterable[str], code: int) -> str:
