@@ -348,10 +348,19 @@ def parse(config: str | None, argv: list[str]) -> tuple[TrainConfig, list[str]]:
 
 
 def parse_settings(content: dict[str, Any], where: str = "train") -> TrainConfig:
-    """Settings from a mapping under their present names."""
+    """Settings from a mapping under their present names; nothing is published by those who train in this way.
+
+    Raises:
+        InputError: an unknown key, a value that does not fit, or ``push_to_hub``.
+    """
     content, _ = keywords_to_loss(content)
     _check_names(content, where)
-    return _build(content)
+    config = _build(content)
+    if config.publish:
+        raise InputError(
+            f"{where}: push_to_hub is for one `rankalign train`; else: rankalign push DIR REPO"
+        )
+    return config
 
 
 def _check_names(content: dict[str, Any], where: str) -> None:

@@ -42,6 +42,7 @@ def test_values_that_hold_commas_are_given_by_naming_the_flag_again() -> None:
         ("--beta 0.1", "a sweep needs several values"),
         ("--loss rrhf,dpo --beta 0.1", "run loss rrhf: loss 'rrhf' has no option 'beta'"),
         ("--loss dpo --beta 0.1,0.10", "the runs beta 0.1 and beta 0.10 have the same settings"),
+        ("--beta 0.1,0.2 --loss dpo --push_to_hub True", "push_to_hub is for one `rankalign train`"),
         ("--loss dpo --beta 0.1,high", "run beta high: the training settings do not fit"),
     ],
 )
