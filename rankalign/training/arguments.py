@@ -357,9 +357,7 @@ def parse_settings(content: dict[str, Any], where: str = "train") -> TrainConfig
     _check_names(content, where)
     config = _build(content)
     if config.publish:
-        raise InputError(
-            f"{where}: push_to_hub is for one `rankalign train`; else: rankalign push DIR REPO"
-        )
+        raise InputError(f"{where}: push_to_hub is for one `rankalign train`; else: rankalign push DIR REPO")
     return config
 
 

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 import rankalign
 from rankalign.data.specs import parse
 from rankalign.storage.files import write_text
-from rankalign.storage.sources import is_there
+from rankalign.storage.sources import ENDINGS, is_there
 
 NAME = "README.md"
 BUILT_IN = {"default": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # what hubs know the embedded model as
@@ -49,16 +49,19 @@ def write_card(
 
 def _data_sets(data: str) -> list[str]:
     """The names of ``--data``: hub ids whole, of paths the last part."""
-    found = [Path(part.path).name if is_there(part.path) or not _HUB_ID.fullmatch(part.path) else part.path
-             for part in parse(data)] if data else []  # fmt: skip
-    return list(dict.fromkeys(found))
+    paths = [part.path for part in parse(data)] if data else []
+    return list(dict.fromkeys(path if _on_hub(path) else Path(path).name for path in paths))
+
+
+def _on_hub(name: str) -> bool:
+    return bool(_HUB_ID.fullmatch(name)) and not name.endswith(ENDINGS) and not is_there(name)
 
 
 def _head(
     output: Path, method: str, base: str, sets: Sequence[str], settings: Mapping[str, Any], measured: Mapping[str, Any]
 ) -> str:
     """The metadata that hubs read: links to base and data sets that a hub has, and what was measured."""
-    on_hub = {"datasets": [name for name in sets if _HUB_ID.fullmatch(name)]}
+    on_hub = {"datasets": [name for name in sets if _on_hub(name)]}
     if _HUB_ID.fullmatch(base):
         relation = "adapter" if (output / "adapter_config.json").is_file() else "finetune"
         on_hub |= {"base_model": base, "base_model_relation": relation}  # type: ignore[dict-item]

@@ -21,6 +21,7 @@ def test_the_head_is_yaml_that_hubs_read(tmp_path: Path) -> None:
     head = yaml.safe_load(card(tmp_path / "m").split("---\n")[1])
     assert head == {
         "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "base_model_relation": "finetune",
         "library_name": "transformers",
         "tags": ["rankalign", "rank", "rrhf"],
     }
@@ -52,3 +53,20 @@ def test_each_kind_says_how_to_load_it(tmp_path: Path) -> None:
     assert "AutoModelForSequenceClassification" in card(tmp_path / "b", "reward")
     (tmp_path / "a" / "adapter_config.json").write_text("{}")
     assert "AutoPeftModelForCausalLM" in card(tmp_path / "a")
+
+
+def test_a_hub_finds_base_data_sets_and_results(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    facts = {**FACTS, "evaluation": {"ranking_accuracy": 0.75, "pairs": 8, "loss": 0.5}}
+    data = "org/prefs:train#500,org/more*2,gone/scored.jsonl"
+    text = write_card(folder, "rank", "org/base", data, SETTINGS, facts).read_text(encoding="utf-8")
+    head = yaml.safe_load(text.split("---\n")[1])
+    assert (head["base_model"], head["base_model_relation"]) == ("org/base", "adapter")
+    assert head["datasets"] == ["org/prefs", "org/more"]
+    (told,) = head["model-index"]
+    results = {m["type"]: m["value"] for result in told["results"] for m in result["metrics"]}
+    assert results == {"ranking_accuracy": 0.75, "loss": 0.5}  # counts are no results
+    assert "on `org/prefs, org/more, scored.jsonl`" in text
+    assert "| ranking_accuracy | 0.75 |" in text

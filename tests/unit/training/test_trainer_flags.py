@@ -24,7 +24,7 @@ GIVEN: dict[str, Any] = {
     "label_smoothing_factor": 0.1,
     "liger_kernel_config": {"rope": True}, "average_tokens_across_devices": False, "eval_do_concat_batches": False,
     "eval_accumulation_steps": 2, "include_for_metrics": ["inputs"], "label_names": ["labels"],
-    "length_column_name": "size", "debug": "underflow_overflow", "hub_model_id": "a/b", "hub_strategy": "end",
+    "length_column_name": "size", "debug": "underflow_overflow", "hub_strategy": "end",
     "hub_token": "t", "hub_revision": "r", "include_num_input_tokens_seen": True, "remove_unused_columns": True,
     "logging_nan_inf_filter": True, "optim_target_modules": "q_proj",
 }  # fmt: skip
@@ -53,6 +53,7 @@ ELSEWHERE = {
     "fp16", "tf32", "fsdp", "fsdp_config", "deepspeed", "accelerator_config", "ddp_find_unused_parameters",
     "ddp_backend", "resume_from_checkpoint", "full_determinism", "local_rank", "activation_checkpointing",
     "activation_checkpointing_kwargs", "torch_compile", "torch_compile_backend", "torch_compile_mode",
+    "push_to_hub", "hub_model_id", "hub_private_repo",  # tests/unit/recipes/test_push.py, against a hub
 }  # fmt: skip
 FIELDS = [item.name for item in dataclasses.fields(TrainingArguments)]
 
