@@ -13,6 +13,7 @@ _HTML = re.compile(
     rf"</(?:{_NAMES})\s*>|<(?:br|hr)\s*/?>|<(?:{_NAMES})\s+[a-z-]+\s*=[^<>]*>|&(?:nbsp|amp|quot|lt|gt|apos|#\d+|#x[\da-f]+);",
     re.IGNORECASE,
 )
+_SENTENCE = re.compile(r"(?:[A-Za-z]+[ ,;'’-]+){5}[A-Za-z]+")  # six words in a row
 # Words of a language that none of the others has; names and borrowed words are not among them.
 _WORDS = {
     "English": "the and is are of that this with you for not have was they which would there their from it",
@@ -62,8 +63,9 @@ def languages_in(text: str) -> list[str]:
     bare = _CODE.sub(" ", text)
     scripts = scripts_in(bare)
     main = scripts.most_common(1)[0][0] if scripts else ""
-    # Names and terms in Latin letters stand in every language; the other way round they do not.
+    # Names and terms in Latin letters stand in every language, sentences do not.
     others = [name for name, count in scripts.items() if name not in (main, "LATIN") and count >= LETTERS]
+    others += ["LATIN"] if main != "LATIN" and _SENTENCE.search(bare) else []
     if others:
         return [main.title(), *(name.title() for name in others)]
     spoken = list(dict.fromkeys(filter(None, map(language, re.split(r"\n\s*\n|(?<=[.!?])\s+", bare)))))
