@@ -41,7 +41,7 @@ class Hub(BaseHTTPRequestHandler):
             told = json.loads(body)
             name = f"{told.get('organization') or 'me'}/{told['name']}"
             self.repos.setdefault(name, {})
-            self.private[name] = bool(told.get("private"))
+            self.private[name] = told.get("visibility") == "private"
             self.answer(200, {"url": f"{self.address()}/{name}"})
         elif "/preupload/" in self.path:
             files = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None}
