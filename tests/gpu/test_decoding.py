@@ -21,7 +21,7 @@ from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.models import quant
 from rankalign.recipes.rollouts import PolicySampler
-from tests.gpu.models import build
+from tests.gpu.models import EXPERTS, build
 
 PROMPTS = [[5, 6, 7, 11], [8, 9], [4]]
 WAYS: dict[str, dict[str, Any]] = {
@@ -57,7 +57,7 @@ def write(model: nn.Module, way: str, limit: int, ends: Callable[[Sequence[int]]
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *EXPERTS])
 def test_answers_are_those_of_the_cpu(name: str, way: str) -> None:
     """In float64, where no border between two tokens is near; Gemma 2's own attention cannot pad in it."""
     model = build(name, torch.float32 if name == "gemma2" else torch.float64).eval()
