@@ -23,7 +23,7 @@ OURS = ("pairs", "reduction", "nll_weight", "nll_reduction", "sft_reduction", "c
 
 SOURCES = {
     "index": "[TRL's paper index](https://huggingface.co/docs/trl/paper_index), which names the paper's section",
-    "trl": "TRL 1.16's configuration of the method",
+    "trl": "TRL 1.16's default for the method, not compared with the paper",
     "simpo": "[its release](https://github.com/princeton-nlp/SimPO), `mistral-7b-base-simpo.yaml`",
     "tdpo": "[its release](https://github.com/Vance0124/Token-level-Direct-Preference-Optimization), `tdpo.yaml`",
     "abstract": "the paper's definition: the formula has no such weight",
@@ -46,6 +46,9 @@ PUBLISHED: dict[str, dict[str, tuple[str, str]]] = {
     "simpo": {"beta": ("2", "simpo"), "gamma": ("1.6 for Mistral-7B base", "simpo")},
     "tdpo1": {"beta": ("0.1", "tdpo")},
     "tdpo2": {"beta": ("0.1", "tdpo"), "alpha": ("0.5", "tdpo")},
+    "orpo": {"beta": ("0.1", "trl")},
+    "cpo": {"beta": ("0.1", "trl")},
+    "a_star_po": {"beta1": ("0.5", "trl"), "beta2": ("0.001", "trl")},
     "rloo_kl": {"beta": ("0.03", "index")},
     "gspo": {"epsilon_low": ("0.0003", "index"), "epsilon_high": ("0.0004", "index")},
 }
