@@ -23,7 +23,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rankalign.rows import head_wide, logps
+from rankalign.rows import head_wide, logps, whole
 from rankalign.rows.tree import Forest
 from rankalign.training.plan.cards import shape
 
@@ -72,7 +72,7 @@ def main(model: str, layers: int) -> None:
     lm.gradient_checkpointing_enable(
         gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": False}
     )
-    logps.label_logps = head_wide.label_logps
+    whole.label_logps = head_wide.label_logps
     Forest.note_gradient = lambda self, grad: None  # type: ignore[method-assign]
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16)
     with FakeTensorMode(allow_non_fake_inputs=True), Census() as census:
