@@ -108,12 +108,12 @@ def measure(stage: Stage, folder: Path, limit: float) -> Cost:
 
 def kept_or_measured(name: str, stage: Stage, folder: Path, limit: float, again: bool) -> Cost:
     """What the folder says that the stage took there, or what it takes now, which the folder keeps."""
-    file = folder / "costs.json"
-    costs = json.loads(file.read_text()) if file.exists() else {}
-    if again or name not in costs:
-        costs[name] = asdict(measure(stage, folder, limit))
-        file.write_text(json.dumps(costs, indent=1))
-    return Cost(**costs[name])
+    file = folder / "costs" / f"{name}.json"
+    if again or not file.exists():
+        cost = measure(stage, folder, limit)
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(asdict(cost)))
+    return Cost(**json.loads(file.read_text()))
 
 
 HEADER = ("what", "size", "CPU s", "wall s", "peak MB", "CPU grows as", "peak over the smallest", "")

@@ -14,8 +14,9 @@ from benchmarks.stage import Stage, python, rankalign
 
 def train(folder: Path, *words: str, data: str = "run/candidates.jsonl") -> list[str]:
     """One update, its tokens kept beside the data."""
-    files = ("--data", str(folder / data), "--output_dir", str(folder / "trained"))
-    kept = ("--token_cache", str(folder / "tokens"))
+    name = Path(data).stem
+    files = ("--data", str(folder / data), "--output_dir", str(folder / f"trained-{name}"))
+    kept = ("--token_cache", str(folder / f"tokens-{name}"))
     return rankalign(
         "train", *files, *kept, "--model", "tiny", "--max_steps", "1", "--save_strategy", "no", "--overwrite", *words
     )
@@ -32,7 +33,7 @@ def _saved(folder: Path) -> list[list[str]]:
 
 
 STAGES = {
-    "train": Stage("train, RRHF on `tiny`, to step 1", train, stale=("tokens",), note="tokens made"),
+    "train": Stage("train, RRHF on `tiny`, to step 1", train, stale=("tokens-candidates",), note="tokens made"),
     "train-found": Stage(
         "train, RRHF on `tiny`, to step 1, again",
         train,
@@ -49,14 +50,14 @@ STAGES = {
         "train, RRHF on `tiny`, to step 1, from four Parquet files in a folder",
         lambda folder: train(folder, data="rows.parquet"),
         lambda folder: _shards(folder, "rows.parquet"),
-        stale=("tokens", "rows.parquet"),
+        stale=("tokens-rows", "rows.parquet"),
         note="tokens made",
     ),
     "train-saved": Stage(
         "train, RRHF on `tiny`, to step 1, from a folder of `datasets`",
         lambda folder: train(folder, data="saved"),
         _saved,
-        stale=("tokens", "rows.parquet", "saved"),
+        stale=("tokens-saved", "rows.parquet", "saved"),
         note="tokens made",
     ),
 }
