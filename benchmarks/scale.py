@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import records, training_start
 from benchmarks.results import ROOT, cpu_name, write_section
-from benchmarks.stage import HEADER, Cost, Stage, kept_or_measured, line_of, python
+from benchmarks.stage import HEADER, Cost, Stage, keep, kept, line_of, measure, python
 
 STAGES: dict[str, Stage] = {**records.STAGES, **training_start.STAGES}
 
@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=1200.0, help="seconds a command may take")
     parser.add_argument("--folder", help="where data and measured costs lie and stay; else a temporary folder")
     parser.add_argument("--again", action="store_true", help="measure what the folder knows the cost of, too")
+    parser.add_argument("--kept", action="store_true", help="measure nothing: the table of what the folder knows")
     parser.add_argument("--write", action="store_true", help="write the table into benchmarks/RESULTS.md")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder and os.path.dirname(arguments.folder)) as fresh:
@@ -48,7 +49,14 @@ def table(root: Path, arguments: argparse.Namespace) -> None:
         for size in arguments.sizes:
             if any(cost.failed for cost in found.values()) or (stage.most and size > stage.most):
                 break
-            found[size] = kept_or_measured(name, stage, root / str(size), arguments.limit, arguments.again)
+            known = None if arguments.again else kept(name, root / str(size))
+            if known is None and not arguments.kept:
+                known = measure(stage, root / str(size), arguments.limit)
+                keep(name, root / str(size), known)
+            if known is not None:
+                found[size] = known
+        if not found:
+            continue
         lines.append("| " + " | ".join(line_of(stage, found)) + " |")
         print(lines[-1], flush=True)
         if arguments.write:  # after each row: a run of an hour may be stopped

@@ -106,14 +106,19 @@ def measure(stage: Stage, folder: Path, limit: float) -> Cost:
     return replace(cost, made=made.stat().st_size) if made.is_file() else cost
 
 
-def kept_or_measured(name: str, stage: Stage, folder: Path, limit: float, again: bool) -> Cost:
-    """What the folder says that the stage took there, or what it takes now, which the folder keeps."""
+def kept(name: str, folder: Path) -> Cost | None:
+    """What the folder says that the stage took there."""
     file = folder / "costs" / f"{name}.json"
-    if again or not file.exists():
-        cost = measure(stage, folder, limit)
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps(asdict(cost)))
-    return Cost(**json.loads(file.read_text()))
+    return Cost(**json.loads(file.read_text())) if file.exists() else None
+
+
+def keep(name: str, folder: Path, cost: Cost) -> None:
+    """Note it in the folder, but for a command that failed."""
+    if cost.failed and cost.failed != "stopped":
+        return
+    file = folder / "costs" / f"{name}.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(asdict(cost)))
 
 
 HEADER = ("what", "size", "CPU s", "wall s", "peak MB", "CPU grows as", "peak over the smallest", "")
