@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from rankalign.rows import logps
 from rankalign.rows import recipes as recompute
+from rankalign.rows import trunk
 from rankalign.rows.logps import list_logps
 from tests.numerics.test_logps import FAMILIES, adapted, build, gradients, largest_error, lists, weigh
 
@@ -55,7 +55,7 @@ def run(model, layout: str = "tree", autocast: bool = False) -> dict[str, torch.
 def test_gradients_are_the_same_to_the_bit(monkeypatch, name, layout, autocast):
     model = build(name).float()
     ours = run(model, layout, autocast)
-    monkeypatch.setattr(logps, "cheap_again", lambda *_: nullcontext())
+    monkeypatch.setattr(trunk, "cheap_again", lambda *_: nullcontext())
     for name, gradient in run(model, layout, autocast).items():
         assert torch.equal(gradient, ours[name])
 
@@ -178,7 +178,7 @@ def test_gradients_are_the_same_where_rows_are_left_out(monkeypatch, name):
     zero = ((0, 1), (0, 2), (0, 5), (1, 0), (1, 1), (2, 0))
     model, (prompts, responses) = build(name), lists()
     ours = gradients(model, weigh(list_logps(model, prompts, responses, layout="tree"), zero))
-    monkeypatch.setattr(logps, "cheap_again", lambda *_: nullcontext())
+    monkeypatch.setattr(trunk, "cheap_again", lambda *_: nullcontext())
     theirs = gradients(model, weigh(list_logps(model, prompts, responses, layout="tree"), zero))
     # The last elements of a tensor do not run through the vector units, which round in their own way.
     assert largest_error(ours, theirs) < 1e-13
