@@ -279,3 +279,21 @@ def test_padded_rows_of_a_proof_are_the_models_own() -> None:
         ]
     torch.testing.assert_close(run.states, torch.cat(alone), rtol=1e-11, atol=1e-11)
     assert padded_rows(run.prompts, run.answers).forest is None
+
+
+def test_a_model_whose_weights_are_spread_is_proven_as_its_make() -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = LlamaForCausalLM(LlamaConfig(**SMALL))
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        for layer in model.model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model.model, mesh=mesh)
+        assert type(model.model) is not LlamaModel
+        assert class_of(model.model) is LlamaModel
+        assert verdict.verdict_of(model).way == ATTENTION
+    finally:
+        torch.distributed.destroy_process_group()
