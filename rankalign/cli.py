@@ -164,10 +164,12 @@ def _write_table(target: str, tables: Sequence[Any]) -> None:
 
 
 def quiet_libraries() -> None:
-    """No telemetry, no chatter of libraries between our own lines, and threads that soon sleep while they wait.
+    """No telemetry, no chatter of libraries between our own lines, threads that soon sleep while they wait, and large
+    pages for large tensors.
 
     OpenMP's threads spin for each other a hundred times longer than this, which on a machine that others use as well
-    makes matrix products about ten times slower, and on a quiet one no faster.
+    makes matrix products about ten times slower, and on a quiet one no faster. Of pages see
+    :mod:`rankalign.training.heap`; torch reads that name once, when it makes its first tensor.
     """
     for name, value in (
         ("GOMP_SPINCOUNT", "5000"),
@@ -178,6 +180,8 @@ def quiet_libraries() -> None:
         ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
     ):
         os.environ.setdefault(name, value)
+    if os.path.isdir("/sys/kernel/mm/transparent_hugepage"):
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft asks for it
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import, of kernels for other machines
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator" not in record.getMessage())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
 import sys
@@ -23,7 +24,7 @@ from rankalign.storage import manifest
 from rankalign.storage.files import write_text
 from rankalign.storage.folders import check_writable
 from rankalign.storage.jsonl import dumps, without_nan
-from rankalign.training import processes, spread
+from rankalign.training import heap, processes, spread
 from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.card import write_card
@@ -79,6 +80,9 @@ def train(config: TrainConfig, watch_of: Callable[[TrainConfig], Watch | None] |
         print(f"{output} is finished already with these settings: nothing to do", file=sys.stderr)
         return {**summary(output, manifest.read(output) or {}), "already_finished": True}
     choose_kernels(config.run_settings)
+    on_cpu = models.device().type == "cpu"
+    if on_cpu:
+        heap.settle()
     begun(config, settings)  # refused before the model is loaded and references are computed
     if processes.is_first():
         check_writable(output)
@@ -121,7 +125,8 @@ def train(config: TrainConfig, watch_of: Callable[[TrainConfig], Watch | None] |
     trainer.watch, trainer.references = watch, ahead
     if ahead is not None:
         trainer.follow(ahead.start)  # one copy for all
-    run_trainer(trainer, config, settings)
+    with heap.trimmed(model, within=not config.compiled_by) if on_cpu else contextlib.nullcontext():
+        run_trainer(trainer, config, settings)
     if ahead is not None and ahead.cache is not None:
         print(ahead.cache.said(), file=sys.stderr)
     say_rounding(trainer.state.log_history, config.rounding)

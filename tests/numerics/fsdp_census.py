@@ -1,16 +1,19 @@
 """Counts the bytes of a step under FSDP2 itself, rank 0 of 8 that are not there, on fake tensors: prints JSON.
 
 Weights are float32 shards, gathered in bfloat16. The head is that of a GPU; attention is the CPU's flash kernel, which
-takes as much as a GPU's. FSDP2 empties storages in place, so every storage is looked at again with every operation.
+takes as much as a GPU's. FSDP2 empties and fills storages in place, so a storage is looked at again when it is resized.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import sys
 import weakref
+from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -53,10 +56,27 @@ class Census(TorchDispatchMode):
         if storage not in self.sizes:
             held = self.sizes[storage] = [0]
             weakref.finalize(storage, self.drop, held).atexit = False
-        for known, size in list(self.sizes.items()):
-            self.live += known.nbytes() - size[0]
-            size[0] = known.nbytes()
+        self.look(storage)
+
+    def look(self, storage: Any) -> None:
+        held = self.sizes[storage]
+        self.live += storage.nbytes() - held[0]
+        held[0] = storage.nbytes()
         self.peak = max(self.peak, self.live)
+
+    @contextlib.contextmanager
+    def resizing(self) -> Iterator[None]:
+        """Storages that are resized in this context are looked at again."""
+        plain = torch.UntypedStorage.resize_
+
+        def resize(storage: Any, size: int) -> Any:
+            out = plain(storage, size)
+            if storage in self.sizes:
+                self.look(storage)
+            return out
+
+        with patch.object(torch.UntypedStorage, "resize_", resize):
+            yield
 
     def drop(self, held: list[int]) -> None:
         self.live -= held[0]
@@ -75,7 +95,7 @@ def main(model: str, layers: int) -> None:
     whole.label_logps = head_wide.label_logps
     Forest.note_gradient = lambda self, grad: None  # type: ignore[method-assign]
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16)
-    with FakeTensorMode(allow_non_fake_inputs=True), Census() as census:
+    with FakeTensorMode(allow_non_fake_inputs=True), Census() as census, census.resizing():
         for layer in lm.model.layers:
             fully_shard(layer, mesh=mesh, mp_policy=policy)
         fully_shard(lm, mesh=mesh, mp_policy=policy)

@@ -1,78 +1,61 @@
-"""The memory that `rankalign plan` foresees, against what a real `rankalign train` process takes. Prints a table."""
+"""The memory that `rankalign plan` foresees and what a real `rankalign train` process takes: cells of the benchmark."""
 
 from __future__ import annotations
 
-import json
-import os
-import random
-import re
-import subprocess
+import dataclasses
 import sys
-import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from rankalign.data.records import CandidateSet, Response, write
+from benchmarks.plan_memory import CELLS, Cell, Found, data, line_of, make_wide, measure
 from rankalign.models import load as models
 from rankalign.models.default import NAME
+from rankalign.storage.jsonl import read_rows
 
-WORDS = ["the", "of", "and", "to", "in", "is", "that", "for", "it", "was", "on", "are", "as", "with", "his", "they"]
-
-
-def data(path: Path, candidates: int) -> Path:
-    """Twelve prompts, of about 78 tokens with the chat template, and answers of about 48."""
-    rng = random.Random(0)
-
-    def text(count: int) -> str:
-        return " ".join(rng.choices(WORDS, k=count))
-
-    sets = [
-        CandidateSet(
-            f"p{i}",
-            text(40 + rng.randint(0, 8)),
-            [Response(text(44 + rng.randint(0, 6)), scores={"s": float(n)}) for n in range(candidates)],
-        )
-        for i in range(12)
-    ]
-    write(path, sets)
-    return path
+MODEL = not (models.cache_dir() / NAME).is_dir()
+DEFAULT = [
+    pytest.mark.weights,
+    pytest.mark.skipif(MODEL, reason="the default model is not in the cache"),
+]
 
 
-def peak_of(command: list[str], log: Path) -> int:
-    """Bytes of the largest resident set of a process, read from /proc while it runs."""
-    peak = 0
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with open(log, "w") as out, subprocess.Popen(command, stdout=out, stderr=out, env=environment) as process:
-        while process.poll() is None:
-            found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
-            peak = max(peak, int(found[1]) * 1024 if found else 0)
-            time.sleep(0.2)
-    assert process.returncode == 0, log.read_text()[-2000:]
-    return peak
+def test_every_value_of_each_axis_stands_in_three_cells() -> None:
+    axes = [field.name for field in dataclasses.fields(Cell) if field.name != "length"]
+    seen = Counter((axis, getattr(cell, axis)) for cell in CELLS.values() for axis in axes)
+    assert min(seen.values()) >= 3
+    assert len(set(CELLS.values())) == len(CELLS) >= 20
+    lengths = {cell.length for cell in CELLS.values()}
+    assert min(lengths) == 64
+    assert max(lengths) == 256
+
+
+def test_lists_are_as_long_as_a_cell_says(tmp_path: Path) -> None:
+    for cell in (CELLS[1], CELLS[12]):
+        rows = [row for _, row in read_rows(data(tmp_path, cell))]
+        sizes = [len(r.split() if cell.model == "default" else r) for row in rows for r in row["responses"]]
+        assert {len(row["responses"]) for row in rows} == {cell.candidates}
+        assert all(abs(size - cell.length) <= 2 for size in sizes)
+
+
+@pytest.mark.parametrize(
+    ("measured", "verdict"), [(100, "within 15 %"), (117, "within 15 %"), (119, "in the range"), (131, "**outside**")]
+)
+def test_a_row_says_how_near_it_came(measured: int, verdict: str) -> None:
+    found = Found(foreseen=100 << 20, low=80 << 20, high=130 << 20, measured=measured << 20, cpu=7.2)
+    assert line_of(CELLS[1], found).split(" | ")[-2:] == [verdict, "7 |"]
 
 
 @pytest.mark.slow
-@pytest.mark.weights
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.skipif(not (models.cache_dir() / NAME).is_dir(), reason="the default model is not in the cache")
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("candidates", [2, 4, 8])
-def test_the_peak_lies_in_the_range_and_near_what_is_foreseen(tmp_path: Path, candidates: int, lora: bool) -> None:
-    settings = {"model": "default", "data": str(data(tmp_path / "data.jsonl", candidates)), "use_lora": lora}
-    settings |= {"output_dir": str(tmp_path / "run"), "per_device_train_batch_size": 4, "use_cpu": True}
-    settings |= {"gradient_accumulation_steps": 1, "num_train_epochs": 1, "save_strategy": "no", "disable_tqdm": True}
-    words = [f"--{key}={value}" for key, value in settings.items()]
-    start = [sys.executable, "-m", "rankalign"]
-    # A process of its own: what this one holds depends on the tests before.
-    planned = json.loads(subprocess.run([*start, "plan", "--json", *words], capture_output=True, check=True).stdout)
-    peak = peak_of([*start, "train", *words], tmp_path / "log")
-    assert planned["steps"] == 3
-    process, foreseen = planned["memory"]["process"], planned["peak_memory_bytes"]
-    kind, growth = "LoRA" if lora else "full", (foreseen - process) / (peak - process) - 1
-    print(f"\n{kind} N={candidates}: {foreseen >> 20} MiB, measured {peak >> 20} MiB, {foreseen / peak - 1:+.0%}")
-    print(f"without the process before training: {growth:+.0%}")
-    least, most = planned["peak_memory_range_bytes"]
-    assert least <= peak <= most
-    if kind == "full" and candidates < 8:  # the others of docs/plan.md's table lie further away
-        assert foreseen == pytest.approx(peak, rel=0.15)
+@pytest.mark.skipif(sys.platform != "linux", reason="the allocator is glibc's")
+@pytest.mark.parametrize(
+    "number", [pytest.param(n, marks=DEFAULT if CELLS[n].model == "default" else []) for n in (1, 2, 5, 6, 10, 16)]
+)
+def test_the_peak_lies_in_the_range_and_within_15_percent(number: int, tmp_path: Path) -> None:
+    if CELLS[number].model == "wide":
+        make_wide(tmp_path / "wide")
+    found = measure(CELLS[number], tmp_path)
+    print(line_of(CELLS[number], found))
+    assert found.low <= found.measured <= found.high < 2 * found.low
+    assert found.foreseen == pytest.approx(found.measured, rel=0.15)

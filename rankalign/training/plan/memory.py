@@ -4,7 +4,8 @@ The step is the trainer's own code (tree rows, chunked head, two passes, checkpo
 ``FakeTensorMode``. What lives when is therefore read off the program, tensor by tensor, and not put into formulas.
 
 On a CPU the process holds more than its tensors: glibc keeps freed blocks, and asks for more than a block of the same
-size when it aligns a new one, so holes stay empty. :class:`Heap` follows its rules.
+size when it aligns a new one, so holes stay empty. :class:`Heap` follows its rules as training sets them
+(:mod:`rankalign.training.heap`), which hands holes back once they have grown by so much.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from rankalign.rows.head import head_of, label_logps
 from rankalign.rows.logps import causal_lm, label_states, lay_out
 from rankalign.rows.rewards import list_rewards
 from rankalign.rows.two_pass import backward_two_pass
+from rankalign.training import heap
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.inputs import disable_dropout
 from rankalign.training.plan.cards import shape
@@ -41,38 +43,42 @@ from rankalign.training.reward import freeze_lower
 from rankalign.training.settings import ModelSettings
 
 ALIGN = 64  # bytes, of torch's tensors on a CPU
-SPARE = ALIGN + 32  # what glibc asks for beyond an aligned block
-LARGEST_THRESHOLD = 32 << 20  # bytes from which every block is mapped on its own
+BY_PAGES = 2 << 20  # bytes from which on they are aligned to pages, see rankalign.training.heap
+PAGE = 4096
+SPARE = 32  # what glibc asks for beyond an aligned block, and what aligning takes
 CPU = torch.device("cpu")
 _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
 
 
 class Heap:
-    """The resident bytes of glibc's malloc: best fit with coalescing, large blocks mapped apart.
+    """The bytes that glibc's malloc takes: best fit with coalescing, large blocks mapped apart.
 
     Attributes:
         mapped: bytes of blocks that are mapped on their own, and returned when freed.
-        top: end of the heap; what lies below was touched once and stays resident, in use or not.
+        top: end of the heap; what lies below was touched once.
+        used: bytes of the blocks below it that are in use.
     """
 
     def __init__(self) -> None:
-        self.mapped, self.top, self.threshold = 0, 0, 128 << 10  # glibc's M_MMAP_THRESHOLD at the start
+        self.mapped, self.top, self.used = 0, 0, 0
         self._free: list[tuple[int, int]] = []  # (size, start), sorted
         self._starts: dict[int, int] = {}  # start -> size of a free block
         self._ends: dict[int, int] = {}  # end -> start of a free block
 
     @property
     def resident(self) -> int:
-        """Bytes that the process holds."""
-        return self.mapped + self.top
+        """Bytes that the process holds: what is used, and of the holes no more than are left before they go back."""
+        return self.mapped + self.used + min(self.top - self.used, heap.GROWTH)
 
     def take(self, size: int) -> tuple[int, int]:
         """Allocate ``size`` bytes; returns the block, ``(-1, size)`` for a mapped one."""
+        spare = SPARE + (PAGE if size >= BY_PAGES else ALIGN)
         size = -(-size // 16) * 16 + 16  # chunks are multiples of 16 bytes, with a header
-        if size >= self.threshold:
+        if size >= heap.MAPPED:
             self.mapped += size
             return -1, size
-        at = bisect_left(self._free, (size + SPARE, -1))
+        self.used += size
+        at = bisect_left(self._free, (size + spare, -1))
         if at == len(self._free):
             start = self._ends.get(self.top)
             if start is None:
@@ -91,9 +97,8 @@ class Heap:
         start, size = block
         if start < 0:
             self.mapped -= size
-            if self.threshold < size <= LARGEST_THRESHOLD:  # glibc learns that blocks of this size come and go
-                self.threshold = size
             return
+        self.used -= size
         end = start + size
         if end in self._starts:
             end += self._forget(end)
@@ -101,7 +106,7 @@ class Heap:
             before = self._ends[start]
             self._forget(before)
             start = before
-        if end == self.top and end - start > 2 * self.threshold:  # M_TRIM_THRESHOLD, which moves along
+        if end == self.top and end - start > heap.TOP:
             self.top = start
         else:
             self._keep(start, end - start)
@@ -121,13 +126,13 @@ class MemoryLedger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes when each tensor's storage comes and goes, and what was there at the peak.
 
     Args:
-        heap: what holds the tensors; None where nothing is lost between them.
+        within: the heap that holds the tensors; None where nothing is lost between them.
         shares: by label, what this device holds of the bytes that are traced; all of them by default.
     """
 
-    def __init__(self, heap: Heap | None, shares: Mapping[str, float] | None = None) -> None:
+    def __init__(self, within: Heap | None, shares: Mapping[str, float] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.heap, self.label, self.shares = heap, "activations", shares or {}
+        self.heap, self.label, self.shares = within, "activations", shares or {}
         self.now: Counter[str] = Counter()  # bytes by label
         self.labels: dict[int, str] = {}
         self.apart = self.peak = 0  # bytes outside the heap; most bytes held so far
