@@ -233,7 +233,7 @@ def load_reward_model(
             raise InputError(f"model {model}: is no reward model, it lacks {', '.join(missing)}; train one first")
         print(f"model {model}: has no reward head, {', '.join(missing)} is new", file=sys.stderr)
     if pick_dtype(dtype).itemsize == 2:
-        _widen_head(reward, local_folder(where))
+        widen_head(reward, local_folder(where))
     reward.config.pad_token_id = tokenizer.pad_token_id
     reward = with_adapter(reward, adapter) if adapter else reward
     return (reward if device_map else reward.to(device())).eval(), tokenizer
@@ -243,8 +243,13 @@ def _labels(outputs: int) -> dict[str, Any]:
     return {"num_labels": outputs} if outputs else {}
 
 
-def _widen_head(reward: Any, folder: Path) -> None:
-    """Grade in float32 whatever the type of the trunk: in 16 bits rewards a few thousandths apart are ties."""
+def widen_head(reward: Any, folder: Path) -> None:
+    """Grade in float32 whatever the type of the trunk: in 16 bits rewards a few thousandths apart are ties.
+
+    Args:
+        reward: a sequence classifier, which may be without weights.
+        folder: with its files.
+    """
     files = {} if value_heads.has_value_head(str(folder)) else {f.name: f for f in weights.weight_files(folder)}
     for name, child in reward.named_children():
         if child is reward.base_model or not list(child.parameters()):

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from rankalign.errors import InputError
-from rankalign.models import weights
+from rankalign.models import converted, weights
 from rankalign.storage.files import atomic_writer, write_text
 
 FILE = "5GB"  # most bytes of a file that is written
@@ -62,16 +62,8 @@ def outline(auto: Any, config: Any, dtype: torch.dtype, zero: Any = None) -> Any
             stack.enter_context(set_zero3_state())
         model = auto.from_config(config, dtype=dtype)
     model.tie_weights()
+    model._weight_conversions = converted.transforms_of(model)  # where transformers keeps those of what it loads
     return model
-
-
-def renamed_on_disk(model: Any) -> bool:
-    """Whether transformers renames, joins or splits what it reads from and writes to this family's files, as for
-    experts: those are read and written whole. To be asked before FSDP2 has given the model a class of its own."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return bool(get_model_conversion_mapping(inner, add_legacy=False))
 
 
 @contextlib.contextmanager
@@ -87,6 +79,35 @@ def nothing_to_meta() -> Iterator[None]:
         yield
     finally:
         nn.Module.to = move  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def lengths_from_files(model: Any, folder: Path) -> Iterator[None]:
+    """DoRA, put on an outline in this context, starts from the lengths of the weights in the files: of each layer, the
+    weights are read for that moment.
+
+    Args:
+        model: an outline, bare.
+        folder: with its safetensors.
+    """
+    from peft.tuners.lora.dora import DoraLinearLayer
+
+    stored, base = _stored(model, folder), _prefix(model)
+    names = {id(module): f"{name}.weight" for name, module in model.named_modules()}
+    plain = DoraLinearLayer.update_layer
+
+    def update_layer(self: Any, *, base_layer: Any, **more: Any) -> None:
+        bits = next(stored[name] for name in _spellings(names[id(base_layer)], base) if name in stored)
+        whole, stand_in = torch.empty(bits.shape, dtype=base_layer.weight.dtype), nn.Module()
+        _read(bits, _part(whole))
+        stand_in.weight = nn.Parameter(whole, requires_grad=False)
+        plain(self, base_layer=stand_in, **more)
+
+    DoraLinearLayer.update_layer = update_layer  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        DoraLinearLayer.update_layer = plain  # type: ignore[method-assign]
 
 
 def set_aside(model: nn.Module) -> dict[str, Tensor]:
@@ -143,18 +164,19 @@ def _part(tensor: Any) -> _Part:
     return _Part(shape, 0, tensor.detach().view(-1))
 
 
-def sources(model: Any, where: str, folder: Path) -> dict[str, weights.FileBits]:
+def sources(model: Any, where: str, folder: Path, head: Mapping[str, Tensor] | None = None) -> dict[str, weights.Bits]:
     """Where each weight of an outline, and each buffer that is saved, lies in a folder's files.
 
     Args:
         model: an outline, bare or inside PEFT, whose adapters have numbers already.
         where: its name, for messages.
         folder: with its safetensors.
+        head: by name in a bare model, what a head is that the files may lack.
 
     Raises:
         InputError: a weight is in none of the files, or of another shape.
     """
-    stored, found, missing = weights.folder_tensors(folder), dict[str, weights.FileBits](), list[str]()
+    stored, found, missing = _stored(model, folder), dict[str, weights.Bits](), list[str]()
     kept = set(model.state_dict())
     named: dict[int, list[str]] = {}
     for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]:
@@ -164,10 +186,10 @@ def sources(model: Any, where: str, folder: Path) -> dict[str, weights.FileBits]
     for names in named.values():  # tied weights have several, of which a file has one
         spellings = [spelling for name in names for spelling in _spellings(name, base)]
         own = next((spelling for spelling in spellings if spelling in stored), None)
-        if own is None:
-            missing.append(spellings[0])
-        else:
+        if own is not None:
             found[names[0]] = stored[own]
+        elif spellings[0] not in (head or {}):
+            missing.append(spellings[0])
     if missing:
         raise InputError(f"model {where}: is no whole language model, it lacks {', '.join(sorted(missing)[:3])}")
     for name, bits in found.items():
@@ -178,14 +200,29 @@ def sources(model: Any, where: str, folder: Path) -> dict[str, weights.FileBits]
     return found
 
 
+def new_head(model: Any, head: Mapping[str, Tensor], found: Mapping[str, weights.Bits]) -> dict[str, Tensor]:
+    """The numbers of a ``head``, by name in a bare model, that no file has, by name in an outline, for :func:`fill`."""
+    own = {name: _spellings(name, _prefix(model))[0] for name, _ in model.named_parameters()}
+    return {name: head[bare] for name, bare in own.items() if bare in head and name not in found}
+
+
+def _stored(model: Any, folder: Path) -> Mapping[str, weights.Bits]:
+    """What lies in a folder, by the names that the family has in memory."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    files = weights.folder_tensors(folder)
+    return converted.from_files(inner, inner._weight_conversions, files) if inner._weight_conversions else files
+
+
 def _prefix(model: Any) -> str:
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return f"{inner.base_model_prefix}."
 
 
 def _spellings(name: str, base: str) -> list[str]:
-    """The names under which a weight may be stored: some folders are of the model without its head."""
+    """The names under which a weight may be stored: some folders are of the model without its head, and peft keeps a
+    head twice, as it was and as it trains."""
     own = name.removeprefix(_IN_PEFT).replace(_ADAPTED, ".")
+    own = own.replace(".original_module.", ".").replace(".modules_to_save.default.", ".")
     return [own, own.removeprefix(base)]
 
 
@@ -196,7 +233,7 @@ def _tensor(model: nn.Module, name: str) -> Any:
 
 @torch.no_grad()
 def fill(
-    model: Any, found: Mapping[str, weights.FileBits], aside: Mapping[str, Tensor], device: torch.device | None = None
+    model: Any, found: Mapping[str, weights.Bits], aside: Mapping[str, Tensor], device: torch.device | None = None
 ) -> None:
     """Give a spread outline its numbers: of each tensor a process reads what it holds, 16 MB at a time.
 
@@ -220,7 +257,7 @@ def fill(
         part.numbers.copy_(whole.view(-1)[part.start : part.start + part.numbers.numel()])
 
 
-def _read(bits: weights.FileBits, part: _Part) -> None:
+def _read(bits: weights.Bits, part: _Part) -> None:
     dtype = _TYPES[bits.dtype]
     begin, end = (part.start + at for at in (0, part.numbers.numel()))
     step = weights.BLOCK // dtype.itemsize
@@ -308,20 +345,29 @@ def _save_whole(model: Any, folder: Path, first: bool) -> None:
             seen.add(id(tensor))
             state[name.replace("_checkpoint_wrapped_module.", "")] = tensor
     outlines = {name: torch.empty(_shape(t), dtype=t.dtype, device="meta") for name, t in state.items()}
-    plan: Any = split_torch_state_dict_into_shards(outlines, max_shard_size=FILE)
+    transforms = getattr(model, "_weight_conversions", None) or ()
+    # The others gather with the first, and convert what is nothing to them.
+    files = converted.Conversion(model, transforms, outlines, lambda name: _gathered(state[name], first), back=True)
+    plan: Any = split_torch_state_dict_into_shards(files.outlines, max_shard_size=FILE)
     for file, names in plan.filename_to_tensors.items():
         with atomic_writer(folder / file) if first else contextlib.nullcontext() as out:
             if out is not None:
-                out.write(_header({name: outlines[name] for name in names}))
+                out.write(_header({name: files.outlines[name] for name in names}))
             for name in names:
-                whole = _whole(state[name], first)
-                if out is not None and whole is not None:
+                whole = files.tensor(name)
+                if out is not None:
                     out.writelines(weights.blocks(weights.TensorBits(whole)))
     if first:
         if plan.is_sharded:
             index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
             write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
         _save_config(model, folder)
+
+
+def _gathered(tensor: Any, first: bool) -> Tensor:
+    """The whole tensor in the first process, its outline in the others; all take part."""
+    whole = _whole(tensor, first)
+    return torch.empty(_shape(tensor), dtype=tensor.dtype, device="meta") if whole is None else whole
 
 
 def _header(outlines: Mapping[str, Tensor]) -> bytes:

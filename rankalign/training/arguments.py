@@ -236,8 +236,9 @@ class TrainConfig(TrainingArguments):
             raise InputError("--use_dora is a kind of --use_lora: give both (and not with --method ppo)")
         if bits and self.method in ("reward", "ppo"):
             raise InputError(f"--load_in_{bits}bit needs --use_lora and method rank or sft")
-        if self.dtype == "bfloat16" and self.use_lora and self.sharded:
-            raise InputError("--dtype bfloat16 with --use_lora works with one process or DDP: shards are of one type")
+        if self.dtype == "bfloat16" and self.sharded and (self.use_lora or self.method == "reward"):
+            beside = "--use_lora" if self.use_lora else "--method reward"  # whose own weights are float32
+            raise InputError(f"--dtype bfloat16 with {beside} works with one process or DDP: shards are of one type")
         if self.torch_compile and (bits or self.sharded):
             raise InputError("--torch_compile works with one process or DDP, and with weights of 16 bits or more")
         if bits and self.sharded:

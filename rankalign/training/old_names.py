@@ -168,7 +168,9 @@ def _fit_machine(settings: dict[str, Any], notes: list[str]) -> dict[str, Any]:
         settings["use_cpu"] = True
         notes.append("--bf16 on a CPU without bf16 units is emulated and several times slower than float32")
     for name in ("fsdp", "deepspeed"):
-        if settings.get(name) and "LOCAL_RANK" not in os.environ:  # every launcher sets it
+        # Every launcher sets the first. One process on a GPU may want DeepSpeed or FSDP for what they move to the host.
+        alone = "LOCAL_RANK" not in os.environ or (not cuda and os.environ.get("WORLD_SIZE") == "1")
+        if settings.get(name) and alone:
             how = f"this is one process (torchrun -m rankalign train starts several, over which {name} shards)"
             notes.append(f"--{name} {settings.pop(name)} is left out: {how}")
             settings.pop("fsdp_config", None)

@@ -126,8 +126,7 @@ class RankTrainer(Trainer):
         super().create_accelerator_and_postprocess()
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         keep_digits(plugin)
-        self.by_files = isinstance(self.model, FSDPModule) or not sharded.renamed_on_disk(self.model)
-        if self.by_files and plugin is not None and plugin.fsdp_version == 2:
+        if plugin is not None and plugin.fsdp_version == 2:
             processes.resume_by_shards(plugin)
         if isinstance(self.model, FSDPModule):
             processes.take_spread(self.accelerator, self.model)
@@ -135,7 +134,7 @@ class RankTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The weights, by tensors and files where processes share them, so that none holds the whole model."""
         model: Any = self.model
-        if not (self.by_files and sharded.is_spread(model)):
+        if not sharded.is_spread(model):
             super().save_model(output_dir, _internal_call)
             return
         folder, first = Path(output_dir or str(self.args.output_dir)), self.is_world_process_zero()

@@ -55,6 +55,14 @@ def load(
     reward, _ = models.load_reward_model(model, dtype=dtype, outputs=max(len(axes), 1))
     if hasattr(reward, "get_base_model"):
         raise InputError(f"model {model}: is an adapter, which does not train on; name its base")
+    return made_ready(reward, model, tokenizer, pooling, axes)
+
+
+def made_ready(
+    reward: PreTrainedModel, model: str, tokenizer: PreTrainedTokenizerBase, pooling: str, axes: Sequence[str]
+) -> PreTrainedModel:
+    """A sequence classifier, which may be without weights, that knows where it reads and what its outputs are called;
+    other arguments as of :func:`load`."""
     lm = rewards.reward_lm(reward)
     graded_before = any(name.endswith("ForSequenceClassification") for name in lm.config.architectures or [])
     lm.new_head = not graded_before

@@ -92,7 +92,7 @@ def train(config: TrainConfig, watch_of: Callable[[TrainConfig], Watch | None] |
     tokenizer = models.load_tokenizer(config.model)
     lists, held_out, counts = load_data(config.data_settings, loss, tokenizer)
     check_held_out(held_out, config.eval_strategy != "no", config.metric_for_best_model)
-    model = spread.load(config) if spread.by_parts(config) else None
+    model = spread.load(config, tokenizer) if spread.by_parts(config) else None
     if model is None:
         axes = config.data_settings.axis_names
         with processes.whole_weights(config):

@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_apply_ac, fsdp2_prepare_model
+from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+)
 
 from rankalign.models import load as models
-from rankalign.models import saving, sharded
+from rankalign.models import reward_heads, saving, sharded, value_heads
 from rankalign.training import processes
 from rankalign.training.arguments import TrainConfig
 from rankalign.training.inputs import as_trained
+from rankalign.training.reward import made_ready
 
 
 def by_parts(config: TrainConfig) -> str:
     """How a run spreads the weights while they load: ``fsdp``, ``zero3``, or nothing where each process has them all.
 
-    They are all loaded everywhere, too, for a reward model, an adapter that trains on, and DoRA, which starts from the
-    lengths of the weights; and by FSDP's first version.
+    They are all loaded everywhere, too, by FSDP's first version, and for reward models under ZeRO-3.
     """
-    settings = config.model_settings
-    if config.method not in ("rank", "sft") or settings.use_dora or models.is_adapter(settings.model):
-        return ""
-    if PartialState().num_processes == 1:
+    if config.method not in ("rank", "sft", "reward") or PartialState().num_processes == 1:
         return ""
     plugin = config.deepspeed_plugin
     if plugin is not None:
-        return "zero3" if plugin.zero_stage == 3 else ""
+        return "zero3" if plugin.zero_stage == 3 and config.method != "reward" else ""
     return "fsdp" if fsdp_version(config) == 2 else ""
 
 
@@ -46,44 +52,78 @@ def fsdp_version(config: TrainConfig) -> int:
     return int(os.environ.get("FSDP_VERSION", "1")) if asked else 0
 
 
-def load(config: TrainConfig) -> Any | None:
-    """The start model, spread, with its adapter if it has one; None where its family cannot be read by parts.
+def load(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Any | None:
+    """The start model, spread, with its adapter if it has one; None where it cannot be read by parts.
 
     Args:
         config: settings, for which :func:`by_parts` names a way.
+        tokenizer: the model's, of which a reward model may change what it pads with.
 
     Raises:
         InputError: the model cannot be had or lacks weights, or accelerate started another kind of processes.
     """
-    way, where = by_parts(config), models.resolve(config.model)
+    way = by_parts(config)
+    where, adapter = models.base_and_adapter(config.model, "")
     folder = models.local_folder(where)
+    why = _whole_because(config, folder, adapter)
+    if why:
+        print(f"loading: {why}, so each process reads them all", file=sys.stderr)
+        return None
+    model, head = _outlined(config, way, where, folder, tokenizer)
+    with sharded.nothing_to_meta(), sharded.lengths_from_files(model, folder):
+        if adapter:
+            model = models.with_adapter(model, adapter, is_trainable=config.use_lora)
+        model = as_trained(config.model_settings, model, config.weights_dtype)
+    found = sharded.sources(model, where, folder, head)
+    if way == "zero3":
+        sharded.fill(model, found, {})
+    else:
+        aside = sharded.set_aside(model) | sharded.new_head(model, head, found)
+        model, device = _shard(config, model)
+        sharded.fill(model, found, aside, device)
+    _follow(model, models.device())
+    print(f"loading: each of {PartialState().num_processes} processes has read its own part", file=sys.stderr)
+    return model.eval()
+
+
+def _whole_because(config: TrainConfig, folder: Path, adapter: str) -> str:
+    """Why the weights cannot be read by parts, as far as it can be told from the folders; nothing where they can."""
+    if adapter:
+        told = json.loads((Path(adapter) / "adapter_config.json").read_text())
+        more = [name for name in ("modules_to_save", "trainable_token_indices") if told.get(name)]
+        return f"the adapter has weights beside its own ({more[0]})" if more else ""
+    own_head = value_heads.has_value_head(str(folder)) or reward_heads.is_gated(str(folder))
+    return "the head is not transformers' own" if config.method == "reward" and own_head else ""
+
+
+def _outlined(
+    config: TrainConfig, way: str, where: str, folder: Path, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Any, dict[str, Tensor]]:
+    """The bare model without weights; and what a head that grades starts from, where the files have none."""
+    reward, axes = config.method == "reward", config.data_settings.axis_names
     dtype = models.pick_dtype(config.weights_dtype)
     if way == "zero3":  # whose engine takes no other weights than those of its own precision
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision, dtype)
     with models.explained(where):
-        told: Any = AutoConfig.from_pretrained(folder)
+        told: Any = AutoConfig.from_pretrained(folder, **({"num_labels": max(len(axes), 1)} if reward else {}))
         told._name_or_path = where
-        model = sharded.outline(AutoModelForCausalLM, told, dtype, _zero_config(config) if way == "zero3" else None)
-        if sharded.renamed_on_disk(model):
-            print(f"loading: {told.model_type} weights change names, so each process reads them all", file=sys.stderr)
-            return None
+        kind: Any = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
+        model = sharded.outline(kind, told, dtype, _zero_config(config) if way == "zero3" else None)
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
     saving.repair_generation(model, where)
     models.train_every_row(model)
-    with sharded.nothing_to_meta():
-        model = as_trained(config.model_settings, model, config.weights_dtype)
-    found = sharded.sources(model, where, folder)
-    if way == "zero3":
-        sharded.fill(model, found, {})
-        _follow(model, models.device())
-    else:
-        aside = sharded.set_aside(model)
-        model, device = _shard(config, model)
-        sharded.fill(model, found, aside, device)
-        _follow(model, models.device())
-    print(f"loading: each of {PartialState().num_processes} processes has read its own part", file=sys.stderr)
-    return model.eval()
+    if not reward:
+        return model, {}
+    if dtype.itemsize == 2:
+        models.widen_head(model, folder)
+    body = f"{model.base_model_prefix}."
+    head = {name: p for name, p in model.named_parameters() if not name.startswith(body)}
+    spread = getattr(told, "initializer_range", 0.02)
+    # Of the same seed in every process, which each keep their rows of it.
+    return made_ready(model, config.model, tokenizer, config.pooling, axes), {
+        name: torch.empty(p.shape, dtype=p.dtype).normal_(0, spread) for name, p in head.items()
+    }
 
 
 def _shard(config: TrainConfig, model: Any) -> tuple[Any, torch.device]:

@@ -100,6 +100,24 @@ def test_token_budget_under_sharding(kind: str, method: str, data: Path, alone: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fsdp", "zero3"])
+@pytest.mark.parametrize("method", ["rrhf", "dpo-lora"])
+def test_sharded_in_16_bits(kind: str, method: str, data: Path, alone: Any, tmp_path: Path) -> None:
+    """Beside a run of one process in float32: as near as 16 bits come, and no nearer; weights stay float32 on disk."""
+    one, two = alone(method, 4), tmp_path / "two"
+    more = {"per_device_train_batch_size": 1, "max_steps": 4, "bf16": True}
+    done = launch(kind, tmp_path / "facts.json", settings(data, two, **METHODS[method], **more))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "facts.json.0").read_text())["type"] == LAUNCHED[kind][0]
+    ours, theirs = ([line["loss"] for line in log(folder)] for folder in (one, two))
+    assert theirs == pytest.approx(ours, rel=0.03)
+    assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) > 1e-5
+    start = {name: torch.zeros_like(t) if "lora_B" in name else t for name, t in tensors(one).items()}
+    assert furthest(one, two) < 2 * sum(line["learning_rate"] for line in log(one))  # what AdamW moves a weight by
+    assert any(not torch.equal(t, start[name]) for name, t in tensors(two).items())
+
+
+@pytest.mark.slow
 def test_memory_follows_the_budget_under_sharding(tmp_path: Path) -> None:
     rng, peaks = random.Random(5), dict[int, int]()
     texts = [["".join(rng.choices("abcdefgh ", k=150)) for _ in range(8)] for _ in range(4)]

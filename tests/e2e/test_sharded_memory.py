@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from rankalign.models import tiny
 
@@ -30,6 +31,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = LlamaForCausalLM(LlamaConfig(vocab_size=6001, num_key_value_heads=4, **sizes))
     assert 340 * MB < 4 * made.num_parameters() < 360 * MB
     made.save_pretrained(folder, max_shard_size="50MB")
+    made.name_or_path = str(folder)
+    lora = get_peft_model(made, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+    lora.save_pretrained(folder / "adapter")
     tiny.build_tokenizer().save_pretrained(folder)
     return folder
 
@@ -74,6 +78,29 @@ def test_a_process_holds_its_shard_and_one_file(kind: str, model: Path, tmp_path
     assert torch.equal(
         LlamaForCausalLM.from_pretrained(tmp_path / "out-saved").lm_head.weight, wanted["lm_head.weight"]
     )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux counts so")
+@pytest.mark.parametrize("kind", ["fsdp-dora", "fsdp-adapter", "fsdp-reward", "zero3-dora", "zero3-adapter"])
+def test_so_do_adapters_and_reward_models(kind: str, model: Path, tmp_path: Path) -> None:
+    files = [file.stat().st_size for file in model.glob("*.safetensors")]
+    both = launch(kind, model, tmp_path / "out")
+    print(kind, both)
+    for facts in both:
+        assert facts["way"] == kind.partition("-")[0]
+        assert facts["equal"]
+        assert facts["own"]
+        assert facts["load"] <= 1.2 * sum(files) / 2 + max(files)
+    saved = _tensors(tmp_path / "out-saved")
+    if kind.endswith("adapter"):
+        wanted = _tensors(model / "adapter")
+        assert saved.keys() == wanted.keys()
+        assert all(torch.equal(saved[name], wanted[name]) for name in wanted)
+    elif kind.endswith("reward"):
+        assert LlamaForSequenceClassification.from_pretrained(tmp_path / "out-saved").score.weight.any()
+    else:
+        assert sum("lora_magnitude" in name for name in saved) == 6 * 7
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.training.arguments import parse, parse_settings
 from rankalign.training.measures import measured_names
+from rankalign.training.old_names import modernise
 from rankalign.training.run import train
 from rankalign.training.settings import LossSettings
 from rankalign.training.trainer_flags import LIMITED, REFUSED
@@ -218,3 +219,23 @@ def test_names_of_layers_are_stripped_and_each_is_checked(data: str, tmp_path: P
     assert sorted(adapted) == ["q_proj", "v_proj"]
     with pytest.raises(InputError, match=r"'v_prj' .did you mean 'v_proj'"):
         train(parse_settings({**told, "lora_target_modules": "q_proj,v_prj", "overwrite": True}))
+
+
+@pytest.mark.parametrize("launched", [False, True])
+@pytest.mark.parametrize("name", ["fsdp", "deepspeed"])
+def test_one_process_on_a_cpu_shares_with_nobody(
+    name: str, launched: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also as a launcher starts one: what would shard is left out by name. Of two nothing is left out."""
+    if launched:
+        monkeypatch.setenv("LOCAL_RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", "1")
+    (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 3}}')
+    value = {"fsdp": "full_shard auto_wrap", "deepspeed": str(tmp_path / "zero.json")}[name]
+    words = {"use_cpu": "true", name: value, "fsdp_config": '{"min_num_params": 1}'}
+    settings, notes = modernise(words)
+    assert not {name, "fsdp_config"} & settings.keys()
+    assert any(note.startswith(f"--{name} {value} is left out: this is one process") for note in notes)
+    if launched:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert modernise(words)[0][name] == value
