@@ -239,7 +239,7 @@ def _range(config: TrainConfig, items: dict[str, int]) -> tuple[list[int], str]:
     peak, holes = sum(items.values()), items.get("allocator", 0)
     low, high = min(peak - holes, round(peak * (1 - CERTAIN))), round(peak * (1 + CERTAIN))
     if torch.cuda.is_available() and not config.use_cpu:
-        return [low, high], "blocks that the allocator keeps"
+        return [peak - holes, high], "blocks that the allocator keeps"
     most = round((peak - holes + heap.GROWTH) * (1 + CERTAIN))
     why = (
         "a CPU's allocator (glibc) leaves holes by the order of requests: "
