@@ -187,7 +187,7 @@ def test_a_run_starts_at_ln_2_and_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
         logs[name] = [line["loss"] for line in lines if "loss" in line]
         assert logs[name][0] == pytest.approx(0.693147, abs=1e-5)
     assert logs["ahead"] == logs["before"]
-    assert logs["ahead"][1] != pytest.approx(logs["dpo"][1], abs=1e-4)  # the KL is not 0 any more
+    assert logs["ahead"][2] != pytest.approx(logs["dpo"][2], rel=0.05)  # the KL is not 0 any more
     assert logs["lora"][-1] < 0.69
 
 
