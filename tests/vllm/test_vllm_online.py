@@ -29,6 +29,10 @@ from tests.vllm.small import save
 REWARD = """
 def share(samples, prompts, outputs, **meta):
     return [sum('a' <= c <= 'z' for c in o) / max(len(o), 1) for o in outputs]
+
+
+def varied(samples, outputs, **meta):
+    return [float(i % 3 + len(o) % 5) for i, o in enumerate(outputs)]
 """
 METHODS: dict[str, dict[str, Any]] = {"full": {}, "lora": {"use_lora": True, "lora_r": 4}}
 GREEDY = SamplingParams(temperature=0, max_new_tokens=8)
@@ -142,7 +146,7 @@ def test_killed_in_every_phase_it_leaves_the_same_records(
 @pytest.mark.parametrize("lora", [False, True])
 def test_the_sampler_of_ppo_has_the_weights_that_train(folder: Path, lora: bool) -> None:
     """Nearly greedy answers beside those of the sampler that decodes with the policy, before and after a step."""
-    fixed = {"method": "ppo", "model": str(folder / "start"), "reward": f"{folder}/reward.py:share", "use_cpu": True}
+    fixed = {"method": "ppo", "model": str(folder / "start"), "reward": f"{folder}/reward.py:varied", "use_cpu": True}
     fixed |= {"data": str(folder / "prompts.jsonl"), "output_dir": str(folder / "ppo"), "disable_tqdm": True}
     fixed |= {"rollouts": 6, "max_new_tokens": 8, "max_length": 64, "warmup_steps": 0, "max_steps": 1, "use_lora": lora}
     config: Any = parse_settings({**fixed, "learning_rate": 5e-2, "temperature": 0.01, "sampler": "vllm"})
