@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="key under which the scores of --function or --reward_model are stored")
     parser.add_argument("--function", help="a Python function that scores: module:name or file.py:name")
     parser.add_argument("--reward_model", help="a sequence-classification model: folder or hub id")
-    parser.add_argument("--axis", help="which output of a --reward_model with several: its name, its index, or mean")
+    parser.add_argument(
+        "--axis", help="which output of a --reward_model with several: its name, its index, mean, or a:0.65,b:0.8"
+    )
     parser.add_argument("--combine", choices=("mean", "min", "rank"), help="make one score of those that are there")
     parser.add_argument("--judges", metavar="A=2,B", help="with --combine: which, and their weights; else all, alike")
     parser.add_argument(

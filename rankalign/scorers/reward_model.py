@@ -21,6 +21,7 @@ from rankalign.models import load as models
 from rankalign.models.devices import is_over_devices
 from rankalign.rows import rewards
 from rankalign.rows.logps import supports_tree
+from rankalign.scorers.outputs import weighed_outputs
 from rankalign.storage.sources import sha256_of
 
 TEXTS = 8  # a forward pass on a CPU, which gains nothing by more
@@ -58,7 +59,7 @@ class RewardModelScorer:
         pooling: where a decoder's reward is read, for checkpoints of other tools whose config does not say it: one of
             :data:`rankalign.rows.rewards.POOLINGS`.
         axis: of a model with several outputs, which one grades: its name in the config's ``id2label``, its index, or
-            ``mean``, the mean of all.
+            ``mean``, the mean of all; or several with weights, ``helpfulness:0.65,correctness:0.8``, added up.
         device_map: how a model that one GPU does not hold is laid over several, one of
             :data:`rankalign.models.devices.DEVICE_MAPS`; texts then run padded, each with its prompt.
 
@@ -250,10 +251,22 @@ class RewardModelScorer:
         known = ", ".join(names)
         raise InputError(f"scorer {self.name!r}: {self.path} has no output {self.axis!r}; it has {known}, and mean")
 
+    @functools.cached_property
+    def _weights_of_outputs(self) -> dict[int, float]:
+        config: Any = self.model.config
+        try:
+            return weighed_outputs(self.axis, [str(config.id2label[i]) for i in range(int(config.num_labels))])
+        except InputError as error:
+            raise InputError(f"scorer {self.name!r}: {error}") from None
+
     def _chosen(self, values: Tensor) -> Tensor:
         """Of values (..., A) those that grade; a model with one output has values without a last axis."""
         if not self.axis:
             return values
+        if weights := self._weights_of_outputs:
+            many = values if self.model.config.num_labels > 1 else values[..., None]
+            factors = torch.tensor(list(weights.values()), dtype=torch.float64, device=many.device)
+            return many[..., list(weights)].double() @ factors
         wanted = self._output  # also of a model with one, which may not have what is asked for
         if self.model.config.num_labels == 1:
             return values

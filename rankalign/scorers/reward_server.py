@@ -21,6 +21,7 @@ from rankalign.engines.openai_client import Again, Body, Client, Failed
 from rankalign.errors import InputError
 from rankalign.registry import did_you_mean
 from rankalign.scorers import Explanation
+from rankalign.scorers.outputs import weighed_outputs
 from rankalign.scorers.server_forms import filled, form_of, value_at
 from rankalign.storage.journal import Calls, content_digest
 
@@ -47,7 +48,8 @@ class RewardServerScorer:
         system: system message put before each prompt that has none.
         body: of form ``post``, the request: see :func:`rankalign.scorers.server_forms.filled`.
         value: where the score stands in the reply, as keys and indices with dots between, ``data.0.score``.
-        axis: of several numbers in its place, the index of the one that grades, or ``mean``.
+        axis: of several numbers in its place, the index of the one that grades, or ``mean``; or several with weights,
+            ``0:0.65,1:0.8``, which are added up.
         tokens: of a list with an entry a token, which grades: ``last``, ``mean``, ``min`` or ``sum``. The list is kept
             with the response as ``token_scores``.
         api_key_env: environment variable that holds the key.
@@ -107,7 +109,8 @@ class RewardServerScorer:
         for option, known in (("thoughts", ("drop", "keep")), ("tokens", ("", *TOKENS))):
             if (given := getattr(self, option)) not in known:
                 raise InputError(f"{option}: {given!r} is unknown{did_you_mean(given, known)}")
-        if self.axis not in ("", "mean") and not self.axis.isdigit():
+        indices = [part.partition(":")[0].strip() for part in self.axis.split(",")]
+        if self.axis not in ("", "mean") and not all(map(str.isdigit, indices)):
             raise InputError(f"axis: expected an index or mean, found {self.axis!r}; servers do not name outputs")
         if concurrency < 1:
             raise InputError("concurrency must be at least 1")
@@ -261,6 +264,8 @@ class RewardServerScorer:
             raise InputError(f"the reply's {self.form.value} is a list with an entry a token; choose by `tokens`")
         if self.axis == "mean":
             return math.fsum(values) / len(values)
+        if weights := weighed_outputs(self.axis, list(map(str, range(len(values))))):
+            return math.fsum(weight * values[index] for index, weight in weights.items())
         if not self.axis and len(values) > 1:
             raise InputError(f"the reply has {len(values)} outputs; choose one by `axis`, an index or mean")
         index = int(self.axis or 0)

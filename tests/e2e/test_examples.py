@@ -27,19 +27,21 @@ EXAMPLES = {
     "sentiment": ("start", "rrhf", "ppo", "ppo-no-kl"),
     "stack": ("start", "sft", "dpo", "response_k", "response_j"),
     "wombat": ("base", "wombat", "output"),
+    "judge": ("start", "sft", "dpo"),
 }
 NUMBERS = {
     "tldr": {"rm", "ROUGE-1", "ROUGE-2", "ROUGE-L", "repetition"},
     "sentiment": {"vader", "perplexity", "KL", "repetition"},
     "stack": {"rm", "ROUGE-L", "repetition"},
     "wombat": {"rules", "ROUGE-L", "repetition"},
+    "judge": {"right", "repetition"},
 }
 SMALL = {"n": 2, "max_new_tokens": 6, "max_steps": 1, "rollouts": 4, "ppo_epochs": 1, "num_train_epochs": 1}
 RECORDS = 6
 STUB = """
 def letters(samples, outputs, **metadata):
     return [sum(sign.isascii() for sign in text) / max(len(text), 1) for text in outputs]
-"""  # noise of a tiny model is neutral to VADER, so that nothing could be ranked
+"""  # noise of a tiny model is neutral to VADER, and no verdict, so that nothing could be ranked
 STAND_IN = """#!/bin/sh
 { printf '%s\\n' "$(basename "$0")" "$@"; echo; } >> "$COMMANDS"
 """
@@ -58,8 +60,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:RECORDS]))
     for path in folder.glob("examples/*/configs/*.yaml"):
         text = path.read_text(encoding="utf-8").replace("rankalign.scorers.builtin:vader", "configs/stub.py:letters")
+        text = text.replace("configs/right.py:right", "configs/stub.py:letters")
         path.write_text(json.dumps(_small(yaml.safe_load(text))))  # JSON is YAML
-    (folder / "examples/sentiment/configs/stub.py").write_text(STUB)
+    for name in ("sentiment", "judge"):
+        (folder / f"examples/{name}/configs/stub.py").write_text(STUB)
     return folder
 
 

@@ -37,7 +37,8 @@ def pair_up(
         categories: category by prompt id; without it ``meta["category"]`` says it.
 
     Returns:
-        Records by ``general``, ``coding`` or ``math``, the kinds that occur; other categories are general.
+        Records by ``general``, ``coding`` or ``math``, the kinds that occur; other categories are general. A reference
+        answer in the first system's ``meta["reference"]`` goes along, for prompts that show one.
 
     Raises:
         InputError: the prompts do not match, a prompt has several answers, or the names are equal.
@@ -52,7 +53,8 @@ def pair_up(
                 raise InputError(f"prompt {record.id!r}: a judge compares one answer of each, found {found_here}")
         category = (categories or {}).get(left.id) or str(left.meta.get("category", ""))
         responses = [replace(r.responses[0], policy=n, scores={}) for r, n in zip((left, right), names, strict=True)]
-        record = CandidateSet(left.id, left.prompt, responses, {"category": category} if category else {})
+        known = {name: left.meta[name] for name in ("reference",) if name in left.meta}
+        record = CandidateSet(left.id, left.prompt, responses, ({"category": category} if category else {}) | known)
         found.setdefault(category if category in PROMPTS else GENERAL, []).append(record)
     return found
 

@@ -115,6 +115,7 @@ def test_outputs_and_tokens() -> None:
     with serve(lambda _: three) as server:
         assert scorer(server, axis=1).score(SETS[:1]) == [[-2.0, -2.0]]
         assert scorer(server, axis="mean").score(SETS[:1]) == [[5.5 / 3] * 2]
+        assert scorer(server, axis="2:0.5,0:-2").score(SETS[:1]) == [[0.5 * 7 - 2 * 0.5] * 2]
         for axis, message in (("", "3 outputs; choose one by `axis`"), ("3", "no output 3, it has 3")):
             with pytest.raises(InputError, match=message):
                 scorer(server, axis=axis).score(SETS[:1])

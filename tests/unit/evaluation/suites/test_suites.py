@@ -204,6 +204,25 @@ def test_judgebench_refuses_by_name(rows: Rows, said: str, tmp_path: Path) -> No
         run("judgebench", tmp_path, rows)
 
 
+def test_shares_of_both_orders_are_those_that_llmbar_published(data_kit: Path, tmp_path: Path) -> None:
+    pairs = [json.loads(line) for line in (data_kit / "judge_agreement/llmbar.jsonl").open()]
+    said = {"1": "A>B", "2": "B>A"}
+    turned = {"1": "B>A", "2": "A>B"}  # the kit has mapped the winners of the second order back
+    for line in (data_kit / "judge_agreement/llmbar_published.jsonl").open():
+        published = json.loads(line)
+        rows = []
+        for pair in pairs:
+            if pair["subset"] == published["subset"]:
+                told = pair["judges"][published["judge"]]
+                judgments = [{"decision": said.get(told["order_1"])}, {"decision": turned.get(told["order_2_swapped"])}]
+                rows.append({"pair_id": pair["id"], "label": said[str(pair["label"])], "judgments": judgments})
+        found = run("judgebench", tmp_path, rows)
+        right, count = (int(number) for number in published["correct_both"].split(" = ")[0].split(" / "))
+        equal = int(published["equal"].split(" / ")[0])
+        assert (found.n, found.metrics["all_right"]) == (count, pytest.approx(right / count))
+        assert found.metrics["inconsistent"] == pytest.approx(1 - equal / count)
+
+
 # --- Arena-Hard --------------------------------------------------------------------------------------------------
 
 
