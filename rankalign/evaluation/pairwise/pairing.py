@@ -53,8 +53,8 @@ def pair_up(
                 raise InputError(f"prompt {record.id!r}: a judge compares one answer of each, found {found_here}")
         category = (categories or {}).get(left.id) or str(left.meta.get("category", ""))
         responses = [replace(r.responses[0], policy=n, scores={}) for r, n in zip((left, right), names, strict=True)]
-        known = {name: left.meta[name] for name in ("reference",) if name in left.meta}
-        record = CandidateSet(left.id, left.prompt, responses, ({"category": category} if category else {}) | known)
+        told = {"category": category, "reference": left.meta.get("reference")}
+        record = CandidateSet(left.id, left.prompt, responses, {key: value for key, value in told.items() if value})
         found.setdefault(category if category in PROMPTS else GENERAL, []).append(record)
     return found
 

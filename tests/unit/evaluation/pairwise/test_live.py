@@ -206,3 +206,17 @@ def test_attempts_on_the_judge_stand_in_the_report(files: Path, capsys: pytest.C
     page = (files / "out" / "report.html").read_text()
     assert "attempts of answers to sway the judge" in page
     assert "parse rate" in page
+
+
+def test_a_prompt_with_a_reference_gets_the_records_own(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "ab":
+        rows = [json.loads(line) for line in (files / f"{name}.jsonl").read_text().splitlines()]
+        for row in rows:
+            row["meta"]["reference"] = f"gold of {row['id']}"
+        (files / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (files / "judge.yaml").write_text("name: fake\nprompt: pair-reference\npolicy: {engine: scripted, model: tiny}\n")
+    Scripted.reply = staticmethod(lambda text: "[[A]]" if len(answers(text)[0]) > len(answers(text)[1]) else "[[B]]")
+    [system] = compare(files, capsys)["systems"]
+    assert (system["win"], system["loss"]) == (2, 1)
+    golds = [re.search(r"<reference \w+>\n(.*?)\n</reference", text)[1] for text in Scripted.asked]  # type: ignore[index]
+    assert sorted(golds) == ["gold of q0"] * 2 + ["gold of q1"] * 2 + ["gold of q3"] * 2
