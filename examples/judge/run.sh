@@ -9,4 +9,4 @@ rankalign score --config configs/score.yaml
 rankalign train --config configs/dpo.yaml
 rankalign sample --config configs/heldout.yaml
 rankalign score --config configs/score.yaml --input heldout.raw.jsonl --output heldout.jsonl
-python "$root/examples/table.py" heldout.jsonl --judges right --title "A judge before and after, held-out pairs in both orders"
+python "$root/examples/table.py" heldout.jsonl --judges right --title "Judges, held-out pairs"

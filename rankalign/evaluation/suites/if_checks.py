@@ -163,14 +163,14 @@ def capital_words(text: str, capital_frequency: int, capital_relation: str) -> b
     return _related(len(found), capital_relation, capital_frequency)
 
 
-def upper(text: str) -> bool | None:
-    """English, all in capitals."""
-    return _english(text) if text.isupper() else False
+def upper(text: str) -> bool:
+    """English, all in capitals; without a detector only these."""
+    return text.isupper() and _language(text) in (None, "", "en")
 
 
-def lower(text: str) -> bool | None:
-    """English, without capitals."""
-    return _english(text) if text.islower() else False
+def lower(text: str) -> bool:
+    """English, without capitals; without a detector only that."""
+    return text.islower() and _language(text) in (None, "", "en")
 
 
 def no_comma(text: str) -> bool:
@@ -223,9 +223,9 @@ def variants(text: str) -> list[str]:
 # --- languages --------------------------------------------------------------------------------------
 
 
-def _english(text: str) -> bool | None:
-    found = _language(text)
-    return None if found is None else found in ("", "en")
+def detects_languages() -> bool:
+    """Whether there is a detector."""
+    return _language("") is not None
 
 
 def _language(text: str) -> str | None:

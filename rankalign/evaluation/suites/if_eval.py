@@ -11,7 +11,7 @@ from rankalign.data.records import Checker
 from rankalign.errors import InputError
 from rankalign.evaluation.statistics import Estimate, mean_interval, ratio_interval
 from rankalign.evaluation.suites import Asked, SuiteResult, doubles, once, rows_of
-from rankalign.evaluation.suites.if_checks import CHECKS, variants
+from rankalign.evaluation.suites.if_checks import CHECKS, detects_languages, variants
 from rankalign.evaluation.tables import Table, interval, some
 from rankalign.registry import did_you_mean
 
@@ -116,6 +116,9 @@ def evaluate(asked: Asked) -> SuiteResult:
     if len(kept) < len(own):
         left = len(own) - len(kept)
         remarks.append(f"{left} prompts ask for a language, which is not checked without the package langdetect")
+    cased = [q for q in own if any(name.startswith("change_case:english") for name, _ in q.instructions)]
+    if cased and not detects_languages():
+        remarks.append(f"{len(cased)} prompts ask for English in one case: only the case is checked without langdetect")
     remarks.append("sentences are counted by our own rule, words in capitals by the word: published figures use NLTK's")
     return _result([own[k] for k in kept], {m: [told[m][k] for k in kept] for m in MODES}, remarks, asked.seed)
 

@@ -24,6 +24,7 @@ from rankalign.scorers.judge import JudgeScorer
 from rankalign.scorers.judge_prompts import find_prompt
 from rankalign.scorers.verdicts import parse_items
 from rankalign.stages.generation import score
+from tests.faults.server import FaultServer
 
 Script = Callable[[CandidateSet], "str | Response"]
 SCRIPTS: dict[str, Script] = {}
@@ -363,6 +364,38 @@ def test_a_weighted_verdict_needs_log_probabilities() -> None:
     for options in ({"mode": "pairwise"}, {"mode": "listwise"}):
         with pytest.raises(InputError, match=r"weighted: a verdict .* has no grade in one token"):
             judge(grades, weighted=True, **options)
+
+
+def test_servers_and_stored_verdicts_give_expected_grades(tmp_path: Path) -> None:
+    chances = {"4": 0.5, "5": 0.3, "2": 0.1, "!": 0.1}
+    mean = (4 * 0.5 + 5 * 0.3 + 2 * 0.1) / 0.9
+
+    def reply(request: dict[str, Any]) -> dict[str, Any]:
+        assert (request["logprobs"], request["top_logprobs"]) == (True, 20)
+        top = [{"token": token, "logprob": math.log(p)} for token, p in chances.items()]
+        words = [{"token": word, "logprob": 0.0, "top_logprobs": []} for word in ("Verdict", ":", " C1", "=")]
+        content = [*words, {"token": "4", "logprob": math.log(0.5), "top_logprobs": top}]
+        message = {"role": "assistant", "content": "Verdict: C1=4"}
+        choice = {"index": 0, "finish_reason": "stop", "message": message, "logprobs": {"content": content}}
+        return {"choices": [choice]}
+
+    told = record("good", rubric=["x"])
+    with FaultServer(reply) as server:
+        policy = {"engine": "openai", "model": "m", "base_url": server.url}
+        made = JudgeScorer("j", policy, "rubric", weighted=True, repair=False)
+        assert made.score([told]) == [[pytest.approx(mean, abs=1e-12)]]
+    kept = {
+        "logprobs": [
+            {"token": "Verdict: C1=", "top": {}},
+            {"token": "4", "top": {k: math.log(p) for k, p in chances.items()}},
+        ]
+    }
+    (call,) = made.case(told).calls
+    stored = CandidateSet(call.prompt.id, call.prompt.prompt, [Response("Verdict: C1=4", "m", meta=kept)])
+    write(tmp_path / "verdicts.jsonl", [stored])
+    replay = {"engine": "replay", "file": str(tmp_path / "verdicts.jsonl")}
+    again = JudgeScorer("j", replay, "rubric", weighted=True, repair=False)
+    assert again.score([told]) == [[pytest.approx(mean, abs=1e-12)]]
 
 
 # --- repeats -----------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -355,8 +356,7 @@ def test_alpaca_eval_gives_the_published_win_rates(data_kit: Path) -> None:
     rows = {row["model"]: row for row in published if row["version"] in (2, "2", "v2")}
     assert len(rows) >= 5
     for model, row in rows.items():
-        name = next(key for key in found.metrics if key.startswith(f"win_rate {model}"))
-        assert 100 * found.metrics[name] == pytest.approx(row["win_rate"], abs=1e-6)
+        assert 100 * found.metrics[f"win_rate {model}"] == pytest.approx(row["win_rate"], abs=1e-9)
 
 
 # --- MT-Bench ----------------------------------------------------------------------------------------------------
@@ -442,6 +442,7 @@ def test_every_check_but_those_of_languages_has_its_case() -> None:
         "language:response_language", "change_case:english_capital", "change_case:english_lowercase"
     }  # fmt: skip
     assert CHECKS["change_case:english_capital"]("Mixed") is False
+    assert CHECKS["change_case:english_lowercase"]("all of this is in small letters, and in english too") is True
 
 
 def test_sentences() -> None:
@@ -479,10 +480,28 @@ def test_ifeval_counts_prompts_and_instructions(tmp_path: Path) -> None:
         "1 of 4 prompts have no answer: 'd'", "1 answers are to no prompt of the questions: 'x'",
     ]  # fmt: skip
     assert ["punctuation:no_comma", 0.0, 0.0, 2] in found.tables[1].rows
+    assert not any("langdetect" in remark for remark in found.remarks)
     with pytest.raises(RecordError, match="'a' stands twice and differs"):
         run("ifeval", tmp_path, [answers[0], {**answers[0], "response": "y"}], questions=questions)
     with pytest.raises(InputError, match="needs --questions"):
         run("ifeval", tmp_path, answers)
+
+
+def test_without_a_detector_a_language_is_left_out_whatever_the_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What leaves a prompt out must not depend on its answer: cases are checked, and that it is English is not."""
+    monkeypatch.setitem(sys.modules, "langdetect", None)
+    questions = file(tmp_path, "q.jsonl", [
+        ifq(1, "a", ("language:response_language", {"language": "fr"})),
+        ifq(2, "b", ("change_case:english_lowercase", {})),
+        ifq(3, "c", ("change_case:english_lowercase", {})),
+    ])  # fmt: skip
+    answers = [{"prompt": p, "response": r} for p, r in (("a", "oui"), ("b", "yes it is"), ("c", "No"))]
+    found = run("ifeval", tmp_path, answers, questions=questions)
+    assert (found.n, found.metrics["prompt strict"]) == (2, 0.5)
+    assert "1 prompts ask for a language" in found.remarks[0]
+    assert "2 prompts ask for English in one case" in found.remarks[1]
 
 
 @pytest.mark.parametrize(
