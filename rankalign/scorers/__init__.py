@@ -55,6 +55,20 @@ class Explainer(Protocol):
         ...
 
 
+@runtime_checkable
+class Looking(Protocol):
+    """A scorer that may go by what a record holds beside prompt and answers."""
+
+    @property
+    def goes_by_records(self) -> bool:
+        """Whether it does."""
+        ...
+
+    def check(self, record: CandidateSet) -> None:
+        """Raise ``RecordError`` for a record that lacks it, before anything is paid for."""
+        ...
+
+
 def grade(scorer: Scorer, sets: Sequence[CandidateSet]) -> list[Any]:
     """What is stored of each record's grades: the list of scores, or with an explanation an object that holds both."""
     scores = scorer.score(sets)

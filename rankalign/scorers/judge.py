@@ -161,6 +161,11 @@ class JudgeScorer:
         if self._writer:
             self._writer.remember(calls)
 
+    @property
+    def goes_by_records(self) -> bool:
+        """Whether records have to hold something beside prompt and answers."""
+        return self.mode in LABELS or self.prompt.shows_reference
+
     def check(self, record: CandidateSet) -> None:
         """Look whether a record can be judged, before anything is paid for.
 

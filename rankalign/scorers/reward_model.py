@@ -264,7 +264,7 @@ class RewardModelScorer:
         if not self.axis:
             return values
         if weights := self._weights_of_outputs:
-            many = values if self.model.config.num_labels > 1 else values[..., None]
+            many = values if int(self.model.config.num_labels or 1) > 1 else values[..., None]
             factors = torch.tensor(list(weights.values()), dtype=torch.float64, device=many.device)
             return many[..., list(weights)].double() @ factors
         wanted = self._output  # also of a model with one, which may not have what is asked for

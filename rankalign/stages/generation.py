@@ -20,7 +20,7 @@ from rankalign.data.spool import Spool, View
 from rankalign.engines import ENGINES, Engine, Policy
 from rankalign.engines.settings import policy_settings
 from rankalign.errors import InputError, RecordError
-from rankalign.scorers import JUDGE, SCORERS, Scorer, attach, grade
+from rankalign.scorers import JUDGE, SCORERS, Looking, Scorer, attach, grade
 from rankalign.stages.shards import Collected, collect
 from rankalign.stages.stage import Batch, Find, Ledger, Plan, Scale, Stage, partial, run_plans
 from rankalign.storage import manifest
@@ -115,8 +115,8 @@ def _readable(prompts: Sequence[CandidateSet], workers: list[Answerer], intake: 
 
 def _gradable(sets: Sequence[CandidateSet], graders: list[Grader], intake: Intake) -> Sequence[CandidateSet]:
     """The records that hold what every scorer goes by, all looked at before the first call is paid for."""
-    checks = [check for grader in graders if (check := getattr(grader.scorer, "check", None))]
-    return _passing(sets, checks, intake) if checks else sets
+    looking = [each.scorer for each in graders if isinstance(each.scorer, Looking) and each.scorer.goes_by_records]
+    return _passing(sets, [scorer.check for scorer in looking], intake) if looking else sets
 
 
 def _passing(
