@@ -23,6 +23,7 @@ import yaml
 from rankalign.config import read_yaml
 from rankalign.errors import InputError, Interrupted
 from rankalign.models import load as models
+from rankalign.models.identity import config_of
 from rankalign.recipes.rollouts import reward_of
 from rankalign.recipes.sweep_metric import Metric, last_line
 from rankalign.storage import manifest
@@ -181,6 +182,7 @@ def _digest(config: TrainConfig, launch: Sequence[str], contents: dict[str, dict
     if isinstance(config, PPOConfig):
         graded["reward_sha256"] = reward_of(config).fingerprint()
         graded["value_sha256"] = models.weights_of(config.value_model) if config.value_model else ""
+        graded["value_config_sha256"] = config_of(config.value_model) if config.value_model else ""
     told = sorted({**config.own_settings(), **contents[key], **graded}.items())
     return hashlib.sha256(dumps([told, list(launch)]).encode()).hexdigest()
 

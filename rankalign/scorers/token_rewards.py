@@ -17,6 +17,7 @@ from rankalign.data import encode, templates
 from rankalign.data.records import CandidateSet, Response, refusal
 from rankalign.errors import InputError
 from rankalign.models import load as models
+from rankalign.models.identity import config_of
 from rankalign.registry import did_you_mean
 from rankalign.scorers import Explanation
 
@@ -117,6 +118,7 @@ class TokenRewardScorer:
             **{option: getattr(self, option) for option in options},
             "max_length": self._max_length,
             "weights": models.weights_fingerprint(models.local_folder(self.path)),
+            "config": config_of(self.path),
             "tokenizer": models.tokenizer_fingerprint(models.load_tokenizer(self.path)),
         }
 

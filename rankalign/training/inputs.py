@@ -18,6 +18,7 @@ from rankalign.errors import InputError
 from rankalign.losses import Loss
 from rankalign.models import adapters
 from rankalign.models import load as models
+from rankalign.models.identity import config_of
 from rankalign.models.sharded import is_spread
 from rankalign.rows import flash_varlen, head_liger, logps, rewards
 from rankalign.storage.jsonl import dumps
@@ -81,6 +82,7 @@ def read_hashes(of_data: DataSettings, of_model: ModelSettings, method: str) -> 
     return {
         "data_sha256": data_hashes(of_data),
         "model_sha256": start_hash(of_model, method),
+        "model_config_sha256": config_of(of_model.model),
         "tokenizer_sha256": tokenizer_hash(of_model.model),
     }
 
@@ -270,16 +272,17 @@ def reference_cache(settings: ModelSettings, loss: LossSettings, precision: str,
     """Where log-probabilities under the start model are kept.
 
     Args:
-        settings: names the start model, by whose weights they are kept.
+        settings: names the start model, by whose weights and settings they are kept.
         loss: whose method trains.
         precision: ``float32``, ``bf16`` or ``fp16``, as training runs the model.
         model: the start model.
     """
-    weights = start_hash(settings, loss.method)
+    told = [start_hash(settings, loss.method), config_of(settings.model)]
+    make = hashlib.sha256(dumps(told).encode()).hexdigest()
     numerics = f"{precision}-{models.device().type}" + (f"-{settings.quantised}bit" if settings.quantised else "")
     numerics += "-bfloat16" if next(model.parameters()).dtype == torch.bfloat16 else ""
     tokens = loss.entry.needs_tokens
-    return ReferenceCache(models.cache_dir() / "reference", weights.replace("/", "--"), numerics, tokens=tokens)
+    return ReferenceCache(models.cache_dir() / "reference", make, numerics, tokens=tokens)
 
 
 def references_of(

@@ -26,6 +26,7 @@ from rankalign.data.records import LARGEST_SCORE, CandidateSet, Prompt, Response
 from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.models import saving
+from rankalign.models.identity import config_of
 from rankalign.progress import Progress
 from rankalign.registry import did_you_mean
 from rankalign.rows.head import head_of, label_logps
@@ -326,8 +327,9 @@ def _told(settings: ILQLSettings, samples: Sequence[Sample], returns: Sequence[f
     """All that the result depends on."""
     own = {name: value for name, value in asdict(settings).items() if name not in ("output_dir", "overwrite")}
     data = hashlib.sha256(dumps([list(samples), [float(value) for value in returns]]).encode()).hexdigest()
-    hashes = {"model_sha256": models.weights_of(settings.model), "tokenizer_sha256": tokenizer_hash(settings.model)}
-    return {"method": "ilql", **own, "data_sha256": data, **hashes}
+    hashes = {"model_sha256": models.weights_of(settings.model), "model_config_sha256": config_of(settings.model)}
+    tokens = {"tokenizer_sha256": tokenizer_hash(settings.model)}
+    return {"method": "ilql", **own, "data_sha256": data, **hashes, **tokens}
 
 
 def _summary(output: Path, already_finished: bool) -> dict[str, Any]:

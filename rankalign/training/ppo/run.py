@@ -17,6 +17,7 @@ from rankalign.data.render import Rendering
 from rankalign.errors import InputError, Interrupted, RecordError
 from rankalign.models import adapters, saving
 from rankalign.models import load as models
+from rankalign.models.identity import config_of
 from rankalign.progress import Progress
 from rankalign.rows import logps
 from rankalign.storage import manifest
@@ -98,8 +99,9 @@ def _settings(config: PPOConfig, reward: Reward) -> dict[str, Any]:
         raise InputError("--data is missing: a file of prompts")
     if not is_there(config.data):
         raise InputError(f"{config.data}: no such file")
-    named = {"model_sha256": config.model, "value_sha256": config.value_model}
-    hashes = {key: models.weights_of(model) for key, model in named.items() if model}
+    named = {name: model for name, model in (("model", config.model), ("value", config.value_model)) if model}
+    hashes = {f"{name}_sha256": models.weights_of(model) for name, model in named.items()}
+    hashes |= {f"{name}_config_sha256": config_of(model) for name, model in named.items()}
     hashes["tokenizer_sha256"] = tokenizer_hash(config.model)
     found = {**config.own_settings(), "data_sha256": sha256_of(config.data), **hashes}
     return dict(loads(dumps({**found, "reward_sha256": reward.fingerprint()})))
