@@ -35,8 +35,8 @@ BROUGHT = re.compile(r'^```python title="([\w.]+)"\n(.*?)^```', re.DOTALL | re.M
 """Files that a page shows and its commands name."""
 SLOW = {"chat.md", "generation.md", "iterate.md", "ppo.md"}
 """Pages with commands that take more than some seconds even on the tiny model (two workers of Ray, 80 prompts)."""
-ELSEWHERE = {"migrating.md", "first-hour.md"}
-"""Pages whose commands test_ancestor_lines.py and test_newcomers.py run, with what they name in place."""
+ELSEWHERE = {"migrating.md"}
+"""Pages whose commands test_ancestor_lines.py runs, with paths in the place of their variables."""
 
 
 @pytest.fixture(scope="module")
