@@ -8,6 +8,7 @@ are not repeated, and a changed setting is another run. A run that fails is coun
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Plan and train; see :mod:`rankalign.recipes.sweep`."""
     from rankalign.evaluation.export import write_tables
+    from rankalign.evaluation.report.several import write_comparison
     from rankalign.recipes import sweep
     from rankalign.recipes.launch import SCRIPT
     from rankalign.recipes.sweep_metric import metric_of
@@ -53,6 +55,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     done = sweep.run_all(runs, metric, output, sweep.start_process, launch)
     for name in ("sweep.md", "sweep.csv"):
         write_tables(output / name, tables(done))
+    finished = [run.folder for run in runs if run.status == "finished"]
+    if len(finished) > 1:
+        try:
+            write_comparison(finished, output / "sweep.html")
+        except InputError as error:  # the page wants packages that training does without
+            print(f"no page: {error}", file=sys.stderr)
     return done
 
 

@@ -132,9 +132,12 @@ def test_a_run_that_fails_is_counted_and_the_others_go_on(
     table = (tmp_path / "s" / "sweep.csv").read_text().splitlines()
     assert table[0] == "run,seed,steps,seconds,status"
     assert table[1].endswith("no memory")
+    assert not (tmp_path / "s" / "sweep.html").exists()  # of one run there is nothing to compare
     monkeypatch.setattr(sweep, "start_process", Trainer())
     assert main(["sweep", *flags, "--seed", "1,2"]) == 0  # the failed one is tried again
     assert "2 of 2 runs finished, 0 failed" in capsys.readouterr().out
+    page = (tmp_path / "s" / "sweep.html").read_text()
+    assert all(path.name in page for path in (tmp_path / "s").iterdir() if path.is_dir())
 
 
 def test_a_list_of_runs_and_what_metric_they_have(tmp_path: Path) -> None:
