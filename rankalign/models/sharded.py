@@ -61,6 +61,9 @@ def outline(auto: Any, config: Any, dtype: torch.dtype, zero: Any = None) -> Any
             stack.enter_context(deepspeed.zero.Init(config_dict_or_path=zero, mem_efficient_linear=False))
             stack.enter_context(set_zero3_state())
         model = auto.from_config(config, dtype=dtype)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()] if zero is None else ():
+        if set(name.split(".")) & set(model._keep_in_fp32_modules_strict or ()):  # as transformers' loading does
+            tensor.data = tensor.data.float()
     model.tie_weights()
     model._weight_conversions = converted.transforms_of(model)  # where transformers keeps those of what it loads
     return model
