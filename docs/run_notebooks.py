@@ -12,6 +12,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,9 @@ def _run(source: str, name: str, names: dict[str, Any]) -> str:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
         exec(compile(tree, name, "exec"), names)
         value = eval(compile(last, name, "eval"), names) if last else None
-    return out.getvalue() + (f"{value!r}\n" if value is not None else "")
+    # Libraries log a line with the time when they are first imported, which is another cell in another process.
+    text = re.sub(r"^\[\d{4}-\d\d-\d\d .*\n", "", out.getvalue(), flags=re.MULTILINE)
+    return text + (f"{value!r}\n" if value is not None else "")
 
 
 def with_outputs(notebook: dict[str, Any], printed: list[str]) -> dict[str, Any]:
@@ -78,9 +81,10 @@ def to_markdown(notebook: dict[str, Any], name: str) -> str:
 
 
 if __name__ == "__main__":
-    for path in NOTEBOOKS:
-        with tempfile.TemporaryDirectory() as place:
-            os.environ.setdefault("RANKALIGN_CACHE", place)
-            made = with_outputs(load(path), execute(load(path), Path(place)))
-        path.write_text(json.dumps(made, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        print(path.name)
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ.setdefault("RANKALIGN_CACHE", cache)  # one for all: what is made once is known by where it lies
+        for path in NOTEBOOKS:
+            with tempfile.TemporaryDirectory() as place:
+                made = with_outputs(load(path), execute(load(path), Path(place)))
+            path.write_text(json.dumps(made, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            print(path.name)
