@@ -12,6 +12,7 @@ from typing import Any
 from rankalign.data.convert import convert
 from rankalign.data.mixing import Mixture
 from rankalign.errors import InputError
+from rankalign.storage.code import hash_of, is_code
 from rankalign.storage.files import is_remote
 from rankalign.storage.jsonl import dumps
 from rankalign.storage.sources import ENDINGS, LISTING, is_there, parts, sha256_of, shards
@@ -168,7 +169,9 @@ def held_out(path: str, share: float, cache: Path, **reading: Any) -> tuple[str,
 
 def _mixed(paths: list[str], mixture: Mixture, cache: Path, reading: dict[str, Any]) -> Path:
     """The file of a mixture, made once for the same bytes and numbers."""
-    key = [sorted(vars(mixture).items()), sorted(reading.items()), [sha256_of(path) for path in paths]]
+    key: list[Any] = [sorted(vars(mixture).items()), sorted(reading.items()), [sha256_of(path) for path in paths]]
+    if is_code(name := str(reading.get("from_format", ""))):
+        key.append(hash_of(name))
     target = cache / "mixed" / f"{hashlib.sha256(dumps(key).encode()).hexdigest()[:32]}.jsonl"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)

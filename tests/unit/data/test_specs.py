@@ -63,6 +63,22 @@ def test_parts_weights_and_names_with_marks(tmp_path: Path) -> None:
     assert 1 <= len(ids(test)) <= 12
 
 
+def test_a_format_in_a_file_counts_by_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows("a.jsonl", [{"q": f"{i}?", "a": "yes"} for i in range(4)])
+    code = """
+from rankalign import CandidateSet, Response
+def read(row):
+    return CandidateSet("", row["q"], [Response(row["a"] + "{end}")])
+"""
+    found = []
+    for end in ("!", "?"):
+        Path("own.py").write_text(code.replace("{end}", end))
+        path = located("a.jsonl#2", tmp_path / "cache", from_format="own.py:read")
+        found.append([record.responses[0].text for record in load(path)])
+    assert found == [["yes!"] * 2, ["yes?"] * 2]
+
+
 def test_splits_of_folders(tmp_path: Path) -> None:
     every = {"train": rows("t", 6), "test": rows("e", 2)}
     saved = datasets.DatasetDict({name: datasets.Dataset.from_list(found) for name, found in every.items()})
