@@ -9,7 +9,7 @@ Three things keep them few, and cost less processor time than they save:
   to its neighbours.
 * :func:`settle` fixes the size from which blocks are mapped one by one, which glibc else raises as it learns, so that
   large tensors of the first update do not lie apart from those of the second.
-* :class:`Trim` hands free pages back whenever the process has grown by ``GROWTH`` since it last did, between the
+* :class:`Trim` hands free pages back whenever the process has grown by :func:`growth` since it last did, between the
   modules of a layer and both ways, so that hardly more than that is held in holes at the peak.
 """
 
@@ -27,7 +27,8 @@ from torch import nn
 
 MAPPED = 32 << 20  # bytes from which a block is mapped by itself: the most that glibc lets itself learn
 TOP = 2 * MAPPED  # free bytes at the end of the heap from which they are given back, as glibc would choose beside it
-GROWTH = 64 << 20  # bytes between two times that holes are handed back
+GROWTH = 64 << 20  # bytes at the least between two times that holes are handed back
+SHARE = 8  # of what is held, beyond which they are: each time costs page faults for what is asked for again
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -43,6 +44,11 @@ def trim() -> Callable[[int], int] | None:
     """glibc's ``malloc_trim``, or None where there is none."""
     found: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
     return found if sys.platform == "linux" else None
+
+
+def growth(held: int) -> int:
+    """Bytes by which a process that holds so many grows before holes go back: an eighth, 64 MiB at the least."""
+    return max(GROWTH, held // SHARE)
 
 
 class Trim:
@@ -74,8 +80,8 @@ class Trim:
         self.look()
 
     def look(self) -> None:
-        """Hand free pages back if the process has grown by ``GROWTH``."""
-        if self._trim is not None and resident() > self._last + GROWTH:
+        """Hand free pages back if the process has grown by :func:`growth`."""
+        if self._trim is not None and resident() > self._last + growth(self._last):
             self._trim(0)
             self.count += 1
             self._last = resident()

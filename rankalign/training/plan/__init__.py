@@ -240,10 +240,11 @@ def _range(config: TrainConfig, items: dict[str, int]) -> tuple[list[int], str]:
     low, high = min(peak - holes, round(peak * (1 - CERTAIN))), round(peak * (1 + CERTAIN))
     if torch.cuda.is_available() and not config.use_cpu:
         return [peak - holes, high], "blocks that the allocator keeps"
-    most = round((peak - holes + heap.GROWTH) * (1 + CERTAIN))
+    between = heap.growth(peak - holes)
+    most = round((peak - holes + between) * (1 + CERTAIN))
     why = (
         "a CPU's allocator (glibc) leaves holes by the order of requests: "
-        f"{heap.GROWTH >> 20} MiB between two modules, and more within one"
+        f"{between >> 20} MiB between two modules, and more within one"
     )
     return [low, max(high, most)], why
 

@@ -68,7 +68,8 @@ class Heap:
     @property
     def resident(self) -> int:
         """Bytes that the process holds: what is used, and of the holes no more than are left before they go back."""
-        return self.mapped + self.used + min(self.top - self.used, heap.GROWTH)
+        alive = self.mapped + self.used
+        return alive + min(self.top - self.used, heap.growth(alive))
 
     def take(self, size: int) -> tuple[int, int]:
         """Allocate ``size`` bytes; returns the block, ``(-1, size)`` for a mapped one."""
