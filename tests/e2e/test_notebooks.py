@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_a_notebook_is_one_that_jupyter_opens_and_a_page_of_the_site(path: Path)
             ast.parse(source)  # no magics: the cells run as they stand anywhere
             assert cell["execution_count"] is None
     text = path.read_text(encoding="utf-8")
-    assert "/tmp/" not in text
+    assert f"{os.sep}tmp{os.sep}" not in text
     assert str(Path.home()) not in text
     menu = (path.parents[2] / "mkdocs.yml").read_text(encoding="utf-8")
     assert f"notebooks/{path.stem}.md" in menu
