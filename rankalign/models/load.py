@@ -41,6 +41,7 @@ from rankalign.models.devices import device as device
 from rankalign.models.devices import over_devices as over_devices
 from rankalign.models.devices import pick_dtype as pick_dtype
 from rankalign.models.devices import stay_on_cpu as stay_on_cpu
+from rankalign.storage.files import cache_dir as cache_dir
 from rankalign.storage.folders import cached_folder
 
 # A bar for each loading of weights is noise between our own lines.
@@ -50,11 +51,6 @@ PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>")
 
 
 # --- names and the cache -----------------------------------------------------------------------------------------
-
-
-def cache_dir() -> Path:
-    """Where models made here are kept: ``$RANKALIGN_CACHE``, or ``~/.cache/rankalign``."""
-    return Path(os.environ.get("RANKALIGN_CACHE") or Path.home() / ".cache" / "rankalign")
 
 
 def resolve(model: str) -> str:

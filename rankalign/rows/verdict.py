@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +22,7 @@ from rankalign.rows.own import trunk_of
 from rankalign.rows.proof import Verdict, prove
 from rankalign.rows.shrink import class_of
 from rankalign.rows.trunk import NEITHER
-from rankalign.storage.files import atomic_writer
+from rankalign.storage.files import atomic_writer, cache_dir
 
 _VERDICT = "_rankalign_trees"
 _proven: dict[tuple[Any, str], Verdict] = {}
@@ -78,8 +77,7 @@ def _code() -> str:
 
 
 def _place(key: str) -> Path:
-    root = os.environ.get("RANKALIGN_CACHE") or Path.home() / ".cache" / "rankalign"
-    return Path(root) / "trees" / f"{key}.json"
+    return cache_dir() / "trees" / f"{key}.json"
 
 
 def _read(key: str) -> Verdict | None:

@@ -215,3 +215,8 @@ def decode(path: str | os.PathLike[str], line: int, raw: bytes) -> str:
 def read_text(path: str | os.PathLike[str]) -> str:
     """A whole text file, line ends made ``\\n``."""
     return "\n".join(decode(path, number, raw) for number, raw in read_lines(path))
+
+
+def cache_dir() -> Path:
+    """Where is kept what was made here and can be made again: ``$RANKALIGN_CACHE``, or ``~/.cache/rankalign``."""
+    return Path(os.environ.get("RANKALIGN_CACHE") or Path.home() / ".cache" / "rankalign")
