@@ -124,7 +124,8 @@ def test_online_in_two_processes_killed_at_random_is_one(
     assert launch_and_kill(kind, words, lambda: files_in(folder / "two") >= moment)
     done = started(command(kind, words))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("round 2: the weights of step 2 answer") == 1  # only the first process speaks
+    # Only the first process speaks, and a run that was killed behind its second round's answers has nothing to say.
+    assert done.stderr.count("round 2: the weights of step 2 answer") <= 1
     check_equal(folder, 2)
 
 
