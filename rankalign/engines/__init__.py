@@ -12,6 +12,8 @@ from rankalign.registry import Entry, Registry
 
 MOST_LOGPROBS = 20
 """As many as OpenAI's interface gives."""
+DECODINGS = ("auto", "dynamic", "static", "graph")
+"""How engine ``hf`` keeps memory while it writes, see :attr:`Policy.decoding`."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,10 @@ class Policy:
             ``policy^(1 - share) * start^share`` of the weights of the moment and the start model; 1 is the start model.
         device_map: ``hf`` only: how a model that one GPU does not hold is laid over several, a name in
             :data:`rankalign.models.load.DEVICE_MAPS`; empty puts it on one.
+        decoding: ``hf`` only: how memory is kept while answers are written, a name in :data:`DECODINGS`. ``graph``
+            replays the steps on a GPU as a CUDA graph, in memory of fixed size; ``static`` is the same memory without a
+            graph, on any device; ``dynamic`` grows with the answers; ``auto`` is ``graph`` on a GPU where the model can
+            be replayed and answers may be long, else ``dynamic``.
         tensor_parallel_size: ``vllm`` only: GPUs that share each layer.
         gpu_memory_utilization: ``vllm`` only: share of a GPU's memory for weights and cache; 0 is vLLM's own (0.9).
         max_model_len: ``vllm`` only: most tokens of prompt and answer; 0 is what the model and the cache have room for.
@@ -136,6 +142,7 @@ class Policy:
     extra_body: dict[str, Any] = field(default_factory=dict)
     start_share: float = 0.0
     device_map: str = ""
+    decoding: str = "auto"
     tensor_parallel_size: int = 1
     gpu_memory_utilization: float = 0.0
     max_model_len: int = 0
@@ -155,6 +162,7 @@ class Policy:
             "gpu_memory_utilization must lie between 0 and 1": not 0 <= self.gpu_memory_utilization <= 1,
             "max_model_len must not be negative": self.max_model_len < 0,
             "start_share must lie between 0 and 1": not 0 <= self.start_share <= 1,
+            f"decoding must be one of {', '.join(DECODINGS)}": self.decoding not in DECODINGS,
         }
         for problem, broken in problems.items():
             if broken:
@@ -162,7 +170,7 @@ class Policy:
 
 
 OF_ENGINE = {
-    "hf": ("device_map", "start_share"),
+    "hf": ("device_map", "decoding", "start_share"),
     "vllm": (
         "tensor_parallel_size",
         "gpu_memory_utilization",

@@ -83,6 +83,15 @@ def _takes_whole_mask(base: Any) -> bool:
     return not windowed and kernel == "sdpa" and verdict_of(base).way == ATTENTION
 
 
+_ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3}  # of a logit's size; wider for narrower types
+
+
+def alike(found: Tensor, expected: Tensor) -> bool:
+    """Whether two ways to compute the same (R, V) logits agree but for rounding."""
+    tolerance = _ROUNDING.get(expected.dtype, 0.05)
+    return float((found - expected).abs().mean()) <= tolerance * float(expected.abs().mean())
+
+
 class Rows:
     """Texts in the making, one a row: what the model remembers of them, and its logits for their next tokens.
 
@@ -126,22 +135,25 @@ class Rows:
 
     @torch.inference_mode()
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        # Of a prompt only the last position is drawn from: logits of all would be the largest tensor by far.
-        extra = {"position_ids": positions, "logits_to_keep": 1, self._memory: self._cache}
-        with fast_linears(self._model, None):
-            logits: Tensor = self._model(
-                input_ids=ids,
-                attention_mask=self._mask.bool()[:, None, None]
-                if self._one_column and ids.shape[1] == 1
-                else self._mask,
-                use_cache=True,
-                **{name: value for name, value in extra.items() if name in self._accepted},
-            ).logits[:, -1]
+        logits = self._compute(ids, positions, self._mask, self._cache)
         finite = logits.amax(dim=-1).isfinite().all()
         if logits.is_cuda:  # asking now would stop the host until the device is done
             self._finite = finite if self._finite is None else self._finite & finite
         elif not bool(finite):
             raise InputError(DAMAGED)
+        return logits
+
+    def _compute(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: Any) -> Tensor:
+        """(R, V) logits behind the last of (R, t) tokens at these positions, with what the cache holds before them."""
+        # Of a prompt only the last position is drawn from: logits of all would be the largest tensor by far.
+        extra = {"position_ids": positions, "logits_to_keep": 1, self._memory: cache}
+        with fast_linears(self._model, None):
+            logits: Tensor = self._model(
+                input_ids=ids,
+                attention_mask=mask.bool()[:, None, None] if self._one_column and ids.shape[1] == 1 else mask,
+                use_cache=True,
+                **{name: value for name, value in extra.items() if name in self._accepted},
+            ).logits[:, -1]
         return logits
 
     def told(self, numbers: Tensor) -> list[Any]:

@@ -18,6 +18,7 @@ from rankalign.engines.decode import Ending, Rows, sample, stream
 from rankalign.engines.local import LocalEngine
 from rankalign.engines.mixture import MixedRows, Start
 from rankalign.engines.sampling import uniforms
+from rankalign.engines.static import rounded
 from rankalign.engines.uncached import rows_of
 from rankalign.errors import InputError
 from rankalign.models import load as models
@@ -100,7 +101,7 @@ class HFEngine(LocalEngine):
         The longest come first: what does not fit in memory or in the model's context fails before any work is done.
         """
         params = self.policy.sampling
-        lengths = [length + params.max_new_tokens for length in self._lengths(prompts)]
+        lengths = [self._held(length + params.max_new_tokens) for length in self._lengths(prompts)]
         rows = max(params.num_beams, self._copies)
         most_rows, most_tokens = self._most()
         found: list[list[int]] = []
@@ -112,6 +113,12 @@ class HFEngine(LocalEngine):
             else:
                 found.append([index])
         return found
+
+    def _held(self, tokens: int) -> int:
+        """Positions that the cache of a row of so many tokens comes to hold, where it is of fixed size."""
+        decoding = self.policy.decoding
+        grows = decoding == "dynamic" or (decoding == "auto" and models.device().type != "cuda")
+        return tokens if grows else rounded(tokens)
 
     def _most(self) -> tuple[int, int]:
         if models.device().type != "cuda":
@@ -170,12 +177,13 @@ class HFEngine(LocalEngine):
         return self._rows(ids), ends
 
     def _rows(self, ids: Sequence[list[int]]) -> Rows:
-        share, limit = self.policy.start_share, self.policy.sampling.max_new_tokens
+        share, params = self.policy.start_share, self.policy.sampling
+        how = params.max_new_tokens, self.policy.decoding, params.num_beams > 1
         if not share:
-            return rows_of(self.model, ids, limit)
+            return rows_of(self.model, ids, *how)
         if self.start is None:
             raise InputError(f"policy {self.policy.name!r}: start_share is a setting of `rankalign iterate`")
-        return MixedRows(self.model, self.start, share, ids, limit)
+        return MixedRows(self.model, self.start, share, ids, *how)
 
     def _search(self, rows: Rows, ends: Ending, told: Ends) -> list[list[Response]]:
         """Answers by beam search; ``told`` is ``ends``, or asks something else as well."""

@@ -30,15 +30,24 @@ class MixedRows(Rows):
         share: its exponent, from 0 to 1.
         prompts: as for :func:`rankalign.engines.uncached.rows_of`.
         limit: as for that.
+        decoding: as for that.
+        search: as for that.
     """
 
     def __init__(
-        self, model: PreTrainedModel, start: Start, share: float, prompts: Sequence[Sequence[int]], limit: int
+        self,
+        model: PreTrainedModel,
+        start: Start,
+        share: float,
+        prompts: Sequence[Sequence[int]],
+        limit: int,
+        decoding: str = "auto",
+        search: bool = False,
     ) -> None:
         self._policy, self._start, self._share = model, start, share
-        self._own = rows_of(model, prompts, limit)
+        self._own = rows_of(model, prompts, limit, decoding, search)
         with start(model) as other:
-            self._other = rows_of(other, prompts, limit)
+            self._other = rows_of(other, prompts, limit, decoding, search)
         self.logits = self._mixed()
 
     @torch.inference_mode()

@@ -14,26 +14,33 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rankalign.engines.decode import Rows
+from rankalign.engines.decode import Rows, alike
+from rankalign.engines.static import WORTH, StaticRows, obstacle
 from rankalign.errors import InputError
 from rankalign.rows.positions import forget_longer, reach
 from rankalign.rows.verdict import verdict_of
 
 _BATCHES = "_rankalign_batches"
-_ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3}  # of a logit's size; wider for narrower types
+_TOLD = "_rankalign_told"
 
 
-def rows_of(model: PreTrainedModel, prompts: Sequence[Sequence[int]], limit: int) -> Rows:
+def rows_of(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], limit: int, decoding: str = "auto", search: bool = False
+) -> Rows:
     """Texts in the making for these prompts.
 
     Args:
         model: as for :class:`rankalign.engines.decode.Rows`.
         prompts: as for that.
         limit: most tokens that will be written to each.
+        decoding: as for :attr:`rankalign.engines.Policy.decoding`. Where what it asks for cannot be, the reason is
+            said on stderr, once for a model, and the cache grows.
+        search: whether rows will be repeated and reordered at every token, as in a beam search.
     """
     base = _base_of(model)
     own = reach(base)
     if own is not None and max(map(len, prompts)) + limit > own:
+        _tell(base, decoding, "texts of this length turn their positions by it")
         return UncachedRows(model, prompts)
     if _BATCHES not in vars(base):
         # Kept with the model: tried once for all engines that share it.
@@ -46,7 +53,24 @@ def rows_of(model: PreTrainedModel, prompts: Sequence[Sequence[int]], limit: int
                 "text is computed again, which is slow",
                 file=sys.stderr,
             )
-    return Rows(model, prompts) if vars(base)[_BATCHES] else UncachedRows(model, prompts)
+    if not vars(base)[_BATCHES]:
+        return UncachedRows(model, prompts)
+    graph = decoding == "graph" or (decoding == "auto" and base.device.type == "cuda" and limit >= WORTH)
+    if not (graph or decoding == "static"):
+        return Rows(model, prompts)
+    against = "a beam search reorders its rows at every token" if search else obstacle(model, base, graph)
+    if against:
+        _tell(base, decoding, against)
+        return Rows(model, prompts)
+    return StaticRows(model, prompts, limit, graph)
+
+
+def _tell(base: Any, decoding: str, against: str) -> None:
+    """Say once why what a policy asks for cannot be."""
+    told: set[str] = vars(base).setdefault(_TOLD, set())
+    if decoding in ("static", "graph") and against not in told:
+        told.add(against)
+        print(f"decoding: {decoding} is not for {type(base).__name__} here: {against}; dynamic", file=sys.stderr)
 
 
 class UncachedRows(Rows):
@@ -103,7 +127,4 @@ def _decodes_in_batches(model: PreTrainedModel, base: Any) -> bool:
     expected = [alone.logits]
     alone.append(following)
     expected.append(alone.logits)
-    tolerance = _ROUNDING.get(expected[0].dtype, 0.05)
-    return all(
-        float((a - b).abs().mean()) <= tolerance * float(b.abs().mean()) for a, b in zip(found, expected, strict=True)
-    )
+    return all(map(alike, found, expected))

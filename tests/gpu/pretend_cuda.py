@@ -52,7 +52,7 @@ for _path in (TORCH / "lib/libc10.so", TORCH / "lib/libtorch_cpu.so", build()):
 import torch  # noqa: E402
 from torch.utils._pytree import tree_leaves, tree_map  # noqa: E402
 
-from tests.gpu import flash_emulation  # noqa: E402
+from tests.gpu import flash_emulation, pretend_graphs  # noqa: E402
 
 # Their results' sizes, or what Python does next, hang on numbers on the device: the host waits for it.
 WAITS = {
@@ -74,12 +74,14 @@ class Log:
         waits: places in the code that waited for the device.
         uploads: places that copied from the host.
         slow_uploads: those of them that the host waits in: from pageable memory, or told to wait.
+        replays: graphs that were replayed; their kernels are not among ``kernels``.
     """
 
     kernels: list[tuple[str, str, tuple[Any, ...]]] = field(default_factory=list)
     waits: list[tuple[str, str]] = field(default_factory=list)
     uploads: list[str] = field(default_factory=list)
     slow_uploads: list[str] = field(default_factory=list)
+    replays: int = 0
 
     def counts(self) -> Counter[str]:
         """Launches by operation and type."""
@@ -133,7 +135,7 @@ def _emulated(op: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
     with torch._C._AutoDispatchBelowAutograd():
         host, device = torch.ops.pretend_cuda.host, torch.ops.pretend_cuda.device
         args, kwargs = tree_map(lambda x: host(x) if _on_device(x) else x, (args, kwargs))
-        return tuple(t if t is None else device(t) for t in function(*args, **kwargs))
+        return tuple(t if t is None else device(t) for t in pretend_graphs.run(function, args, kwargs))
 
 
 def _mm_wide(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
@@ -143,7 +145,8 @@ def _mm_wide(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.
     _note(torch.ops.aten.mm.dtype, (a, b), {}, [a, b])
     host = torch.ops.pretend_cuda.host
     with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.pretend_cuda.device(host(a).float() @ host(b).float())
+        wide = pretend_graphs.run(lambda a, b: a.float() @ b.float(), (host(a), host(b)), {})
+        return torch.ops.pretend_cuda.device(wide)
 
 
 def _python_side() -> None:
@@ -165,6 +168,8 @@ def _python_side() -> None:
         module.get_rng_state = lambda device="cuda": torch.get_rng_state()
         module.set_rng_state = lambda state, device="cuda": torch.set_rng_state(state)
         module.manual_seed = module.manual_seed_all = lambda seed: None
+    pretend_graphs.put_in(cuda)
+    pretend_graphs.Graph.on_replay = staticmethod(_replayed)
     plain: Any = torch.UntypedStorage.__deepcopy__
     torch.UntypedStorage.__deepcopy__ = lambda self, memo: (
         _storage_copy(self, memo) if self.is_cuda else plain(self, memo)
@@ -217,22 +222,33 @@ def _check_meeting(name: str, leaves: list[Any]) -> None:
 
 def _note(op: Any, args: Any, kwargs: Any, leaves: list[Any]) -> None:
     name = op._schema.name + (f".{op._schema.overload_name}" if op._schema.overload_name else "")
+    if op._schema.name == "aten::copy_":
+        to, source = args[0].is_cuda, args[1].is_cuda
+        name = {(True, True): "copy_", (True, False): "upload", (False, True): "download"}[to, source]
+    crosses = name in ("upload", "download")
+    goes_on = crosses and len(args) > 2 and bool(args[2])  # non_blocking
+    waits = name in WAITS or (name == "download" and not goes_on)
+    slow = name == "upload" and not (goes_on and args[1].is_pinned())
+    if waits or slow:
+        pretend_graphs.Waits.note()
     if not _logs:
         return
     tensors = [t for t in leaves if isinstance(t, torch.Tensor)]
     kind = str(tensors[0].dtype).removeprefix("torch.") if tensors else ""
     shapes = tuple(tuple(t.shape) for t in tensors)
-    if op._schema.name == "aten::copy_":
-        to, source = args[0].is_cuda, args[1].is_cuda
-        name = {(True, True): "copy_", (True, False): "upload", (False, True): "download"}[to, source]
     for log in _logs:
         log.kernels.append((name, kind, shapes))
-        if name in WAITS or (name == "download" and not (len(args) > 2 and args[2])):
+        if waits:
             log.waits.append((name, _where()))
         if name == "upload":
             log.uploads.append(_where())
-            if not (len(args) > 2 and args[2] and args[1].is_pinned()):
-                log.slow_uploads.append(_where())
+        if slow:
+            log.slow_uploads.append(_where())
+
+
+def _replayed() -> None:
+    for log in _logs:
+        log.replays += 1
 
 
 def _run(op: Any, *args: Any, **kwargs: Any) -> Any:
@@ -252,7 +268,7 @@ def _run(op: Any, *args: Any, **kwargs: Any) -> Any:
             return torch.device("cpu") if isinstance(x, torch.device) and x.type == "cuda" else x
 
         host_args, host_kwargs = tree_map(to_host, (args, kwargs))
-        out = op(*host_args, **host_kwargs)
+        out = pretend_graphs.run(op, host_args, host_kwargs)
         back = {id(h): x for x in leaves if _on_device(x) and (h := given.get(id(x))) is not None}
         bases = [x for x in leaves if _on_device(x)]
         for x in bases:
