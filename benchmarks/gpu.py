@@ -40,6 +40,7 @@ from benchmarks.data import Lists
 from benchmarks.measure import times
 from benchmarks.results import write_section
 from rankalign.engines import SamplingParams
+from rankalign.engines.static import obstacle
 from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.rows import head_liger
@@ -212,7 +213,18 @@ class Bench:
         answers = sizes.prompts * sizes.samples
         ours = partial(sampling.ours, model, tokenizer, prompts, params, set(), answers)
         theirs = partial(sampling.theirs, plain, prompts, params, set(), sizes.prompts)
-        contenders: dict[str, Callable[[], Step]] = {"engine hf": lambda: ours, "transformers generate": lambda: theirs}
+
+        def replayed() -> Step:
+            against = obstacle(model, model, graph=True)
+            if against:
+                raise Skipped(against)
+            return partial(ours, "graph")
+
+        contenders: dict[str, Callable[[], Step]] = {
+            "engine hf, dynamic": lambda: ours,
+            "engine hf, CUDA graph": replayed,
+            "transformers generate": lambda: theirs,
+        }
         what = f"{name} decoding, {answers} answers of {sizes.new_tokens} to {sizes.prompt_tokens}"
         self.turns(what, model, contenders, {"tokens": answers * sizes.new_tokens})
 

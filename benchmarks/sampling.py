@@ -26,8 +26,9 @@ import torch
 from benchmarks.measure import environment, write_section
 from rankalign.engines import SamplingParams
 from rankalign.engines.beams import search
-from rankalign.engines.decode import Ending, Rows, sample
+from rankalign.engines.decode import Ending, sample
 from rankalign.engines.sampling import uniforms
+from rankalign.engines.uncached import rows_of
 from rankalign.models import load as models
 
 TEXT = (
@@ -46,12 +47,20 @@ def make_prompts(tokenizer: Any, count: int, length: int, mixed: bool) -> Prompt
     return sorted((ids[s : s + n] for s, n in zip(starts, lengths, strict=True)), key=len, reverse=True)
 
 
-def ours(model: Any, tokenizer: Any, prompts: Prompts, params: SamplingParams, eos: set[int], rows: int) -> int:
+def ours(
+    model: Any,
+    tokenizer: Any,
+    prompts: Prompts,
+    params: SamplingParams,
+    eos: set[int],
+    rows: int,
+    decoding: str = "dynamic",
+) -> int:
     """Sampling, or beam search where ``params`` say so; returns how many tokens were written."""
     ends, written, size = Ending(tokenizer, eos, ()), 0, max(rows // params.n, 1)
     for start in range(0, len(prompts), size):
         batch = prompts[start : start + size]
-        state = Rows(model, batch)
+        state = rows_of(model, batch, params.max_new_tokens, decoding, params.num_beams > 1)
         if params.num_beams > 1:
             written += sum(len(h.ids) for found in search(state, params, ends, len(eos)) for h in found)
             continue
@@ -119,6 +128,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[64], help="answers at once in our loop")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[4, 8, 16], help="prompts at once in generate")
     parser.add_argument("--beams", action="store_true", help="diverse beam search too: n groups, penalty 1")
+    parser.add_argument("--static", action="store_true", help="our loop in memory of fixed size too, without a graph")
     parser.add_argument("--vllm", action="store_true", help="vLLM too, where it is installed (make test-vllm)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cpu-time", action="store_true", help="count processor seconds: fairer on a busy machine")
@@ -136,6 +146,9 @@ def main() -> None:
         contenders[f"generate, batch {size}"] = partial(theirs, model, prompts, params, eos, size)
     for rows in args.rows:
         contenders[f"rankalign, rows {rows}"] = partial(ours, model, tokenizer, prompts, params, eos, rows)
+        if args.static:
+            fixed = partial(ours, model, tokenizer, prompts, params, eos, rows, "static")
+            contenders[f"static, rows {rows}"] = fixed
         if args.beams:
             contenders[f"diverse, rows {rows}"] = partial(ours, model, tokenizer, prompts, groups, eos, rows)
     if args.vllm:

@@ -19,7 +19,7 @@ def test_every_row_of_ours(tmp_path: Path) -> None:
     assert file["machine"]["card"] == torch.cuda.get_device_properties(0).name
     rows = {(row["what"].split(",")[0], row["who"]): row for row in file["rows"]}
     assert [who for (_, who), row in rows.items() if "seconds" in row and "TRL" not in who and who != "Liger"] == [
-        *("ours", "ours", "engine hf", "transformers generate"),
+        *("ours", "ours", "engine hf, dynamic", "engine hf, CUDA graph", "transformers generate"),
         *("tree rows", "--layout padded", "tree rows, --torch_compile") * 2,
     ]
     tree, padded = (rows["1.5b DPO step", who]["value"] for who in ("tree rows", "--layout padded"))

@@ -94,7 +94,7 @@ def test_every_row_at_toy_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     file = json.loads(out.read_text())
     assert file["machine"]["torch"] == torch.__version__
     rows: dict[tuple[str, str], Any] = {(row["what"], row["who"]): row for row in file["rows"]}
-    assert len(rows) == 2 + 6 + 4 + 2 * 2  # decoding, DPO, RRHF, two heads
+    assert len(rows) == 3 + 6 + 4 + 2 * 2  # decoding, DPO, RRHF, two heads
     ran = [row for row in rows.values() if "skipped" not in row]
     assert all(
         row["seconds"] > 0 and row["tflops" if "head" in row["what"] else "tokens_per_second"] > 0 for row in ran
@@ -111,6 +111,7 @@ def test_every_row_at_toy_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     page = (tmp_path / "RESULTS.md").read_text()
     assert page.count("\n| ") == len(rows) + 1
     assert "TRL has no RRHF" in page
+    assert "a CUDA graph needs a GPU" in page
 
 
 def test_every_answer_of_rrhf_has_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
