@@ -32,7 +32,7 @@ def has_value_head(folder: str) -> bool:
     Raises:
         InputError: they lie in a ``.bin`` that holds something else than tensors.
     """
-    if not Path(folder).is_dir() or not _files(Path(folder)):
+    if not Path(folder).is_dir() or not files(Path(folder)):
         return False
     return any("v_head." in name for file in weights.any_tensors(folder).values() for name in file)
 
@@ -47,11 +47,11 @@ def load(folder: str, dtype: torch.dtype) -> Any:
     config.num_labels = 1
     auto: Any = AutoModelForSequenceClassification
     model = auto.from_config(config, dtype=dtype)
-    tensors = {name: tensor for file in _files(Path(folder)) for name, tensor in _read(file).items()}
+    tensors = {name: tensor for file in files(Path(folder)) for name, tensor in tensors_of(file).items()}
     head = {name: tensors.pop(name) for name in list(tensors) if "v_head." in name}
-    model.score = _head(folder, head).to(torch.promote_types(dtype, torch.float32))
-    if hasattr(config, "vhead_layer_type") or isinstance(model.score, nn.Sequential):
-        model.config.rankalign_pooling = "last"  # GRM reads the last token by the mask, whatever its id
+    model.score = head_of(folder, head).to(torch.promote_types(dtype, torch.float32))
+    if reads_last(config, model.score):
+        model.config.rankalign_pooling = "last"
     wanted, found = dict(model.base_model.state_dict()), {}
     for name, tensor in tensors.items():
         own = next((tail for tail in _tails(name) if tail in wanted), None)
@@ -67,8 +67,21 @@ def load(folder: str, dtype: torch.dtype) -> Any:
     return model
 
 
-def _head(folder: str, tensors: dict[str, Tensor]) -> nn.Module:
-    """The linear layer of the value head, or its layers."""
+def reads_last(config: Any, head: nn.Module) -> bool:
+    """Whether it is GRM, which reads the last token by the mask, whatever its id."""
+    return hasattr(config, "vhead_layer_type") or isinstance(head, nn.Sequential)
+
+
+def head_of(folder: str, tensors: dict[str, Tensor]) -> nn.Module:
+    """The linear layer of the value head, or its layers.
+
+    Args:
+        folder: for messages.
+        tensors: those with ``v_head.`` in their names.
+
+    Raises:
+        InputError: they are neither.
+    """
     named = {name[name.index("v_head.") :]: tensor for name, tensor in tensors.items()}
     if layers := _layers({n.removeprefix("v_head.summary."): t for n, t in named.items()}):
         return layers
@@ -104,12 +117,13 @@ def _tails(name: str) -> list[str]:
     return [".".join(parts[i:]) for i in range(len(parts))]
 
 
-def _files(folder: Path) -> list[Path]:
+def files(folder: Path) -> list[Path]:
     """Weight files of the folder; safetensors where there are any."""
     return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 
 
-def _read(file: Path) -> dict[str, Tensor]:
+def tensors_of(file: Path) -> dict[str, Tensor]:
+    """All tensors of a weight file; no code of a ``.bin`` runs."""
     if file.suffix == ".safetensors":
         return load_file(file)
     # Tensors alone, no code.

@@ -75,11 +75,11 @@ def beside(folder: Path) -> Path:
     return folder.with_name(folder.name + "-trunk")
 
 
-def gate_head(objectives: int, quantiles: int, norms: bool, hidden: int = 32) -> dict[str, Tensor]:
-    """ArmoRM's head, or with several quantiles and norms QRM's."""
+def gate_head(objectives: int, quantiles: int, norms: bool, hidden: int = 32, size: float = 1) -> dict[str, Tensor]:
+    """ArmoRM's head, or with several quantiles and norms QRM's; objectives are about as large as ``size``, theirs 1."""
     torch.manual_seed(5)
     head = {
-        "regression_layer.weight": torch.randn(objectives * quantiles, hidden),
+        "regression_layer.weight": size * torch.randn(objectives * quantiles, hidden) / hidden**0.5,
         "reward_transform_matrix": torch.eye(objectives) + torch.randn(objectives, objectives) / 4,
         "gating.logit_scale": torch.tensor([1.7]),
     }
@@ -98,12 +98,12 @@ def gate_head(objectives: int, quantiles: int, norms: bool, hidden: int = 32) ->
 
 
 def layers_head(layers: int, hidden: int = 32) -> dict[str, Tensor]:
-    """GRM's head."""
+    """GRM's head, for rewards about as large as 1."""
     torch.manual_seed(8)
     sizes, head = [hidden, *[INNER] * layers, 1], {}
     for k, (narrow, wide) in enumerate(zip(sizes[1:], sizes[:-1], strict=True)):
-        head |= {f"v_head.summary.{2 * k}.weight": torch.randn(narrow, wide)}
-        head |= {f"v_head.summary.{2 * k}.bias": torch.randn(narrow)}
+        head |= {f"v_head.summary.{2 * k}.weight": torch.randn(narrow, wide) / wide**0.5}
+        head |= {f"v_head.summary.{2 * k}.bias": torch.randn(narrow) / 4}
     return head
 
 
@@ -115,11 +115,11 @@ CASES: dict[str, tuple[str, int, int, bool, dict[str, Any]]] = {
 """Architecture, objectives, quantiles of each, batch norms, and more of the config."""
 
 
-def save_gated(folder: Path, case: str, hidden: int = 32, heads: int = 4) -> str:
+def save_gated(folder: Path, case: str, hidden: int = 32, heads: int = 4, size: float = 1) -> str:
     """A model of :data:`CASES`."""
     architecture, objectives, quantiles, norms, settings = CASES[case]
     more = {**settings, "num_objectives": objectives} | ({"num_quantiles": quantiles} if quantiles > 1 else {})
-    head = gate_head(objectives, quantiles, norms, hidden)
+    head = gate_head(objectives, quantiles, norms, hidden, size)
     return save(folder, architecture, head, hidden=hidden, heads=heads, **more)
 
 
