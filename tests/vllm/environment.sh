@@ -20,7 +20,8 @@ site=$("$VENV/bin/python" -c 'import site; print(site.getsitepackages()[0])')
 mkdir -p "$site/vllm-0.32.0+cpu.dist-info"
 printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$site/vllm-0.32.0+cpu.dist-info/METADATA"
 
-# rankalign and what it and these tests need, with everything that vLLM has chosen held where it is.
+# rankalign and what it and these tests need, with everything that vLLM has chosen held where it is: vLLM 0.32 takes no
+# transformers above 5.19, and setup.cfg asks for 5.20, so rankalign comes without a look at its requirements (--no-deps).
 pip freeze --exclude-editable --exclude vllm > "$VENV/frozen.txt"
 grep -E '^(accelerate|datasets|gguf|peft|pytest)==' constraints.txt > "$VENV/ours.txt"
 pip install -q -c "$VENV/frozen.txt" -r "$VENV/ours.txt" rich

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +15,7 @@ from rankalign.engines.hf import HFEngine
 from rankalign.engines.openai import OpenAIEngine
 from rankalign.errors import InputError
 from rankalign.models import load as models
-from tests.faults.openai_helpers import fetch, free_port, wait_for
+from tests.vllm.small import served
 
 QUESTIONS = ("What is the capital of France?", "Name three colours.", "Write one sentence about the sea.")
 PROMPTS = [CandidateSet(f"p{i}", question) for i, question in enumerate(QUESTIONS)]
@@ -27,34 +23,16 @@ PROMPTS = [CandidateSet(f"p{i}", question) for i, question in enumerate(QUESTION
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """``vllm serve`` with the default model under the name ``smol``."""
-    port = free_port()
-    command = [str(Path(sys.executable).with_name("vllm")), "serve", models.resolve("default")]
-    command += ["--served-model-name", "smol", "--dtype", "float32", "--enforce-eager", "--max-model-len", "2048"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--generation-config", "vllm"]
-    settings = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    settings |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+    """``vllm serve`` with the default model."""
     log = tmp_path_factory.mktemp("serve") / "log"
-    with log.open("wb") as stream:
-        process = subprocess.Popen(command, env=os.environ | settings, stdout=stream, stderr=stream)
-
-    def ready() -> bool:
-        try:
-            return bool(fetch(f"http://127.0.0.1:{port}/v1/models"))
-        except OSError:
-            return False
-
-    try:
-        wait_for(ready, process, 500)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()  # it ends its own engine process
-        process.wait()
+    words = ("--max-model-len", "2048", "--generation-config", "vllm")
+    with served(models.resolve("default"), log, *words) as address:
+        yield f"{address}/v1"
 
 
 def engine(url: str, **settings: Any) -> OpenAIEngine:
     more = {key: settings.pop(key) for key in ("template", "model", "extra_body") if key in settings}
-    policy: dict[str, Any] = {"model": "smol", "base_url": url, **more}
+    policy: dict[str, Any] = {"model": "it", "base_url": url, **more}
     return OpenAIEngine(Policy("api", "openai", sampling=SamplingParams(**settings), **policy))
 
 
