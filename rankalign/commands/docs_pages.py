@@ -27,6 +27,7 @@ OF_MODULES = {
     "rankalign.scorers.combine": "generation.md#several-judges-as-one",
     "rankalign.scorers.reward_model": "reward_models.md",
     "rankalign.scorers.reward_server": "reward_models.md",
+    "rankalign.scorers.served_states": "reward_models.md#a-head-here-and-its-trunk-on-a-server",
     "rankalign.stages": "generation.md",
     "rankalign.training": "training.md",
     "rankalign.training.foreign": "migrating.md",

@@ -1,16 +1,18 @@
 """Scores by a reward model behind a server: vLLM's ``/classify``, ``/pooling`` and ``/score``, or any POST of JSON.
 
-One request a text, so that whatever was answered is kept in the journal and never asked twice.
+One request a text, so that whatever was answered is kept in the journal and never asked twice. With a ``head`` the
+server has the trunk alone, and the head grades here what it sends of each text's states.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import sys
 import weakref
 from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from rankalign.data import templates
@@ -22,8 +24,11 @@ from rankalign.errors import InputError
 from rankalign.registry import did_you_mean
 from rankalign.scorers import Explanation
 from rankalign.scorers.outputs import weighed_outputs
-from rankalign.scorers.server_forms import filled, form_of, value_at
+from rankalign.scorers.server_forms import filled, form_of, numbers, value_at
 from rankalign.storage.journal import Calls, content_digest
+
+if TYPE_CHECKING:
+    from rankalign.scorers.served_states import ServedHead
 
 TOKENS = ("last", "mean", "min", "sum")
 SQUASHED_AFTER = 20
@@ -40,8 +45,8 @@ class RewardServerScorer:
     Args:
         name: key of the scores.
         url: the whole address to post to, such as ``http://127.0.0.1:8000/classify``.
-        form: one of :data:`rankalign.scorers.server_forms.FORMS`; empty takes it from the end of ``url``, and ``post``
-            where ``body`` is given.
+        form: one of :data:`rankalign.scorers.server_forms.FORMS`; empty takes it from the end of ``url``, ``post``
+            where ``body`` is given, and ``token_embed`` where ``head`` is.
         model: what the server calls the model; empty sends none.
         template: ``auto`` and ``chat`` send messages, which the server renders; every other one renders here and sends
             a text. Form ``score`` sends texts of prompt and answer, whatever it is (``auto`` then means ``raw``).
@@ -49,13 +54,16 @@ class RewardServerScorer:
         body: of form ``post``, the request: see :func:`rankalign.scorers.server_forms.filled`.
         value: where the score stands in the reply, as keys and indices with dots between, ``data.0.score``.
         axis: of several numbers in its place, the index of the one that grades, or ``mean``; or several with weights,
-            ``0:0.65,1:0.8``, which are added up.
+            ``0:0.65,1:0.8``, which are added up. A head's outputs have names too.
         tokens: of a list with an entry a token, which grades: ``last``, ``mean``, ``min`` or ``sum``. The list is kept
             with the response as ``token_scores``.
         api_key_env: environment variable that holds the key.
         concurrency: most requests in flight.
         extra_body: more fields of every request; they win over the form's own.
         thoughts: ``drop`` sends answers without what the model thought, ``keep`` with it.
+        head: folder of a reward model whose head grades here, on hidden states of a server that has its trunk: the
+            model's own, or one with its config, tokenizer and the head's tensors. Texts are rendered and encoded here.
+        pooling: of a head, as in :class:`rankalign.scorers.reward_model.RewardModelScorer`.
 
     Raises:
         InputError: an option is wrong; the message names it.
@@ -77,6 +85,8 @@ class RewardServerScorer:
         concurrency: int = 8,
         extra_body: Mapping[str, Any] | None = None,
         thoughts: str = "drop",
+        head: str = "",
+        pooling: str = "",
     ) -> None:
         self.name, self.url, self.model = name, url, model
         self.template, self.system, self.thoughts = template, system, thoughts
@@ -86,8 +96,9 @@ class RewardServerScorer:
         self._low, self._high, self._seen = math.inf, -math.inf, 0
         self._notes = Notes(f"scorer {name!r}")
         try:
-            self.form = form_of(url, form, body, value)
-            self._check(concurrency)
+            self.form = form_of(url, form or ("token_embed" if head else ""), body, value)
+            self._check(concurrency, head, pooling)
+            self._head = self._head_of(head, pooling) if head else None
             where = urlsplit(url)
             self._client = Client(
                 f"{where.scheme}://{where.netloc}", api_key_env, concurrency, self._notes.add, setting="url"
@@ -99,7 +110,14 @@ class RewardServerScorer:
         # What it is called with must not hold the scorer, which would then never go.
         self.close = weakref.finalize(self, _close, self._client, name)
 
-    def _check(self, concurrency: int) -> None:
+    def _check(self, concurrency: int, head: str, pooling: str) -> None:
+        if bool(head) != self.form.states:
+            forms = f"form {self.form.name!r} reads rewards; a head takes token_embed or embed"
+            raise InputError(f"head: {forms}" if head else f"form {self.form.name!r} needs head, a folder")
+        if pooling and not head:
+            raise InputError("pooling: is a head's; what a server pools it does not say")
+        if head and self.tokens:
+            raise InputError("tokens: a head makes one score of a text")
         url = urlsplit(self.url)
         if url.scheme not in ("http", "https") or not url.hostname:
             raise InputError("url must begin with http:// or https://")
@@ -110,10 +128,17 @@ class RewardServerScorer:
             if (given := getattr(self, option)) not in known:
                 raise InputError(f"{option}: {given!r} is unknown{did_you_mean(given, known)}")
         indices = [part.partition(":")[0].strip() for part in self.axis.split(",")]
-        if self.axis not in ("", "mean") and not all(map(str.isdigit, indices)):
+        if not head and self.axis not in ("", "mean") and not all(map(str.isdigit, indices)):
             raise InputError(f"axis: expected an index or mean, found {self.axis!r}; servers do not name outputs")
         if concurrency < 1:
             raise InputError("concurrency must be at least 1")
+
+    def _head_of(self, folder: str, pooling: str) -> ServedHead:
+        from rankalign.scorers.served_states import ServedHead
+
+        head = ServedHead(folder, self.form, self.template, self.system, self.thoughts, pooling, bool(self.axis))
+        self._choose([0.0] * len(head.names), head.names)  # says what does not fit before anything is asked
+        return head
 
     def fingerprint(self) -> dict[str, Any]:
         """Address and all that shapes request and score; what weights the server holds it does not say."""
@@ -130,6 +155,7 @@ class RewardServerScorer:
             "tokens": self.tokens,
             "extra_body": self.extra_body,
             "thoughts": self.thoughts,
+            "head": self._head.identity if self._head else None,
         }
         return {key: value for key, value in told.items() if value not in ("", {}, None)}
 
@@ -146,10 +172,7 @@ class RewardServerScorer:
         bodies = [[self._body(record, response) for response in record.responses] for record in sets]
         # Answers of one prompt that read the same are asked about once.
         jobs: dict[tuple[str, str], Coroutine[Any, Any, Any]] = {}
-        keys = [
-            [(record.id, content_digest([self.url, body])) for body in row]
-            for record, row in zip(sets, bodies, strict=True)
-        ]
+        keys = [[(record.id, self._digest(body)) for body in row] for record, row in zip(sets, bodies, strict=True)]
         for row, texts in zip(keys, bodies, strict=True):
             for key, body in zip(row, texts, strict=True):
                 if key not in jobs:
@@ -161,6 +184,8 @@ class RewardServerScorer:
             skips = self._calls and isinstance(error, Failed)
             advice = "; --on_error skip leaves such answers without a score" if skips else ""
             raise InputError(f"scorer {self.name!r}: {error}; {safe}{advice}") from None
+        for sentence in self._head.said() if self._head else ():
+            self._notes.add(sentence)
         rows = [[found[key] for key in row] for row in keys]
         self._told = [self._explanation(row) for row in rows]
         scores = [[None if isinstance(f, dict) else self._reduced(f) for f in row] for row in rows]
@@ -196,14 +221,19 @@ class RewardServerScorer:
         if failure := self._calls.failure(record, digest):
             raise Failed(failure["reason"], failure["tries"])
         try:
-            return await self._client.ask(self.url, body, self._read)
+            return await self._client.ask(self.url, body, functools.partial(self._read, body))
         except Failed as error:
             self._calls.fail(record, digest, str(error), error.tries)
             raise
 
     # --- request -----------------------------------------------------------------------------------------------------
 
+    def _digest(self, body: Body) -> str:
+        return content_digest([self.url, body, self._head.identity] if self._head else [self.url, body])
+
     def _body(self, record: CandidateSet, response: Response) -> Body:
+        if self._head:
+            return ({"model": self.model} if self.model else {}) | self._head.body(record, response) | self.extra_body
         form, keep = self.form, self.thoughts == "keep"
         if lost := said(record.meta, ("tools", "documents")):
             raise refusal(record, f"meta.{lost[0]}", "a server of scores has no field for it; use kind reward_model")
@@ -234,17 +264,19 @@ class RewardServerScorer:
 
     # --- reply -------------------------------------------------------------------------------------------------------
 
-    def _read(self, reply: Body) -> Any:
+    def _read(self, body: Body, reply: Body) -> Any:
+        if self._head:
+            return self._head.outputs(body["input"], reply)
         found, there = value_at(reply, self.form.value)
         if not there and reply.get("error"):  # with status 200, as routers send it
             raise Again(f"the reply is an error: {reply['error']}")
         if not there:
             raise Failed(f"the reply has no {self.form.value}; it holds {', '.join(map(str, reply)) or 'nothing'}")
-        numbers = _numbers(found)
-        if numbers is None:
+        known = numbers(found)
+        if known is None:
             raise Failed(f"the reply's {self.form.value} is no finite number, nor a list of such")
-        self._reduced(numbers)  # says here what does not fit, before it is kept
-        return numbers
+        self._reduced(known)  # says here what does not fit, before it is kept
+        return known
 
     def _reduced(self, found: Any) -> float:
         """The score in a number, a list with one an output or, with ``tokens``, a list with an entry a token."""
@@ -262,16 +294,21 @@ class RewardServerScorer:
         values = found if isinstance(found, list) else [found]
         if any(isinstance(value, list) for value in values):
             raise InputError(f"the reply's {self.form.value} is a list with an entry a token; choose by `tokens`")
+        return self._choose(values, self._head.names if self._head else list(map(str, range(len(values)))))
+
+    def _choose(self, values: list[float], names: list[str]) -> float:
         if self.axis == "mean":
             return math.fsum(values) / len(values)
-        if weights := weighed_outputs(self.axis, list(map(str, range(len(values))))):
+        if weights := weighed_outputs(self.axis, names):
             return math.fsum(weight * values[index] for index, weight in weights.items())
         if not self.axis and len(values) > 1:
-            raise InputError(f"the reply has {len(values)} outputs; choose one by `axis`, an index or mean")
-        index = int(self.axis or 0)
-        if index >= len(values):
-            raise InputError(f"axis: the reply has no output {index}, it has {len(values)}")
-        return float(values[index])
+            raise InputError(f"there are {len(values)} outputs; choose one by `axis`, an index or mean")
+        if self.axis in names:
+            return float(values[names.index(self.axis)])
+        if not self.axis or (self.axis.isdigit() and int(self.axis) < len(values)):
+            return float(values[int(self.axis or 0)])
+        known = f"; they are {', '.join(names)}" if self.form.states else f", it has {len(values)}"
+        raise InputError(f"axis: there is no output {self.axis}{known}")
 
     def _look_for_sigmoids(self, scores: Sequence[Sequence[float | None]]) -> None:
         known = [score for row in scores for score in row if score is not None]
@@ -283,20 +320,6 @@ class RewardServerScorer:
                 "all scores lie from 0 to 1: the server seems to put a sigmoid or softmax over the rewards though "
                 "asked for none (use_activation); older vLLM knows it as extra_body: {activation: false}"
             )
-
-
-def _numbers(found: Any) -> Any:
-    """Finite floats in the shape that came; None where it is something else."""
-    if isinstance(found, list):
-        inner = [_numbers(entry) for entry in found]
-        return inner if inner and None not in inner else None
-    if isinstance(found, bool) or not isinstance(found, int | float):
-        return None
-    try:
-        number = float(found)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _close(client: Client, name: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +18,9 @@ _HOLE = re.compile(r"\{(" + "|".join(FIELDS) + r")\}")
 # Rewards as the head gives them: vLLM puts a sigmoid over one output and a softmax over several unless told not to, and
 # in float32 a sigmoid makes all rewards above 17 one number.
 _RAW = {"use_activation": False}
+# Every digit of the states, as they are before a norm of vLLM's; ids are whole, with all the tokens that belong there.
+_STATES = {**_RAW, "encoding_format": "base64", "embed_dtype": "float32", "endianness": "little"}
+_STATES |= {"add_special_tokens": False}
 _WHOLE = {"messages": "{messages}", "add_generation_prompt": False}
 
 
@@ -29,12 +33,16 @@ class Form:
         chat: the body for messages; None where there is none.
         body: the body for texts, and of ``post`` the only one.
         value: path of the score in the reply.
+        states: the reply holds hidden states, of which a head makes the score.
+        ends: of those, one for each text that is sent, its last; else one a token.
     """
 
     name: str
     chat: dict[str, Any] | None
     body: dict[str, Any]
     value: str
+    states: bool = False
+    ends: bool = False
 
     @property
     def takes_messages(self) -> bool:
@@ -64,6 +72,8 @@ FORMS = {
             "data.0.data",
         ),
         Form("score", None, {"queries": "{prompt}", "documents": "{response}", **_RAW}, "data.0.score"),
+        Form("token_embed", None, {"task": "token_embed", **_STATES}, "data", states=True),
+        Form("embed", None, {"task": "embed", **_STATES}, "data", states=True, ends=True),
         Form("post", None, {}, ""),
     )
 }
@@ -89,7 +99,9 @@ def form_of(url: str, name: str, body: Mapping[str, Any] | None, value: str) -> 
     if name != "post":
         if body is not None:
             raise InputError(f"body: form {name!r} has its own; use form post, or extra_body for more fields")
-        return Form(name, form.chat, form.body, value or form.value)
+        if form.states and value:
+            raise InputError(f"value: form {name!r} has states for its head, and no score to point at")
+        return replace(form, value=value or form.value)
     if not isinstance(body, Mapping) or not body or not value:
         raise InputError("form post needs body, such as {text: '{text}'}, and value, such as reward or data.0.score")
     if not _holes(body) & {"messages", "response", "text"}:
@@ -142,3 +154,17 @@ def value_at(reply: Any, path: str) -> tuple[Any, bool]:
         else:
             return None, False
     return reply, True
+
+
+def numbers(found: Any) -> Any:
+    """Finite floats in the shape that came; None where it is something else."""
+    if isinstance(found, list):
+        inner = [numbers(entry) for entry in found]
+        return inner if inner and None not in inner else None
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        return None
+    try:
+        number = float(found)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
