@@ -23,9 +23,11 @@ from rankalign.data.records import CandidateSet, Response, read, write
 from rankalign.engines import openai_client
 from rankalign.errors import InputError
 from rankalign.models import load as models
+from rankalign.recipes.rollouts import reward_of
 from rankalign.scorers.reward_model import RewardModelScorer
 from rankalign.scorers.reward_server import RewardServerScorer
 from rankalign.stages.generation import score
+from rankalign.training.arguments import parse_settings
 from tests.faults.openai_helpers import hurry
 from tests.faults.server import FaultServer
 from tests.unit.models.made_heads import (
@@ -160,7 +162,7 @@ HOSTILE: dict[str, tuple[Callable[[np.ndarray[Any, Any]], Any] | Reply, str]] = 
     "a token fewer": (lambda s: s[1:] if len(s) > 1 else s[:, :31], "numbers for .* tokens, .* and the head reads 32"),
     "a token more": (lambda s: np.concatenate([s, s[:1]]), "numbers for .* tokens, .* and the head reads 32"),
     "another hidden size": (lambda s: np.repeat(s, 2, axis=1), "64 each, and the head reads 32: does the server hold"),
-    "normalised": (lambda s: units(s), r"vectors of length 1: it normalises .*--pooler-config"),
+    "normalised": (units, r"vectors of length 1: it normalises .*--pooler-config"),
     "NaN": (holed(math.nan), "states are not finite"),
     "infinite": (holed(-math.inf), "states are not finite"),
     "no base64": (lambda _: "no base64!", "no float32 numbers in base64"),
@@ -235,6 +237,16 @@ def test_a_run_keeps_outputs_and_knows_the_head(armo: Path, tmp_path: Path) -> N
         (armo / "config.json").write_text(json.dumps(told))
         assert scorer(server, armo).fingerprint()["head"]["config"] != before["head"]["config"]
         assert scorer(server, armo, axis=0).fingerprint()["head"]["objectives"] is True
+
+
+def test_a_served_head_is_the_reward_of_ppo(armo: Path, tmp_path: Path) -> None:
+    fixed = {"method": "ppo", "model": "tiny", "data": str(tmp_path), "use_cpu": True, "output_dir": str(tmp_path)}
+    one = [CandidateSet(s.id, s.prompt, s.responses[:1]) for s in SETS]
+    with served(armo) as server:
+        options = json.dumps({"head": str(armo), "form": "embed"})
+        told = {**fixed, "reward": f"http://127.0.0.1:{server.port}/pooling", "reward_options": options}
+        config: Any = parse_settings(told)
+        assert reward_of(config)(one) == pytest.approx(gated_by_hand(armo, "ArmoRM", torch.float32)[0][::2], abs=1e-6)
 
 
 def test_refusals_name_what_is_wrong(armo: Path, tmp_path: Path) -> None:
