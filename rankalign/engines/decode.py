@@ -15,6 +15,7 @@ from rankalign.engines import SamplingParams
 from rankalign.engines.local import decoded
 from rankalign.engines.sampling import drawn
 from rankalign.errors import InputError
+from rankalign.models.caches import cache_name
 from rankalign.rows.attention import PREFIX
 from rankalign.rows.linears import fast_linears
 from rankalign.rows.norms import fuse_norms
@@ -112,8 +113,7 @@ class Rows:
         adapted: Any = model
         base = adapted.get_base_model() if hasattr(model, "get_base_model") else adapted
         self._accepted = set(inspect.signature(base.forward).parameters)
-        # State-space models call their memory by the second name.
-        self._memory = next((name for name in ("past_key_values", "cache_params") if name in self._accepted), None)
+        self._memory = cache_name(base)
         if self._memory is None:
             raise InputError(f"engine 'hf' cannot decode with {type(base).__name__}: it has no key-value cache")
         self._model = adapted

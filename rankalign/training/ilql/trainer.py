@@ -19,13 +19,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import DynamicCache, PreTrainedTokenizerBase, set_seed
 
 from rankalign.data.encode import EncodeOptions, TokenList, encode_all, said
 from rankalign.data.records import LARGEST_SCORE, CandidateSet, Prompt, Response
 from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.models import saving
+from rankalign.models.caches import cache_name
 from rankalign.models.identity import config_of
 from rankalign.progress import Progress
 from rankalign.registry import did_you_mean
@@ -206,12 +207,13 @@ class ILQLModel(nn.Module):
         how: tuple[float, int, float],
         generator: torch.Generator,
     ) -> list[int]:
-        lm, written, cache = causal_lm(self.policy), list[int](), None
+        lm, written = causal_lm(self.policy), list[int]()
+        memory = {cache_name(lm) or "past_key_values": DynamicCache(config=lm.config)}
         beta, top_k, temperature = how
         while len(written) < limit and not (written and written[-1] in ends):
-            ids = torch.tensor([written[-1:] if cache is not None else prompt], device=lm.device)
-            out = lm(input_ids=ids, past_key_values=cache, use_cache=True, output_hidden_states=True)
-            cache, hidden = out.past_key_values, out.hidden_states[-1][:, -1].float()
+            ids = torch.tensor([written[-1:] or prompt], device=lm.device)
+            out = lm(input_ids=ids, use_cache=True, output_hidden_states=True, **memory)
+            hidden = out.hidden_states[-1][:, -1].float()
             q = ilql_math.least([head(hidden) for head in self.target_heads])
             scores = ilql_math.steered_logits(out.logits[:, -1].float(), q, self.value_head(hidden), beta, top_k)[0]
             if temperature == 0:
