@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import logging
 import os
+import shutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
@@ -37,17 +40,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def overview() -> str:
-    """The text of ``rankalign --help``."""
-    lines = [f"  {name:<14} {summary}" for name, (_, summary) in COMMANDS.items()]
+    """The text of ``rankalign --help``, no wider than the terminal."""
+    width = shutil.get_terminal_size().columns
+    fold = functools.partial(textwrap.fill, width=width, break_on_hyphens=False)
     return "\n".join(
         [
             "usage: rankalign <command> [options]",
             "",
-            "Align language models by ranking: sample, score, train on all candidates, and see whether it helped.",
+            fold(
+                "Align language models by ranking: sample, score, train on all candidates, and see whether it helped."
+            ),
             "",
-            *lines,
+            *(fold(f"  {name:<14} {what}", subsequent_indent=" " * 17) for name, (_, what) in COMMANDS.items()),
             "",
-            "`rankalign <command> --help` shows options and an example. First steps: `rankalign demo`.",
+            fold("`rankalign <command> --help` shows options and an example. First steps: `rankalign demo`."),
         ]
     )
 

@@ -279,10 +279,22 @@ def test_an_error_ends_with_the_page_that_helps(
 
 @pytest.mark.parametrize("words", [*([c] for c in COMMANDS), *(["train", "--help", g] for g in help_texts.GROUPS)])
 def test_help_fits_a_terminal_of_80_columns(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a command, and of a group of its flags."""
     with pytest.raises(SystemExit) as ended:
         main(words if len(words) > 1 else [*words, "--help"])
     assert ended.value.code == 0
     assert [line for line in capsys.readouterr().out.splitlines() if len(line) > 80] == []
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_the_list_of_commands_fits_the_terminal(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= columns
+    assert all(f"  {command} " in shown for command in COMMANDS)
 
 
 def test_the_ten_that_matter_stand_first_and_every_setting_in_a_group(capsys: pytest.CaptureFixture[str]) -> None:
