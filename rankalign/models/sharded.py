@@ -310,9 +310,23 @@ def is_spread(model: nn.Module) -> bool:
     return any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
 
 
+def has_masters(model: nn.Module) -> bool:
+    """Whether DeepSpeed trains float32 copies, of which the weights are 16-bit shadows."""
+    return any(_has_master(p) for p in model.parameters())
+
+
+def _has_master(tensor: Any) -> bool:
+    # ZeRO-3 names the optimiser that holds the copy; ZeRO-1 and 2 put on every weight how to find it.
+    low = tensor.dtype in (torch.bfloat16, torch.float16)
+    return low and (hasattr(tensor, "_z3_optimizer") or hasattr(tensor, "_hp_mapping"))
+
+
 @torch.no_grad()
 def save(model: Any, folder: Path, first: bool) -> None:
     """Write a spread model, or its adapter, as transformers or peft does, with one whole tensor in memory at a time.
+
+    Where DeepSpeed trains float32 copies of 16-bit weights, those are written: the shadows lack the digits that small
+    updates have moved.
 
     All processes come here: they gather one tensor after the other, and the first writes it.
 
@@ -347,7 +361,7 @@ def _save_whole(model: Any, folder: Path, first: bool) -> None:
         if id(tensor) not in seen:  # tied weights are saved once, under their first name
             seen.add(id(tensor))
             state[name.replace("_checkpoint_wrapped_module.", "")] = tensor
-    outlines = {name: torch.empty(_shape(t), dtype=t.dtype, device="meta") for name, t in state.items()}
+    outlines = {name: _outline(t) for name, t in state.items()}
     transforms = getattr(model, "_weight_conversions", None) or ()
     # The others gather with the first, and convert what is nothing to them.
     files = converted.Conversion(model, transforms, outlines, lambda name: _gathered(state[name], first), back=True)
@@ -367,10 +381,15 @@ def _save_whole(model: Any, folder: Path, first: bool) -> None:
         _save_config(model, folder)
 
 
+def _outline(tensor: Any) -> Tensor:
+    dtype = torch.float32 if _has_master(tensor) else tensor.dtype
+    return torch.empty(_shape(tensor), dtype=dtype, device="meta")
+
+
 def _gathered(tensor: Any, first: bool) -> Tensor:
     """The whole tensor in the first process, its outline in the others; all take part."""
     whole = _whole(tensor, first)
-    return torch.empty(_shape(tensor), dtype=tensor.dtype, device="meta") if whole is None else whole
+    return _outline(tensor) if whole is None else whole
 
 
 def _header(outlines: Mapping[str, Tensor]) -> bytes:
@@ -384,13 +403,20 @@ def _header(outlines: Mapping[str, Tensor]) -> bytes:
 def _save_config(model: Any, folder: Path) -> None:
     # FSDP2 puts a class of its own on top, under a name that nobody could load.
     model.config.architectures = [type(model).__name__.removeprefix("FSDP")]
+    if has_masters(model):
+        model.config.dtype = torch.float32  # which whoever loads the folder reads its weights as
     model.config.save_pretrained(folder)
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(folder)
 
 
 def _whole(tensor: Any, first: bool) -> Tensor | None:
-    """The whole tensor in the first process's memory; all take part."""
+    """The whole tensor in the first process's memory, with all the digits that training has of it; all take part."""
+    if _has_master(tensor):
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        master = safe_get_full_fp32_param(tensor)
+        return master.detach().cpu().clone() if first else None
     if hasattr(tensor, "ds_id"):
         import deepspeed
 

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from rankalign.errors import InputError
+from rankalign.models.sharded import has_masters
 
 T = TypeVar("T")
 
@@ -164,6 +165,8 @@ def describe(kind: DistributedType, model: nn.Module) -> str:
     """One line on how a model is spread, to be printed once it is wrapped."""
     text = f"distributed: {PartialState().num_processes} processes, {kind.value}, model in {type(model).__name__}"
     units = sorted({_plain_name(m) for m in model.modules() if m is not model and isinstance(m, FSDPModule)})
+    if has_masters(model):
+        return f"{text}, which rounds the start weights to 16 bits and trains float32 copies of those"
     return f"{text}, shards of {', '.join(units)}" if units else text
 
 

@@ -132,9 +132,10 @@ class RankTrainer(Trainer):
             processes.take_spread(self.accelerator, self.model)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The weights, by tensors and files where processes share them, so that none holds the whole model."""
+        """The weights, by tensors and files where processes share them or copies of more digits, so that none holds the
+        whole model."""
         model: Any = self.model
-        if not sharded.is_spread(model):
+        if not (sharded.is_spread(model) or sharded.has_masters(model)):
             super().save_model(output_dir, _internal_call)
             return
         folder, first = Path(output_dir or str(self.args.output_dir)), self.is_world_process_zero()

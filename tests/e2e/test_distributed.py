@@ -100,10 +100,13 @@ def test_token_budget_under_sharding(kind: str, method: str, data: Path, alone: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["fsdp", "zero3"])
+@pytest.mark.parametrize("kind", ["fsdp", "zero2", "zero3"])
 @pytest.mark.parametrize("method", ["rrhf", "dpo-lora"])
 def test_sharded_in_16_bits(kind: str, method: str, data: Path, alone: Any, tmp_path: Path) -> None:
-    """Beside a run of one process in float32: as near as 16 bits come, and no nearer; weights stay float32 on disk."""
+    """Beside a run of one process in float32: as near as 16 bits come, and no nearer; weights stay float32 on disk.
+
+    DeepSpeed begins at weights of 8 bits of mantissa, and trains float32 copies of them, all digits of which are saved.
+    """
     one, two = alone(method, 4), tmp_path / "two"
     more = {"per_device_train_batch_size": 1, "max_steps": 4, "bf16": True}
     done = launch(kind, tmp_path / "facts.json", settings(data, two, **METHODS[method], **more))
@@ -113,7 +116,10 @@ def test_sharded_in_16_bits(kind: str, method: str, data: Path, alone: Any, tmp_
     assert theirs == pytest.approx(ours, rel=0.03)
     assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) > 1e-5
     start = {name: torch.zeros_like(t) if "lora_B" in name else t for name, t in tensors(one).items()}
-    assert furthest(one, two) < 2 * sum(line["learning_rate"] for line in log(one))  # what AdamW moves a weight by
+    rounded = max(float(t.abs().max()) for t in tensors(one).values()) * 2**-8 if kind != "fsdp" else 0
+    moved = 2 * sum(line["learning_rate"] for line in log(one))  # by AdamW
+    assert furthest(one, two) < rounded + moved
+    assert any(not torch.equal(t, t.bfloat16().float()) for t in tensors(two).values())
     assert any(not torch.equal(t, start[name]) for name, t in tensors(two).items())
 
 
