@@ -9,7 +9,6 @@ graph (:mod:`rankalign.engines.graphs`) is made once for each.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,8 +191,8 @@ class StaticRows(Rows):
         held = self._held
         assert held is not None
         held.mask.index_fill_(1, held.slot, 1)
-        with _uncached_casts(held.ids.device.type):
-            logits = self._compute(held.ids, held.positions, held.mask, held.cache)
+        # Under autocast too: in inference mode it keeps no casts of weights, which a graph would go on reading.
+        logits = self._compute(held.ids, held.positions, held.mask, held.cache)
         held.logits.copy_(logits)
         idle = held.going[:, 0] == 0
         held.finite.logical_and_((logits.amax(dim=-1).isfinite() | idle).all())
@@ -252,13 +251,6 @@ def _wide(part: Tensor, filled: int, length: int) -> Tensor:
 
 def _taken(part: Tensor, index: Tensor | None) -> Tensor:
     return part if index is None else part.index_select(0, index)
-
-
-def _uncached_casts(device: str) -> AbstractContextManager[Any]:
-    """Under autocast, weights are cast anew at every step: it lets go of casts that a graph would go on reading."""
-    if not torch.is_autocast_enabled(device):
-        return nullcontext()
-    return torch.autocast(device, dtype=torch.get_autocast_dtype(device), cache_enabled=False)
 
 
 # --- who can ------------------------------------------------------------------------------------------------------

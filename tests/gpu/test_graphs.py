@@ -269,7 +269,7 @@ def test_rollouts_are_replayed(captures: list[Replayed], monkeypatch: pytest.Mon
 
 
 def test_weights_are_cast_anew_under_autocast(captures: list[Replayed]) -> None:
-    """Casts that autocast keeps are gone when its context ends, and weights may have changed since."""
+    """Casts that autocast kept would be gone when its context ends, and weights may have changed since."""
     model: Any = build("llama", torch.float32).to("cuda").eval()
     grown, fixed = Rows(model, PROMPTS), StaticRows(model, PROMPTS, LIMIT, graph=True)
     for step in range(8):
