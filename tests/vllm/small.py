@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -45,7 +46,9 @@ def served(model: str, log: Path, *words: str) -> Iterator[str]:
     settings = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     settings |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
     with log.open("wb") as stream:
-        process = subprocess.Popen(command, env=os.environ | settings, stdout=stream, stderr=stream)
+        process = subprocess.Popen(
+            command, env=os.environ | settings, stdout=stream, stderr=stream, start_new_session=True
+        )
 
     def ready() -> bool:
         try:
@@ -58,4 +61,8 @@ def served(model: str, log: Path, *words: str) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()  # it ends its own engine process
-        process.wait()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:  # told so while it starts, it may wait for its engine for ever
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
