@@ -14,11 +14,12 @@ def policy_settings(policy: Policy) -> dict[str, Any]:
     settings = identity(policy)
     if policy.engine in ("hf", "vllm"):
         from rankalign.models import load as models  # imports torch, which a scorer that is a function does without
-        from rankalign.models.identity import config_of
+        from rankalign.models.identity import config_of, text_of
 
         for key in ("model", "adapter"):
             settings[f"{key}_sha256"] = models.weights_of(settings[key]) if settings[key] else ""
             settings[f"{key}_config_sha256"] = config_of(settings[key]) if settings[key] else ""
+        settings["text_sha256"] = text_of(policy.model)
     if is_code(policy.engine):
         settings["engine_sha256"] = hash_of(policy.engine)
     if policy.file:

@@ -1,4 +1,5 @@
-"""What a model computes by beside its weights: the settings that its folder holds, and the base of an adapter."""
+"""What a model computes by beside its weights: the settings that its folder holds, the base of an adapter, and how text
+becomes its tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rankalign.errors import InputError
 from rankalign.models import load as models
+from rankalign.storage.jsonl import dumps
 
 # What saving and loading write of their own accord, or what says where and in which type a model was held last.
 NO_MATTER = frozenset(
@@ -40,6 +43,26 @@ def config_of(model: str) -> str:
     if base:
         told += [models.weights_of(base), config_of(base)]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def tokenizer_hash(model: str) -> str:
+    """64 hex digits over what turns text into tokens: vocabulary, rules and chat template of a model's tokenizer."""
+    tokenizer = models.load_tokenizer(model)
+    told = [models.tokenizer_fingerprint(tokenizer), tokenizer.chat_template]
+    return hashlib.sha256(dumps(told).encode()).hexdigest()
+
+
+def text_of(model: str) -> str:
+    """64 hex digits over what stands between text and a model: tokenizer, chat template, and the tokens that its
+    generation settings end an answer at; empty for a hub id, and for a folder without a tokenizer."""
+    if not Path(models.resolve(model)).is_dir():
+        return ""
+    base = models.base_and_adapter(model, "")[0] or model
+    told = _read(Path(models.resolve(base)) / "generation_config.json")
+    try:
+        return hashlib.sha256(dumps([tokenizer_hash(model), (told or {}).get("eos_token_id")]).encode()).hexdigest()
+    except InputError:  # which loading says better
+        return ""
 
 
 def _read(path: Path) -> Any:

@@ -19,7 +19,7 @@ from rankalign.data.records import CandidateSet, Response, read
 from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.models.devices import is_over_devices
-from rankalign.models.identity import config_of
+from rankalign.models.identity import config_of, tokenizer_hash
 from rankalign.rows import rewards
 from rankalign.rows.logps import supports_tree
 from rankalign.scorers.outputs import weighed_outputs
@@ -209,7 +209,7 @@ class RewardModelScorer:
             "reference_file_sha256": sha256_of(self.reference_file) if self.reference_file else "",
             "weights": self._weights(),
             "config": config_of(self.path),
-            "tokenizer": models.tokenizer_fingerprint(models.load_tokenizer(self.path)),
+            "tokenizer": tokenizer_hash(self.path),
             # Outputs of before these options stay finished.
             **({"pooling": self.pooling} if self.pooling else {}),
             **({"axis": self.axis} if self.axis else {}),

@@ -17,7 +17,7 @@ from rankalign.data import encode, templates
 from rankalign.data.records import CandidateSet, Response, refusal
 from rankalign.errors import InputError
 from rankalign.models import load as models
-from rankalign.models.identity import config_of
+from rankalign.models.identity import config_of, tokenizer_hash
 from rankalign.registry import did_you_mean
 from rankalign.scorers import Explanation
 
@@ -119,7 +119,7 @@ class TokenRewardScorer:
             "max_length": self._max_length,
             "weights": models.weights_fingerprint(models.local_folder(self.path)),
             "config": config_of(self.path),
-            "tokenizer": models.tokenizer_fingerprint(models.load_tokenizer(self.path)),
+            "tokenizer": tokenizer_hash(self.path),
         }
 
     def _reduced(self, scores: Sequence[float]) -> float:

@@ -18,7 +18,7 @@ from rankalign.errors import InputError
 from rankalign.losses import Loss
 from rankalign.models import adapters
 from rankalign.models import load as models
-from rankalign.models.identity import config_of
+from rankalign.models.identity import config_of, tokenizer_hash
 from rankalign.models.sharded import is_spread
 from rankalign.rows import flash_varlen, head_liger, logps, rewards
 from rankalign.storage.jsonl import dumps
@@ -64,13 +64,6 @@ def start_hash(settings: ModelSettings, method: str = "rank") -> str:
             f"model {settings.model} is an adapter: --use_lora trains it on, `rankalign merge` folds it into its base"
         )
     return models.weights_of(settings.model)
-
-
-def tokenizer_hash(model: str) -> str:
-    """What turns text into tokens: vocabulary, rules and chat template of a model's tokenizer."""
-    tokenizer = models.load_tokenizer(model)
-    told = [models.tokenizer_fingerprint(tokenizer), tokenizer.chat_template]
-    return hashlib.sha256(dumps(told).encode()).hexdigest()
 
 
 def read_hashes(of_data: DataSettings, of_model: ModelSettings, method: str) -> dict[str, Any]:

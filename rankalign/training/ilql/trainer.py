@@ -27,7 +27,7 @@ from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.models import saving
 from rankalign.models.caches import cache_name
-from rankalign.models.identity import config_of
+from rankalign.models.identity import config_of, tokenizer_hash
 from rankalign.progress import Progress
 from rankalign.registry import did_you_mean
 from rankalign.rows.head import head_of, label_logps
@@ -38,7 +38,7 @@ from rankalign.storage.folders import check_writable
 from rankalign.storage.jsonl import dumps, without_nan
 from rankalign.training.fit import check_end, check_fit
 from rankalign.training.ilql import math as ilql_math
-from rankalign.training.inputs import disable_dropout, say_counts, tokenizer_hash
+from rankalign.training.inputs import disable_dropout, say_counts
 from rankalign.training.ppo.value import ValueHead, predicting_states
 
 HEADS_FILE = "ilql_heads.safetensors"

@@ -17,7 +17,7 @@ from rankalign.data.render import Rendering
 from rankalign.errors import InputError, Interrupted, RecordError
 from rankalign.models import adapters, saving
 from rankalign.models import load as models
-from rankalign.models.identity import config_of
+from rankalign.models.identity import config_of, tokenizer_hash
 from rankalign.progress import Progress
 from rankalign.rows import logps
 from rankalign.storage import manifest
@@ -31,7 +31,7 @@ from rankalign.training.arguments import PPOConfig
 from rankalign.training.card import write_card
 from rankalign.training.defaults import say
 from rankalign.training.fit import check_end, check_fit
-from rankalign.training.inputs import choose_kernels, disable_dropout, mixed, say_counts, tokenizer_hash
+from rankalign.training.inputs import choose_kernels, disable_dropout, mixed, say_counts
 from rankalign.training.locate import locate
 from rankalign.training.ppo import state as ppo_state
 from rankalign.training.ppo.rollouts import Question, Reward, Sampler
