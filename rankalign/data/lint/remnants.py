@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections import Counter
@@ -43,11 +44,17 @@ def html_in(text: str) -> list[str]:
 def scripts_in(text: str) -> Counter[str]:
     """Letters by script; those that one language mixes count as one."""
     found: Counter[str] = Counter()
-    for char in text:
+    for char, count in Counter(text).items():  # a text has few letters that differ
         if char.isalpha():
-            name = "LATIN" if char.isascii() else unicodedata.name(char, "UNKNOWN").split()[0]
-            found[next((min(group) for group in _TOGETHER if name in group), name)] += 1
+            name = script_of(char)
+            found[next((min(group) for group in _TOGETHER if name in group), name)] += count
     return found
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def script_of(letter: str) -> str:
+    """The script of a letter, as Unicode's name of it begins."""
+    return "LATIN" if letter.isascii() else unicodedata.name(letter, "UNKNOWN").split()[0]
 
 
 def language(text: str) -> str:

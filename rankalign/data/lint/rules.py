@@ -6,16 +6,15 @@ L1xx look at one answer, L2xx at the answers of one prompt, L3xx at their scores
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice
 
 import regex
 
 from rankalign.data.lint.control import found_in
-from rankalign.data.lint.remnants import html_in, languages_in
+from rankalign.data.lint.remnants import html_in, languages_in, script_of
 from rankalign.data.lint.whole import HeldOut, LengthDecides, SamePrompt, Unread, Watch
 from rankalign.data.messages import message_text, text_of
 from rankalign.data.records import CandidateSet, judges
@@ -177,10 +176,10 @@ def _replaced(text: str) -> str:
 
 def script(text: str) -> str:
     """The script of most of a text's letters (``LATIN``, ``CJK``, ...); empty where it is mixed or short."""
-    letters = [char for char in text if char.isalpha()][:400]
+    letters = list(islice(filter(str.isalpha, text), 400))
     if len(letters) < 20:
         return ""
-    names = Counter("LATIN" if c.isascii() else unicodedata.name(c, "UNKNOWN").split()[0] for c in letters)
+    names = Counter(map(script_of, letters))
     name, count = names.most_common(1)[0]
     return name if count >= 0.7 * len(letters) else ""
 
