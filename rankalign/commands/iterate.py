@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="OP: 1 answers the next block as one trains",
     )
     parser.add_argument("--num_processes", type=int, metavar="N", help="sample, grade and train in so many, one a GPU")
-    parser.add_argument("--launch", help="how they share the training: ddp, fsdp2, zero2 or zero3 (OP: ddp, zero2)")
+    parser.add_argument("--launch", help="how they share the training: ddp, fsdp2, zero2 or zero3")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -348,7 +348,7 @@ def _save_adapter(model: Any, folder: Path, first: bool) -> None:
 
     state = {name: p for name, p in model.named_parameters() if p.requires_grad}
     chosen = {id(t) for t in get_peft_model_state_dict(model, state_dict=state).values()}
-    whole = {name: full for name, p in state.items() if id(p) in chosen and (full := _whole(p, first)) is not None}
+    whole = {name: full for name, p in state.items() if id(p) in chosen and (full := collected(p, first)) is not None}
     if first:
         model.save_pretrained(folder, state_dict=whole)
 
@@ -388,7 +388,7 @@ def _outline(tensor: Any) -> Tensor:
 
 def _gathered(tensor: Any, first: bool) -> Tensor:
     """The whole tensor in the first process, its outline in the others; all take part."""
-    whole = _whole(tensor, first)
+    whole = collected(tensor, first)
     return _outline(tensor) if whole is None else whole
 
 
@@ -410,7 +410,7 @@ def _save_config(model: Any, folder: Path) -> None:
         model.generation_config.save_pretrained(folder)
 
 
-def _whole(tensor: Any, first: bool) -> Tensor | None:
+def collected(tensor: Any, first: bool) -> Tensor | None:
     """The whole tensor in the first process's memory, with all the digits that training has of it; all take part."""
     if _has_master(tensor):
         from deepspeed.utils import safe_get_full_fp32_param

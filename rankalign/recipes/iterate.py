@@ -38,7 +38,7 @@ from rankalign.storage.jsonl import dumps, loads, read_rows, write_rows
 from rankalign.storage.sources import is_there, sha256_of
 from rankalign.training.arguments import TrainConfig, parse_settings
 from rankalign.training.online import StartModel, plan, train_online
-from rankalign.training.processes import asked_to_shard, is_first
+from rankalign.training.processes import is_first, spreads_weights
 from rankalign.training.run import train
 
 __all__ = ["IterateConfig", "run"]
@@ -125,8 +125,8 @@ def _check(config: IterateConfig) -> None:
         raise InputError(
             "each round starts its own processes: give iterate --num_processes and --launch, and no launcher"
         )
-    if config.refresh_every and asked_to_shard(wanted) and getattr(wanted.deepspeed_plugin, "zero_stage", 3) == 3:
-        raise InputError("online the weights that train also answer, in each process: --launch ddp or zero2")
+    if config.refresh_every:
+        spreads_weights(wanted)  # says what cannot be made whole to answer
     several = wanted.world_size > 1 and not config.ahead
     if several and any(is_current(policy) and policy.engine == "vllm" for policy in config.policies):
         raise InputError("online, engine vllm answers in the one process that trains: with several give --async 1")

@@ -6,6 +6,7 @@ writes; what the others are to compute, it sends them.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -88,4 +89,7 @@ def _compute(worker: Worker, some: Sequence[Batch]) -> list[Any]:
         mine = worker(some[number]) if number < len(some) else []
     except InputError as error:
         mine = str(error)
+    except Exception as error:  # told as well, for the others would wait for this one's values
+        traceback.print_exc()
+        mine = f"process {number} failed: {type(error).__name__}: {error}"
     return list(gather_object([mine]))

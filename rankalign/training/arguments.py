@@ -198,7 +198,8 @@ class TrainConfig(TrainingArguments):
         if self.two_pass == "always" and not self.can_two_pass:
             raise InputError("--two_pass always needs log-probabilities (not --method reward) and no dropout")
         watched = "--watch" if self.watch else "the best checkpoint by ROUGE" if self.best_by_rouge else ""
-        if watched and (reward or self.eval_strategy == "no" or not (self.eval_data or self.eval_split) or self.fsdp):
+        blind = self.eval_strategy == "no" or not (self.eval_data or self.eval_split)
+        if watched and (reward or blind or processes.fsdp_version(self)):
             raise InputError(f"{watched} needs --eval_strategy and --eval_data, a model that answers, and no --fsdp")
 
     def _check_metric(self, known: Collection[str]) -> None:
@@ -287,8 +288,6 @@ class PPOConfig(PPOSettings, TrainConfig):
         for name in sorted(name for name in own if getattr(self, name) != getattr(TrainConfig, name)):
             raise InputError(f"--method ppo does not read --{name}")
         super().__post_init__()
-        if processes.asked_to_shard(self):
-            raise InputError("--method ppo is shared out by --launch ddp alone: sampling needs whole weights")
         self.check_ppo()
         json_object(self.reward_options)
 

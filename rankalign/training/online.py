@@ -26,6 +26,8 @@ from transformers import set_seed
 from rankalign.data.encode import TokenList
 from rankalign.errors import InputError
 from rankalign.models import load as models
+from rankalign.models.sharded import is_spread
+from rankalign.models.whole import Whole
 from rankalign.storage import manifest
 from rankalign.storage.files import atomic_writer
 from rankalign.storage.folders import check_writable
@@ -145,7 +147,8 @@ class StartModel:
         return models.load_policy(self.name, dtype="float32")
 
     def forget(self) -> None:
-        """Nothing: it is asked in every block."""
+        """Give its memory back; it is loaded again if need be."""
+        self.__dict__.pop("_loaded", None)
 
     @contextlib.contextmanager
     def beside(self, model: Any, untouched: bool = False) -> Iterator[Any]:
@@ -184,6 +187,7 @@ class OnlineTrainer(RankTrainer):
     ) -> None:
         # Order and number of updates come from the prompts alone; the lists come with their block.
         places = [Example(TokenList(ident, [], [], [])) for ident in ids]
+        self.whole = Whole(model) if processes.spreads_weights(config) else None
         super().__init__(model, config, places, evaluation, config.layout, **more)
         self.plan, self.refresh = plan, refresh
         self.follow(MovingReference(config.loss_settings) if config.sync_ref_model else start)
@@ -195,28 +199,51 @@ class OnlineTrainer(RankTrainer):
         if self.block and self.block.step <= step < self.block.step + self.block.updates:
             return
         self.block = next(block for block in self.plan if block.step <= step < block.step + block.updates)
+        own: Any = self.model
+        training = own.training
+        own.eval()
+        with self._entire() as model:
+            self._take(self.block, model, step == self.block.step)
+        own.train(training)
+
+    def hold_out(self, lists: Sequence[TokenList]) -> None:
+        """Take these for what is measured, in the layout that :meth:`enter` has chosen."""
+        with self._entire() as model:
+            self.held_out = self.referred(model, lists)
+
+    @contextlib.contextmanager
+    def _entire(self) -> Iterator[Any]:
+        """The model with all its weights in each process, as have those that are loaded beside it."""
         model: Any = self.model
-        training = model.training
-        model.eval()
+        spread = self.whole if self.whole is not None and is_spread(model) else None
+        with (
+            processes.whole_weights(self.config),
+            spread.now(model) if spread else contextlib.nullcontext(model) as entire,
+        ):
+            yield entire
+        if self.whole is not None:
+            self.start.forget()  # training has no room beside it
+
+    def _take(self, block: Block, model: Any, fresh: bool) -> None:
+        """Have a block's lists, answered by ``model`` where no update of it is made yet."""
         with torch.random.fork_rng():  # what is read from disk after a kill must leave the same state as what was made
-            fresh = step == self.block.step
-            answered = self.refresh(model, self.block, fresh)
+            answered = self.refresh(model, block, fresh)
         tokenizer: Any = self.processing_class
         of_data = replace(self.config.data_settings, token_cache=OFF)  # nobody reads this file again
         lists, counts = encode(of_data, tokenizer, str(answered.path), self.config.loss == "sft")
         inputs.say_counts(counts)
         inputs.check_own(self.config.loss_entry, self.config.loss, counts, str(answered.path))
-        check_fit(self.model, lists)
+        check_fit(model, lists)
         if self.layout == "auto" and lists:
             batch = self.config.per_device_train_batch_size
             # No lists were there when the trainer was made.
             self.layout, why = inputs.choose_layout(self.layout, model, lists, batch, precision=self.config.precision)
             print(f"layout: {self.layout} ({why})", file=sys.stderr)
-        found = self.by_writer(lists, answered, fresh) if by_ratio(self.config.loss) else self.referred(lists)
+        ratio = by_ratio(self.config.loss)
+        found = self.by_writer(model, lists, answered, fresh) if ratio else self.referred(model, lists)
         self.lists = {example.tokens.id: example for example in found}
-        model.train(training)
 
-    def by_writer(self, lists: Sequence[TokenList], answered: Answered, fresh: bool) -> list[Example]:
+    def by_writer(self, own: Any, lists: Sequence[TokenList], answered: Answered, fresh: bool) -> list[Example]:
         """Lists with their log-probabilities under the weights that wrote them, which are kept beside them: within the
         block those weights are gone.
 
@@ -228,7 +255,7 @@ class OnlineTrainer(RankTrainer):
             if not (fresh or answered.weights):
                 raise InputError(f"{kept} is gone, of which the checkpoint has learned a part; start with --overwrite")
             writer = StartModel(answered.weights) if answered.weights else None
-            with writer.beside(self.model) if writer else contextlib.nullcontext(self.model) as model:
+            with writer.beside(own) if writer else contextlib.nullcontext(own) as model:
                 found: Any = self.under(model, lists)
             rows = {example.tokens.id: example.ref_logps.clone() for example in found}  # of no shared memory
             if processes.is_first():
@@ -238,11 +265,11 @@ class OnlineTrainer(RankTrainer):
         logps = load_file(kept)
         return [Example(tokens, logps[tokens.id]) for tokens in lists]
 
-    def referred(self, lists: Sequence[TokenList]) -> list[Example]:
-        """Lists with their log-probabilities under the start model, where the loss needs them."""
-        if not self.config.loss_entry.needs_reference:
+    def referred(self, own: Any, lists: Sequence[TokenList]) -> list[Example]:
+        """Lists with their log-probabilities under the start model of ``own``, where the loss needs them."""
+        if not lists or not self.config.loss_entry.needs_reference:
             return [Example(tokens) for tokens in lists]
-        with self.start.beside(self.model, untouched=self.state.global_step == 0) as reference:
+        with self.start.beside(own, untouched=self.state.global_step == 0) as reference:
             return self.under(reference, lists)
 
     def under(self, reference: Any, lists: Sequence[TokenList]) -> list[Example]:
@@ -270,7 +297,7 @@ class OnlineTrainer(RankTrainer):
     def evaluate(self, *args: Any, **more: Any) -> dict[str, float]:
         """As :meth:`RankTrainer.evaluate`, by the reference of now where it moves."""
         if isinstance(self.start, MovingReference):
-            self.held_out = self.referred([example.tokens for example in self.held_out])
+            self.held_out = self.referred(self.model, [example.tokens for example in self.held_out])
         return super().evaluate(*args, **more)
 
     def training_step(
@@ -333,8 +360,10 @@ def train_online(
     tokenizer = models.load_tokenizer(config.model)
     alone, eval_data = config.loss == "sft", of_data.eval_data
     held_out = encode(of_data, tokenizer, eval_data, alone)[0] if eval_data else []
+    with processes.whole_weights(config):
+        model = inputs.load_model(of_model, tokenizer, dtype=config.weights_dtype)
     trainer = OnlineTrainer(
-        inputs.load_model(of_model, tokenizer, dtype=config.weights_dtype),
+        model,
         config,
         ids,
         plan,
@@ -346,7 +375,7 @@ def train_online(
     )
     processes.check_type(trainer.accelerator.distributed_type, config.fsdp, config.deepspeed)
     trainer.enter(0)  # with the start weights, also when a checkpoint follows: they decide the layout
-    trainer.held_out = trainer.referred(held_out)  # in the layout that enter has chosen
+    trainer.hold_out(held_out)
     trainer.watch = watch
     run.run_trainer(trainer, config, settings)
     run.save(trainer, tokenizer, output, of_model)

@@ -98,6 +98,36 @@ def asked_to_shard(config: Any) -> bool:
     return bool(config.fsdp) or config.deepspeed is not None or env
 
 
+def fsdp_version(config: Any) -> int:
+    """1 or 2 where FSDP was asked for, by a flag or by ``accelerate launch``; else 0.
+
+    Args:
+        config: transformers' TrainingArguments.
+    """
+    if config.fsdp_plugin_args:
+        return int(config.fsdp_plugin_args["fsdp_version"])
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1")
+    return int(os.environ.get("FSDP_VERSION", "1")) if asked else 0
+
+
+def spreads_weights(config: Any) -> bool:
+    """Whether each of several processes is to hold a part of the weights alone, by FSDP2 or ZeRO-3; for runs that write
+    answers between updates.
+
+    Args:
+        config: transformers' TrainingArguments.
+
+    Raises:
+        InputError: FSDP's first version, which makes one flat tensor of a layer's weights.
+    """
+    if PartialState().num_processes == 1:
+        return False
+    if fsdp_version(config) == 1:
+        raise InputError("FSDP's first version cannot write answers between updates: take FSDP2 (fsdp_version 2)")
+    plugin = config.deepspeed_plugin
+    return fsdp_version(config) == 2 or (plugin is not None and plugin.zero_stage == 3)
+
+
 def keep_digits(plugin: Any) -> None:
     """Have FSDP2 under mixed precision hand on float32 log-probabilities, and add gradients up in float32.
 

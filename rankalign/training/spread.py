@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,15 +40,7 @@ def by_parts(config: TrainConfig) -> str:
     plugin = config.deepspeed_plugin
     if plugin is not None:
         return "zero3" if plugin.zero_stage == 3 and config.method != "reward" else ""
-    return "fsdp" if fsdp_version(config) == 2 else ""
-
-
-def fsdp_version(config: TrainConfig) -> int:
-    """1 or 2 where FSDP was asked for, by a flag or by ``accelerate launch``; else 0."""
-    if config.fsdp_plugin_args:
-        return int(config.fsdp_plugin_args["fsdp_version"])
-    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1")
-    return int(os.environ.get("FSDP_VERSION", "1")) if asked else 0
+    return "fsdp" if processes.fsdp_version(config) == 2 else ""
 
 
 def load(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Any | None:

@@ -55,7 +55,7 @@ def gathered(model: Any) -> dict[str, torch.Tensor]:
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     found = {}
     for name, parameter in inner.named_parameters():
-        whole = sharded._whole(parameter, True)
+        whole = sharded.collected(parameter, True)
         assert whole is not None
         found[name.replace(".base_layer.", ".")] = whole
     return found

@@ -29,12 +29,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "dpo-lora": {"loss": "dpo", "use_lora": True},
     "reward": {"method": "reward"},
     "sft": {"method": "sft"},
+    "dpo-bema": {"loss": "dpo", "sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_bema": True},
+    "dpo-moving-lora": {"loss": "dpo", "use_lora": True, "sync_ref_model": True, "ref_model_sync_steps": 3},
 }
+# By all launchers but these; references move where the weights are whole.
+ONLY = {"reward": ("ddp", "zero3"), "sft": ("ddp", "zero3"), "dpo-bema": ("ddp",), "dpo-moving-lora": ("ddp",)}
 SLOW = [
     pytest.param(kind, method, marks=pytest.mark.slow)
     for kind in LAUNCHED
     for method in METHODS
-    if (kind, method) != ("ddp", "rrhf") and (kind in ("ddp", "zero3") or method not in ("reward", "sft"))
+    if (kind, method) != ("ddp", "rrhf") and kind in ONLY.get(method, LAUNCHED)
 ]
 
 

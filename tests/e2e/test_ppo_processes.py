@@ -74,11 +74,57 @@ def test_two_processes_that_were_killed_are_one(one_thread: None, tmp_path: Path
     assert (two / "manifest.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("how", "kind", "killed"),
+    [
+        ("fsdp", "full", False),
+        *(
+            pytest.param(how, kind, True, marks=pytest.mark.slow)
+            for how in ("fsdp", "zero3", "zero2")
+            for kind in ("full", "lora", "value net")
+            if how != "zero2" or kind == "full"
+        ),
+    ],
+)
+def test_processes_that_share_the_weights_are_one(
+    one_thread: None, tmp_path: Path, how: str, kind: str, killed: bool
+) -> None:
+    """Also where the weights come and go with each layer, and where they were killed."""
+    one, two = alone(tmp_path, **KINDS[kind]), tmp_path / "two"
+    words = settings(tmp_path, "two", per_device_train_batch_size=2, **KINDS[kind])
+    if killed:
+        seed = int(os.environ.get("RANKALIGN_SEED") or random.SystemRandom().randrange(10**6))
+        print("RANKALIGN_SEED =", seed)
+        moment = random.Random(seed).randrange(3)
+        assert launch_and_kill(how, ["train", *flags(words)], lambda: len(list(two.glob("checkpoint-*"))) >= moment)
+    done = launch(how, tmp_path / "facts.json", words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count(f"model in {'FSDPActorCritic' if how == 'fsdp' else 'DeepSpeedEngine'}") == 1
+    assert done.stderr.count("each process has all weights") == (how != "zero2")
+    assert furthest_of_all(one, two) < 1e-5
+    check_log(one, two)
+
+
+def furthest_of_all(one: Path, two: Path) -> float:
+    """Largest difference between the weights that two runs have saved, of policy and critic."""
+    files = [path for path in sorted(one.rglob("*.safetensors")) if "checkpoint" not in str(path.relative_to(one))]
+    assert len(files) == 2
+    pairs = [(load_file(path), load_file(two / path.relative_to(one))) for path in files]
+    assert all(ours.keys() == theirs.keys() for ours, theirs in pairs)
+    return max(float((ours[name] - theirs[name]).abs().max()) for ours, theirs in pairs for name in ours)
+
+
 def check_equal(one: Path, two: Path) -> None:
     """Weights, critic and log of two processes are those of one, but for the order of float32 sums."""
     ours, theirs = trained(one / "checkpoint-3"), trained(two / "checkpoint-3")
     assert ours.keys() == theirs.keys()
     assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-5
+    check_log(one, two)
+
+
+def check_log(one: Path, two: Path) -> None:
+    """The lines of two processes are those of one, which has learned something in its last step."""
+    ours = trained(one / "checkpoint-3")
     before = trained(one / "checkpoint-2")
     assert max(float((ours[name] - before[name]).abs().max()) for name in ours) > 1e-3  # so the bound means something
     for line, other in zip(lines(one), lines(two), strict=True):

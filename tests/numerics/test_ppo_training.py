@@ -120,16 +120,21 @@ def test_values_move_the_trunk_where_log_probabilities_do_not() -> None:
         torch.testing.assert_close(found[name], wanted[name], rtol=1e-9, atol=1e-9, msg=name)
 
 
+def referred(trainer: PPOTrainer, prompts: list[list[int]], responses: list[list[int]]) -> Tensor:
+    with trainer.reference.policy() as policy:
+        return trainer.reference.logps(policy, prompts, responses)
+
+
 @pytest.mark.parametrize("lora", [False, True])
 def test_the_reference_is_the_start_model_before_and_after_training(tmp_path: Path, lora: bool) -> None:
     trainer = trainer_of(settings(tmp_path, use_lora=lora, learning_rate=1e-2, max_steps=2))
     start, ids = tiny.build_model(), torch.tensor([[1, 40, 41, 42, 60]])
     prompts, responses = [[1, 40, 41]], [[42, 60, 2]]
-    wanted, first = start(ids).logits, trainer.reference.logps(prompts, responses)
+    wanted, first = start(ids).logits, referred(trainer, prompts, responses)
     for _ in range(3):
         with trainer.reference.policy() as policy:
             assert torch.equal(policy(ids).logits, wanted)
-        assert torch.equal(trainer.reference.logps(prompts, responses), first)
+        assert torch.equal(referred(trainer, prompts, responses), first)
         trainer.iterate()
     torch.testing.assert_close(first, one_by_one(start, prompts[0], responses[0]), rtol=0, atol=2e-6)
     trained: Any = trainer.actor.policy

@@ -26,6 +26,7 @@ from rankalign.storage.folders import check_writable, remove_strays
 from rankalign.storage.journal import differences
 from rankalign.storage.jsonl import dumps, loads, without_nan
 from rankalign.storage.sources import is_there, sha256_of
+from rankalign.training import processes
 from rankalign.training.added_tokens import add_tokens
 from rankalign.training.arguments import PPOConfig
 from rankalign.training.card import write_card
@@ -75,8 +76,8 @@ def train_ppo(config: PPOConfig, sampler: Sampler, reward: Reward) -> dict[str, 
     trainer = PPOTrainer(actor, questions, config, sampler, reward, models.tokenizer_fingerprint(tokenizer))
     print(f"reward: {dumps(settings['reward_sha256'])}", file=sys.stderr)
     _run(trainer, config, output, settings)
-    if trainer.accelerator.is_main_process:
-        actor.save(output)
+    actor.save(output, is_first())  # on all processes, each of which may hold a share
+    if is_first():
         tokenizer.save_pretrained(str(output))
         saving.finish(output, None if config.use_lora else models.local_folder(config.model), config.keep_float32)
         facts = {"counts": counts, "metrics": trainer.history[-1], "steps": trainer.step}
@@ -143,11 +144,12 @@ def load_actor(config: PPOConfig, questions: list[Question]) -> ActorCritic:
     Raises:
         InputError: the policy is an adapter: with it off, the reference would not be the start model.
     """
-    policy: Any = models.load_policy(config.model, dtype="float32")
+    with processes.whole_weights(config):
+        policy: Any = models.load_policy(config.model, dtype="float32")
+        critic = load_value_net(config.value_model, config.model) if config.value_model else None
     if hasattr(policy, "get_base_model"):
         raise InputError(f"model {config.model}: is an adapter; `rankalign merge` folds it into its base")
     print(f"policy {config.model}: weights sha256 {models.weights_fingerprint(policy)}", file=sys.stderr)
-    critic = load_value_net(config.value_model, config.model) if config.value_model else None
     if critic is not None:
         print(f"value net {config.value_model}: weights sha256 {models.weights_fingerprint(critic)}", file=sys.stderr)
         disable_dropout(critic)

@@ -17,6 +17,7 @@ from rankalign.storage.folders import new_folder
 from rankalign.storage.jsonl import dumps, loads
 
 WEIGHTS, OPTIMIZER = "weights.", "optimizer."
+FACTS = "state.json"
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -32,7 +33,12 @@ def save(folder: Path, module: nn.Module, optimizer: Optimizer, facts: dict[str,
         tensors |= {f"{OPTIMIZER}{names[index]}/{key}": torch.as_tensor(value) for key, value in state.items()}
     with new_folder(folder) as fresh:
         save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, fresh / "state.safetensors")
-        write_text(fresh / "state.json", dumps(facts) + "\n")
+        write_text(fresh / FACTS, dumps(facts) + "\n")
+    drop_old(folder, keep)
+
+
+def drop_old(folder: Path, keep: int | None) -> None:
+    """Remove all checkpoints but the newest ``keep`` of the run that has just written ``folder``."""
     for old in checkpoints(folder.parent)[: -keep if keep else 0]:  # only now: a kill leaves one too many, never none
         shutil.rmtree(old)
 
@@ -45,7 +51,7 @@ def checkpoints(output: Path) -> list[Path]:
 
 def read_facts(folder: Path) -> dict[str, Any]:
     """The JSON part of a checkpoint."""
-    return dict(loads((folder / "state.json").read_text(encoding="utf-8")))
+    return dict(loads((folder / FACTS).read_text(encoding="utf-8")))
 
 
 @torch.no_grad()

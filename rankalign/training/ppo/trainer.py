@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from transformers import Trainer, get_scheduler
 
@@ -22,6 +22,7 @@ from rankalign.data.records import LARGEST_SCORE, CandidateSet, Response
 from rankalign.errors import InputError
 from rankalign.training import processes
 from rankalign.training.arguments import PPOConfig
+from rankalign.training.ppo import launched
 from rankalign.training.ppo import math as ppo_math
 from rankalign.training.ppo import state as ppo_state
 from rankalign.training.ppo.math import Score
@@ -64,8 +65,9 @@ class PPOTrainer:
         tokenizer: str = "",
     ) -> None:
         self.actor, self.questions, self.config, self.tokenizer = actor, questions, config, tokenizer
-        self.sampler, self.reward, self.reference = sampler, reward, Reference(actor)
-        self.accelerator = Accelerator(mixed_precision="bf16" if config.bf16 else "no", cpu=config.use_cpu)
+        self.sampler, self.reward = sampler, reward
+        self.accelerator = launched.accelerator(config)
+        self.reference = Reference(actor, spread=processes.spreads_weights(config))
         self.kl = ppo_math.KLController(config.kl_coef, config.kl_target, config.kl_horizon)
         self.moments = ppo_math.RunningMoments()
         self.history: list[dict[str, Any]] = []
@@ -83,9 +85,11 @@ class PPOTrainer:
         """The optimiser over all that trains, and a schedule that moves with every update."""
         config = self.config
         parameters = list(ppo_state.trainable(self.actor).values())
+        if launched.by_shards(self.accelerator):
+            launched.prove(self.actor, self.questions[0].tokens)
         make, keywords = Trainer.get_optimizer_cls_and_kwargs(config)
         optimizer = make(parameters, **{"weight_decay": config.weight_decay, **keywords})
-        self.parameters, self.optimizer = parameters, optimizer
+        self.optimizer = optimizer
         batches = math.ceil(config.rollouts // self._world / self._batch_size)
         total = self.steps * config.ppo_epochs * batches
         self.schedule = get_scheduler(
@@ -96,6 +100,10 @@ class PPOTrainer:
             scheduler_specific_kwargs=cast(dict[str, Any], config.lr_scheduler_kwargs),
         )
         self.model, self._stepper = self.accelerator.prepare(self.actor, optimizer)
+        self.parameters = list(ppo_state.trainable(self.actor).values())  # which sharding has put others in place of
+        self.reference.wrapped()
+        if self._world > 1:
+            print(processes.describe(self.accelerator.distributed_type, self.model), file=sys.stderr)
 
     @property
     def _world(self) -> int:
@@ -143,11 +151,12 @@ class PPOTrainer:
         prompts = [question.tokens for question, _ in draws]
         # On a GPU in 16 bits too, for half the cache and faster products; on a CPU runs keep their bits.
         on_gpu = self.accelerator.device.type == "cuda"
-        with self.accelerator.autocast() if on_gpu else contextlib.nullcontext():
-            answers = self.sampler(self.actor.policy, prompts, [(q.record.id, number) for q, number in draws])
-        raw = self.reward([self._as_record(q, a) for (q, _), a in zip(draws, answers, strict=True)])
+        with self.accelerator.autocast() if on_gpu else contextlib.nullcontext(), self.reference.trained() as policy:
+            answers = self.sampler(policy, prompts, [(q.record.id, number) for q, number in draws])
+        with processes.whole_weights(self.config):  # of models that grade
+            raw = self.reward([self._as_record(q, a) for (q, _), a in zip(draws, answers, strict=True)])
         responses = [answer.ids for answer in answers]
-        flat = [self._before(prompts[i : i + n], responses[i : i + n]) for i, n in self._parts(len(prompts))]
+        flat = self._before(prompts, responses)
         # To other processes tensors go by way of the CPU.
         columns = (torch.cat(p).cpu() if self._world > 1 else torch.cat(p) for p in zip(*flat, strict=True))
         rows = [torch.split(column, [len(ids) for ids in responses]) for column in columns]
@@ -183,10 +192,13 @@ class PPOTrainer:
         return ((start, size) for start in range(0, count, size))
 
     @torch.no_grad()
-    def _before(self, prompts: list[list[int]], responses: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
-        logps, values = self.model(prompts, responses)
-        with self.accelerator.autocast():
-            return logps, values, self.reference.logps(prompts, responses)
+    def _before(self, prompts: list[list[int]], responses: list[list[int]]) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Log-probabilities, values and the start model's log-probabilities, micro-batch by micro-batch."""
+        parts = [(prompts[i : i + n], responses[i : i + n]) for i, n in self._parts(len(prompts))]
+        own = [self.model(*part) for part in parts]
+        with self.reference.policy() as policy, self.accelerator.autocast():
+            refs = [self.reference.logps(policy, *part) for part in parts]
+        return [(logps, values, ref) for (logps, values), ref in zip(own, refs, strict=True)]
 
     def _scaled(self, raw: Sequence[Score | None], questions: Sequence[Question]) -> list[Score]:
         """Scores as rewards: less the baseline, scaled, clipped; 0 for a missing one, whose tokens are masked."""
@@ -216,7 +228,8 @@ class PPOTrainer:
         if len(chosen) < len(self.questions):
             missing = len(self.questions) - len(chosen)
             raise InputError(f"--reward_baseline {name}: {missing} prompts have no response of that policy")
-        scores = processes.together(list(self.reward(processes.share(chosen))))
+        with processes.whole_weights(self.config):
+            scores = processes.together(list(self.reward(processes.share(chosen))))
         return {s.id: ppo_math.total(score) for s, score in zip(chosen, scores, strict=True) if score is not None}
 
     def _describe(
@@ -259,14 +272,12 @@ class PPOTrainer:
         tokens, own = rollouts.mask[batch].sum(), processes.share(batch)
         parts = [own[start : start + size] for start, size in self._parts(len(own))]
         for part in parts:
-            last = part is parts[-1]
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+            with launched.part(self.accelerator, self.model, last=part is parts[-1]) as backward:
                 # DDP takes the mean over ranks
-                loss = self._loss(rollouts, part, means) * self._world / tokens.clamp(min=1)
-                self.accelerator.backward(loss)
+                backward(self._loss(rollouts, part, means) * self._world / tokens.clamp(min=1))
         # Measured also where 0 asks for no limit.
-        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm or math.inf)
-        if norm is None or not torch.isfinite(norm):
+        norm = launched.clip(self.accelerator, self.parameters, self.config.max_grad_norm or math.inf)
+        if not torch.isfinite(norm):
             raise InputError(f"step {self.step + 1}: the gradient is not finite; lower --learning_rate")
         means.add(torch.ones_like(norm).bool(), grad_norm=norm)
         self._stepper.step()
@@ -300,14 +311,19 @@ class PPOTrainer:
             "seconds": self.seconds(),
         }
         folder = output / f"checkpoint-{self.step}"
-        if self.accelerator.is_main_process:
+        if launched.by_shards(self.accelerator):
+            launched.save(self.accelerator, folder, facts, self.config.save_total_limit)
+        elif self.accelerator.is_main_process:
             ppo_state.save(folder, self.actor, self.optimizer, facts, self.config.save_total_limit)
         self.accelerator.wait_for_everyone()
 
     def restore(self, folder: Path) -> None:
         """Go on from a checkpoint."""
         facts = ppo_state.read_facts(folder)
-        ppo_state.load(folder, self.actor, self.optimizer)
+        if launched.by_shards(self.accelerator):
+            launched.load(self.accelerator, folder)
+        else:
+            ppo_state.load(folder, self.actor, self.optimizer)
         self.history, self.kl.coef = facts["history"], facts["kl_coef"]
         self._before_checkpoint = facts.get("seconds", 0.0)  # absent in those of version 0.1.0
         self.moments = ppo_math.RunningMoments(**facts["moments"])

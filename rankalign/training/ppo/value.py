@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from rankalign.errors import InputError
 from rankalign.models import load as models
+from rankalign.models import sharded
+from rankalign.models.whole import Whole
 from rankalign.rows import rewards
-from rankalign.rows.head import Head, OwnHead, head_of, label_logps
-from rankalign.rows.logps import causal_lm, label_states, lay_out
+from rankalign.rows.head import Head, OwnHead, head_layer, head_of, label_logps
+from rankalign.rows.logps import as_forward, causal_lm, label_states, lay_out
 from rankalign.rows.tree import Tokens
 
 HEAD_FILE = "value_head.safetensors"
@@ -74,8 +76,12 @@ class ActorCritic(nn.Module):
             Log-probability of each token, and value of the text before it: (all tokens,) each, response after response.
         """
         states, labels = predicting_states(self.policy, prompts, responses, self.layout)
-        logps = label_logps(tempered(head_of(causal_lm(self.policy)), self.temperature), states, labels)
-        return logps, self._values(states, prompts, responses)
+        lm = causal_lm(self.policy)
+
+        def compute(some: Tensor) -> Tensor:
+            return label_logps(tempered(head_of(lm), self.temperature), some, labels)
+
+        return as_forward(head_layer(lm), compute, states), self._values(states, prompts, responses)
 
     def _values(self, states: Tensor, prompts: Sequence[Tokens], responses: Sequence[Tokens]) -> Tensor:
         if self.value_head is not None:
@@ -84,17 +90,41 @@ class ActorCritic(nn.Module):
             critic: Any = self.value_net
             states, _ = predicting_states(critic, prompts, responses, self.layout)
             values = critic.score(states.to(next(critic.score.parameters()).dtype)).squeeze(1)
-        return values.to(torch.promote_types(values.dtype, torch.float32))
+        # No view, behind which FSDP2 fears for its hooks.
+        return values.to(torch.promote_types(values.dtype, torch.float32)).clone()
 
-    def save(self, folder: Path) -> None:
-        """The policy as plain transformers (or peft) weights, and the critic beside it."""
-        policy: Any = self.policy
-        policy.save_pretrained(str(folder))
-        if self.value_head is not None:
-            save_file({k: v.contiguous() for k, v in self.value_head.state_dict().items()}, folder / HEAD_FILE)
-        else:
-            critic: Any = self.value_net
-            critic.save_pretrained(str(folder / NET_FOLDER))
+    @property
+    def config(self) -> Any:
+        """The policy's, which DeepSpeed reads."""
+        return causal_lm(self.policy).config
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """The layers of both, which FSDP2 gathers one by one."""
+        nets = [net for net in (self.policy, self.value_net) if net is not None]
+        return sorted({name for net in nets for name in getattr(causal_lm(net), "_no_split_modules", None) or ()})
+
+    def save(self, folder: Path, first: bool = True) -> None:
+        """The policy as plain transformers (or peft) weights, and the critic beside it.
+
+        Args:
+            folder: where to.
+            first: whether this process writes; where the weights are spread all come here.
+        """
+        _save(self.policy, folder, first)
+        if self.value_net is not None:
+            _save(self.value_net, folder / NET_FOLDER, first)
+        elif self.value_head is not None:
+            head = {name: sharded.collected(p, first) for name, p in self.value_head.named_parameters()}
+            if first:
+                save_file({name: p for name, p in head.items() if p is not None}, folder / HEAD_FILE)
+
+
+def _save(model: Any, folder: Path, first: bool) -> None:
+    if sharded.is_spread(model):
+        sharded.save(model, folder, first)
+    elif first:
+        model.save_pretrained(str(folder))
 
 
 def predicting_states(
@@ -126,27 +156,51 @@ class Reference:
 
     Args:
         actor: before any training.
+        spread: its weights are going to be shared out among processes. Each keeps its share of the start model's, too.
     """
 
-    def __init__(self, actor: ActorCritic) -> None:
+    def __init__(self, actor: ActorCritic, spread: bool = False) -> None:
         self._actor = actor
         self.shared = hasattr(actor.policy, "disable_adapter")
-        self._policy = actor.policy if self.shared else copy.deepcopy(actor.policy).requires_grad_(False).eval()
+        self._whole = Whole(actor.policy) if spread else None
+        self._policy: Any = actor.policy
+        if not (self.shared or spread):
+            self._policy = copy.deepcopy(actor.policy).requires_grad_(False).eval()
+
+    def wrapped(self) -> None:
+        """The weights are shared out now, and none of them has been trained."""
+        if self._whole is not None and not self.shared:
+            self._whole.keep(self._actor.policy, self._actor)
 
     @torch.no_grad()
-    def logps(self, prompts: Sequence[Tokens], responses: Sequence[Tokens]) -> Tensor:
-        """(all tokens,) log-probabilities under the start model, as :meth:`ActorCritic.forward` lays them out."""
+    def logps(self, policy: Any, prompts: Sequence[Tokens], responses: Sequence[Tokens]) -> Tensor:
+        """(all tokens,) log-probabilities under what :meth:`policy` gives, as :meth:`ActorCritic.forward` lays them
+        out."""
         actor = self._actor
-        with self.policy() as policy:
-            states, labels = predicting_states(policy, prompts, responses, actor.layout)
-            return label_logps(tempered(head_of(causal_lm(policy)), actor.temperature), states, labels)
+        states, labels = predicting_states(policy, prompts, responses, actor.layout)
+        return label_logps(tempered(head_of(causal_lm(policy)), actor.temperature), states, labels)
 
     @contextlib.contextmanager
     def policy(self) -> Iterator[Any]:
         """The start model, for as long as the block lasts."""
-        policy: Any = self._policy
-        with policy.disable_adapter() if self.shared else contextlib.nullcontext():
+        if self.shared:
+            with self.trained() as policy, policy.disable_adapter():
+                yield policy
+        elif self._whole is not None:
+            with self._whole.kept() as policy:
+                yield policy
+        else:
+            yield self._policy
+
+    @contextlib.contextmanager
+    def trained(self) -> Iterator[Any]:
+        """The policy as it is now, with all its weights, for as long as the block lasts."""
+        policy: Any = self._actor.policy
+        if self._whole is None:
             yield policy
+            return
+        with self._whole.now(policy, self._actor) as whole:
+            yield whole
 
 
 def load_value_net(model: str, tokenizer_of: str) -> nn.Module:
