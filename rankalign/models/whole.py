@@ -29,7 +29,12 @@ class Whole:
 
     Args:
         model: a transformers model, bare or inside PEFT, whose weights are all here still; it is spread later.
+
+    Attributes:
+        dtype: of the weights, where it is not that of the shards.
     """
+
+    dtype: torch.dtype | None = None
 
     def __init__(self, model: nn.Module) -> None:
         # In deepcopy's memory each weight has a copy already, an empty one.
@@ -66,7 +71,7 @@ class Whole:
     def _filled(self, find: Callable[[str], Tensor]) -> Iterator[Any]:
         try:
             for name, weight in self._copy.named_parameters():
-                weight.data = find(name).to(device())
+                weight.data = find(name).to(device(), self.dtype)
             self._say()
             yield self._copy
         finally:
@@ -97,9 +102,10 @@ def _whole(weight: Any) -> Tensor:
         import deepspeed
 
         with deepspeed.zero.GatheredParameters([weight]):
-            return weight.detach().clone()
-    full = weight.detach()
-    return full.full_tensor() if isinstance(full, DTensor) else full
+            found: Tensor = weight.detach().clone()
+    else:
+        found = weight.detach()
+    return found.full_tensor() if isinstance(found, DTensor) else found
 
 
 class _Share:
@@ -115,4 +121,5 @@ class _Share:
     def together(self) -> Tensor:
         """The whole tensor; all processes take part."""
         found: Any = gather(self.numbers)
-        return found[: self.shape.numel()].view(self.shape)
+        whole: Tensor = found[: self.shape.numel()].view(self.shape)
+        return whole

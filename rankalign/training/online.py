@@ -137,14 +137,19 @@ class StartModel:
     Args:
         name: where its weights lie.
         below_adapter: it is what the trained model computes with its adapter off; no second copy is needed.
+
+    Attributes:
+        dtype: of the second copy's weights.
     """
+
+    dtype = "float32"
 
     def __init__(self, name: str, below_adapter: bool = False) -> None:
         self.name, self.below_adapter = name, below_adapter
 
     @functools.cached_property
     def _loaded(self) -> Any:
-        return models.load_policy(self.name, dtype="float32")
+        return models.load_policy(self.name, dtype=self.dtype)
 
     def forget(self) -> None:
         """Give its memory back; it is loaded again if need be."""
@@ -189,6 +194,9 @@ class OnlineTrainer(RankTrainer):
         places = [Example(TokenList(ident, [], [], [])) for ident in ids]
         self.whole = Whole(model) if processes.spreads_weights(config) else None
         super().__init__(model, config, places, evaluation, config.layout, **more)
+        if self.whole is not None and (narrow := processes.layers_in(self.accelerator)) is not None:
+            # As the policy computes while it learns, so that no rounding parts it from what it is compared with.
+            self.whole.dtype, start.dtype = narrow, str(narrow).removeprefix("torch.")
         self.plan, self.refresh = plan, refresh
         self.follow(MovingReference(config.loss_settings) if config.sync_ref_model else start)
         self.block: Block | None = None
@@ -215,10 +223,10 @@ class OnlineTrainer(RankTrainer):
     def _entire(self) -> Iterator[Any]:
         """The model with all its weights in each process, as have those that are loaded beside it."""
         model: Any = self.model
-        spread = self.whole if self.whole is not None and is_spread(model) else None
+        copied = self.whole is not None and (is_spread(model) or self.whole.dtype is not None)
         with (
             processes.whole_weights(self.config),
-            spread.now(model) if spread else contextlib.nullcontext(model) as entire,
+            self.whole.now(model) if self.whole and copied else contextlib.nullcontext(model) as entire,
         ):
             yield entire
         if self.whole is not None:
@@ -237,7 +245,9 @@ class OnlineTrainer(RankTrainer):
         if self.layout == "auto" and lists:
             batch = self.config.per_device_train_batch_size
             # No lists were there when the trainer was made.
-            self.layout, why = inputs.choose_layout(self.layout, model, lists, batch, precision=self.config.precision)
+            own: Any = self.model
+            own = model if is_spread(own) else own  # else what is found out about it is kept with it
+            self.layout, why = inputs.choose_layout(self.layout, own, lists, batch, precision=self.config.precision)
             print(f"layout: {self.layout} ({why})", file=sys.stderr)
         ratio = by_ratio(self.config.loss)
         found = self.by_writer(model, lists, answered, fresh) if ratio else self.referred(model, lists)

@@ -128,6 +128,19 @@ def spreads_weights(config: Any) -> bool:
     return fsdp_version(config) == 2 or (plugin is not None and plugin.zero_stage == 3)
 
 
+def layers_in(accelerator: Any) -> torch.dtype | None:
+    """The type in which spread layers have their weights while they compute; None where it is that of the shards.
+
+    Args:
+        accelerator: accelerate's Accelerator.
+    """
+    if accelerator.distributed_type == DistributedType.FSDP:
+        found: torch.dtype | None = getattr(accelerator.state.fsdp_plugin.mixed_precision_policy, "param_dtype", None)
+        return found
+    zero = accelerator.distributed_type == DistributedType.DEEPSPEED
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision) if zero else None
+
+
 def keep_digits(plugin: Any) -> None:
     """Have FSDP2 under mixed precision hand on float32 log-probabilities, and add gradients up in float32.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import subprocess
@@ -165,6 +166,17 @@ def test_online_in_two_processes_killed_at_random_is_one(
     # Only the first process speaks, and a run that was killed behind its second round's answers has nothing to say.
     assert done.stderr.count("round 2: the weights of step 2 answer") <= 1
     check_equal(folder, 2)
+
+
+@pytest.mark.slow
+def test_in_16_bits_the_first_loss_is_that_of_one_model(one_thread: None, folder: Path) -> None:
+    """Policy, in shards, and reference, whole, are computed alike: DPO begins at ln 2."""
+    config = settings(folder, 2, refresh_every=2, train={"loss": "dpo", "bf16": True})
+    done = started(command("zero3", iterate(folder, "two", config)))
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, *_, last = losses(folder / "two")
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert abs(last["loss"] - math.log(2)) > 1e-3
 
 
 def files_in(place: Path) -> int:

@@ -105,6 +105,17 @@ def test_processes_that_share_the_weights_are_one(
     check_log(one, two)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["fsdp", "zero3"])
+def test_in_16_bits_policy_and_reference_begin_as_one(tmp_path: Path, how: str) -> None:
+    """They are computed alike, in shards and whole, so that no rounding stands in their divergence."""
+    words = settings(tmp_path, "two", per_device_train_batch_size=2, bf16=True)
+    done = launch(how, tmp_path / "facts.json", words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, *_, last = lines(tmp_path / "two")
+    assert abs(first["kl"]) < 1e-6 < 1e-2 < abs(last["kl"])
+
+
 def furthest_of_all(one: Path, two: Path) -> float:
     """Largest difference between the weights that two runs have saved, of policy and critic."""
     files = [path for path in sorted(one.rglob("*.safetensors")) if "checkpoint" not in str(path.relative_to(one))]

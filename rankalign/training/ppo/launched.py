@@ -56,6 +56,11 @@ def by_shards(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
+def mixed(accelerator: Accelerator) -> contextlib.AbstractContextManager[Any]:
+    """Mixed precision for a forward of shards; around that of others accelerate has put it."""
+    return accelerator.autocast() if by_shards(accelerator) else contextlib.nullcontext()
+
+
 @torch.no_grad()
 def prove(actor: ActorCritic, prompt: Sequence[int]) -> None:
     """Have an actor looked at once while it has all its weights: how its head and its rows are computed is tried on

@@ -101,7 +101,7 @@ class PPOTrainer:
         )
         self.model, self._stepper = self.accelerator.prepare(self.actor, optimizer)
         self.parameters = list(ppo_state.trainable(self.actor).values())  # which sharding has put others in place of
-        self.reference.wrapped()
+        self.reference.wrapped(processes.layers_in(self.accelerator))
         if self._world > 1:
             print(processes.describe(self.accelerator.distributed_type, self.model), file=sys.stderr)
 
@@ -195,7 +195,8 @@ class PPOTrainer:
     def _before(self, prompts: list[list[int]], responses: list[list[int]]) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Log-probabilities, values and the start model's log-probabilities, micro-batch by micro-batch."""
         parts = [(prompts[i : i + n], responses[i : i + n]) for i, n in self._parts(len(prompts))]
-        own = [self.model(*part) for part in parts]
+        with launched.mixed(self.accelerator):
+            own = [self.model(*part) for part in parts]
         with self.reference.policy() as policy, self.accelerator.autocast():
             refs = [self.reference.logps(policy, *part) for part in parts]
         return [(logps, values, ref) for (logps, values), ref in zip(own, refs, strict=True)]
@@ -287,7 +288,8 @@ class PPOTrainer:
     def _loss(self, rollouts: Rollouts, rows: list[int], means: Means) -> Tensor:
         """Sum over the tokens of some rollouts."""
         config, mask = self.config, rollouts.mask[rows]
-        flat = self.model([rollouts.prompts[i] for i in rows], [rollouts.responses[i] for i in rows])
+        with launched.mixed(self.accelerator):
+            flat = self.model([rollouts.prompts[i] for i in rows], [rollouts.responses[i] for i in rows])
         logps, values = (ppo_math.unflatten(part, rollouts.written[rows]) for part in flat)
         old_logps, old_values = rollouts.logps[rows], rollouts.values[rows]
         policy, cut = ppo_math.policy_loss(logps, old_logps, rollouts.advantages[rows], config.clip_range)

@@ -167,9 +167,16 @@ class Reference:
         if not (self.shared or spread):
             self._policy = copy.deepcopy(actor.policy).requires_grad_(False).eval()
 
-    def wrapped(self) -> None:
-        """The weights are shared out now, and none of them has been trained."""
-        if self._whole is not None and not self.shared:
+    def wrapped(self, dtype: torch.dtype | None) -> None:
+        """The weights are shared out now, and none of them has been trained.
+
+        Args:
+            dtype: see :func:`rankalign.training.processes.layers_in`.
+        """
+        if self._whole is None:
+            return
+        self._whole.dtype = dtype
+        if not self.shared:
             self._whole.keep(self._actor.policy, self._actor)
 
     @torch.no_grad()
