@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers.integrations.deepspeed import propagate_args_to_deepspeed
 
+from rankalign.errors import InputError
 from rankalign.storage.files import write_text
 from rankalign.storage.folders import new_folder
 from rankalign.storage.jsonl import dumps
@@ -24,6 +25,7 @@ from rankalign.training.ppo import state as ppo_state
 from rankalign.training.ppo.value import ActorCritic
 
 SHARDS = "shards"
+MADE = "made_by"
 
 
 def accelerator(config: PPOConfig) -> Accelerator:
@@ -104,6 +106,7 @@ def save(accelerator: Accelerator, folder: Path, facts: dict[str, Any], keep: in
         keep: see there.
     """
     first = accelerator.is_main_process
+    facts = {**facts, MADE: _kind(accelerator)}
     with new_folder(folder) if first else contextlib.nullcontext() as fresh:
         (place,) = broadcast_object_list([str(fresh)])
         accelerator.save_state(f"{place}/{SHARDS}")
@@ -117,3 +120,27 @@ def save(accelerator: Accelerator, folder: Path, facts: dict[str, Any], keep: in
 def load(accelerator: Accelerator, folder: Path) -> None:
     """Put back what :func:`save` has written."""
     accelerator.load_state(str(folder / SHARDS))
+
+
+def check_made(accelerator: Accelerator, folder: Path, facts: dict[str, Any]) -> None:
+    """Refuse a checkpoint that another launcher's processes have written.
+
+    Args:
+        accelerator: of the run.
+        folder: the checkpoint.
+        facts: its own.
+
+    Raises:
+        InputError: its shards are not those of this launch, or it has none, or this launch reads none.
+    """
+    made, here = facts.get(MADE, ""), _kind(accelerator) if by_shards(accelerator) else ""
+    if made != here:
+        told = [kind or "whole weights" for kind in (made, here)]
+        raise InputError(
+            f"{folder} was made by {told[0]}, and this launch is {told[1]}; go on as it began, or --overwrite"
+        )
+
+
+def _kind(accelerator: Accelerator) -> str:
+    """What the shards hang on: who makes them, and among how many."""
+    return f"{accelerator.distributed_type.value} of {accelerator.num_processes} processes"

@@ -322,6 +322,7 @@ class PPOTrainer:
     def restore(self, folder: Path) -> None:
         """Go on from a checkpoint."""
         facts = ppo_state.read_facts(folder)
+        launched.check_made(self.accelerator, folder, facts)
         if launched.by_shards(self.accelerator):
             launched.load(self.accelerator, folder)
         else:
