@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from rankalign.data.records import CandidateSet, Response, write
+from rankalign.training.moving import FILE as REFERENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = Path(__file__).with_name("cpu_launch.py")
@@ -109,8 +110,10 @@ def _workers_of(words: Sequence[str]) -> list[int]:
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """All weights of a folder, by name."""
-    (file,) = folder.glob("*.safetensors")
+    """All weights of a folder, by name; those of a reference that moves, which lie beside them, under their own."""
+    (file,) = (path for path in folder.glob("*.safetensors") if path.name != REFERENCE)
+    if (folder / REFERENCE).exists():
+        return load_file(file) | {f"reference {name}": t for name, t in load_file(folder / REFERENCE).items()}
     return load_file(file)
 
 

@@ -74,7 +74,9 @@ def test_two_processes_are_one(kind: str, method: str, data: Path, alone: Any, t
     assert facts["wrapper"] == LAUNCHED[kind][1] or (kind == "fsdp" and facts["wrapper"] == f"FSDP{_model(method)}")
     for folder in ("", "checkpoint-5", "checkpoint-10"):
         assert furthest(one / folder, two / folder) < 1e-5
-    assert furthest(one / "checkpoint-5", one) > 1e-3  # the bound above means something
+    assert furthest(one / "checkpoint-5", one / "checkpoint-10") > 1e-3  # the bound above means something
+    moves = "sync_ref_model" in METHODS[method]
+    assert any(name.startswith("reference ") for name in tensors(two / "checkpoint-10")) == moves
     for ours, theirs in zip(log(one), log(two), strict=True):
         assert ours.keys() == theirs.keys()
         # The share of an epoch is counted in micro-batches, of which one process has other ones than two.

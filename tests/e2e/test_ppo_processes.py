@@ -90,6 +90,7 @@ def test_processes_that_share_the_weights_are_one(
     one_thread: None, tmp_path: Path, how: str, kind: str, killed: bool
 ) -> None:
     """Also where the weights come and go with each layer, and where they were killed."""
+    moment = 0
     one, two = alone(tmp_path, **KINDS[kind]), tmp_path / "two"
     words = settings(tmp_path, "two", per_device_train_batch_size=2, **KINDS[kind])
     if killed:
@@ -99,6 +100,7 @@ def test_processes_that_share_the_weights_are_one(
         assert launch_and_kill(how, ["train", *flags(words)], lambda: len(list(two.glob("checkpoint-*"))) >= moment)
     done = launch(how, tmp_path / "facts.json", words)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "resuming from" in done.stderr or not moment
     assert done.stderr.count(f"model in {'FSDPActorCritic' if how == 'fsdp' else 'DeepSpeedEngine'}") == 1
     assert done.stderr.count("each process has all weights") == (how != "zero2")
     assert furthest_of_all(one, two) < 1e-5
