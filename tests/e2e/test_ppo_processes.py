@@ -108,12 +108,14 @@ def test_processes_that_share_the_weights_are_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["fsdp", "zero3"])
+@pytest.mark.parametrize("how", ["fsdp", "zero3", "zero2"])
 def test_in_16_bits_policy_and_reference_begin_as_one(tmp_path: Path, how: str) -> None:
     """They are computed alike, in shards and whole, so that no rounding stands in their divergence."""
     words = settings(tmp_path, "two", per_device_train_batch_size=2, bf16=True)
     done = launch(how, tmp_path / "facts.json", words)
     assert done.returncode == 0, done.stderr[-3000:]
+    found = [load_file(path) for path in (tmp_path / "two").glob("*.safetensors")]
+    assert {weight.dtype for weights in found for weight in weights.values()} == {torch.float32}
     first, *_, last = lines(tmp_path / "two")
     assert abs(first["kl"]) < 1e-6 < 1e-2 < abs(last["kl"])
 

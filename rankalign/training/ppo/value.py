@@ -115,13 +115,14 @@ class ActorCritic(nn.Module):
         if self.value_net is not None:
             _save(self.value_net, folder / NET_FOLDER, first)
         elif self.value_head is not None:
+            # Gathered like the rest, or from DeepSpeed's float32 copy.
             head = {name: sharded.collected(p, first) for name, p in self.value_head.named_parameters()}
             if first:
                 save_file({name: p for name, p in head.items() if p is not None}, folder / HEAD_FILE)
 
 
 def _save(model: Any, folder: Path, first: bool) -> None:
-    if sharded.is_spread(model):
+    if sharded.is_spread(model) or sharded.has_masters(model):
         sharded.save(model, folder, first)
     elif first:
         model.save_pretrained(str(folder))
@@ -168,16 +169,18 @@ class Reference:
             self._policy = copy.deepcopy(actor.policy).requires_grad_(False).eval()
 
     def wrapped(self, dtype: torch.dtype | None) -> None:
-        """The weights are shared out now, and none of them has been trained.
+        """The actor is in its launcher's hands now, and not trained yet.
 
         Args:
             dtype: see :func:`rankalign.training.processes.layers_in`.
         """
-        if self._whole is None:
-            return
-        self._whole.dtype = dtype
-        if not self.shared:
-            self._whole.keep(self._actor.policy, self._actor)
+        if self._whole is not None:
+            self._whole.dtype = dtype
+            if not self.shared:
+                self._whole.keep(self._actor.policy, self._actor)
+        elif dtype is not None and not self.shared:
+            for weight in self._policy.parameters():
+                weight.data = weight.data.to(dtype)
 
     @torch.no_grad()
     def logps(self, policy: Any, prompts: Sequence[Tokens], responses: Sequence[Tokens]) -> Tensor:
