@@ -61,6 +61,8 @@ class Halos(RowFormat):
             note = {"type": sort, "text": isinstance(row["output"], str)}
             used = ["prompt", "output", "reward", "label", "type", *(["generator"] if named else [])]
             return CandidateSet("", prompt, [response], keep(self.name, note, row, used))
+        if "text" in row:  # the name under which is kept how the output was spelt
+            raise check.fail("text", "samples have no such column; --ignore_columns text goes on without it")
         kept = {key: value for key, value in row.items() if key not in ("prompt", "output", "reward")}
         response.meta["halos"] = kept | {"text": isinstance(row["output"], str)}
         return CandidateSet("", prompt, [response], {self.name: {"type": sort}})
@@ -104,19 +106,20 @@ class Halos(RowFormat):
         judge = "reward" if own and not self.judge else pick_judge(record, self.judge) or ""
         lost_details(record.responses, losses, [judge], policy=False, meta=False, messages=False)
         for index, response in enumerate(record.responses):
-            kept = dict(response.meta.get("halos", {}))
+            came, kept = "halos" in response.meta, dict(response.meta.get("halos", {}))
             text = kept.pop("text", False)
+            made = {"prompt_id": record.id, "sample_id": index, "generator": response.policy}
             row = {
-                "prompt": record.prompt if kept else as_messages(record.prompt),
+                "prompt": record.prompt if came else as_messages(record.prompt),
                 "output": _output(response, text),
-                **(kept or {"prompt_id": record.id, "sample_id": index, "generator": response.policy}),
+                **(kept if came else made),
             }
             score = response.scores.get(judge)
             row |= {} if score is None else {"reward": score}
-            if not kept:
+            if not came:
                 row["type"] = "sample" if score is None else "scalar_feedback"
             yield row
-        if any(key != self.name for key in record.meta):
+        if any(key != self.name for key in record.meta) or (note_of(record, self.name) or {}).get("columns"):
             losses.add("meta of a prompt with several samples")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from typing import Any
 
@@ -280,6 +281,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "halos": [
         {"prompt_id": 1, "prompt": [USER], "output": [ASSISTANT], "sample_id": 0, "generator": "m", "type": "sample"},
         {"prompt_id": 1, "prompt": [USER], "output": "x", "reward": 2, "type": "scalar_feedback"},
+        {"prompt": [USER], "output": "x", "reward": 2},
         {"prompt_id": 1, "prompt": [USER], "output": [OTHER], "label": 1, "reward": 0.5, "type": "binary_feedback"},
         FEEDBACK,
         FEEDBACK | {"label": 0, "reward_A": 1.5, "reward_B": 2, "reward_difference": 0.5, "split": "train"},
@@ -381,6 +383,20 @@ def test_a_spoilt_row_comes_back_or_is_refused_by_name(name: str, data: st.DataO
         again = [parse(json.loads(json.dumps(to_dict(record)))) for record in sets]
         rows, lost = dump(name, *again)
         assert rows == [row] or lost or name in ("rankalign", "table")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_empty_column_comes_back_or_is_counted(name: str) -> None:
+    """Also under the name of a format, which keeps notes of its own there."""
+    if name in ("rankalign", "table"):
+        pytest.skip("a null is as good as no field there")
+    for row, column in itertools.product(ROWS[name], ["extra", *FORMATS]):
+        if column in row:
+            continue
+        errors: list[RecordError] = []
+        full = copy.deepcopy(row) | {column: None}
+        rows, lost = dump(name, *find_format(name).read([(7, copy.deepcopy(full))], "set.jsonl", errors.append))
+        assert errors or lost or rows == [full], (column, row)
 
 
 @pytest.mark.parametrize("name", FORMATS)
