@@ -36,7 +36,7 @@ demo: $(READY)
 
 test: $(DEV)
 	OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) -m "not slow" --ignore tests/gpu
-	OMP_NUM_THREADS=1 $(PYTEST) tests/gpu
+	OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) tests/gpu
 
 # On the machine's own card, or a pretended one where there is none; `test` contains it.
 test-gpu: $(DEV)

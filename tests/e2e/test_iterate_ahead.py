@@ -69,6 +69,7 @@ def test_a_block_is_answered_by_the_weights_of_the_block_before(folder: Path, lo
     assert not list((folder / "op").glob("round-*/weights"))
 
 
+@pytest.mark.slow
 def test_a_run_that_answers_ahead_survives_a_kill(folder: Path) -> None:
     seed = seed_of_today()
     print("RANKALIGN_SEED =", seed)

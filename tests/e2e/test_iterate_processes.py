@@ -127,7 +127,10 @@ def losses(run: Path) -> list[dict[str, Any]]:
 # --- OP-k --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "more"), [("ddp", MOVING), ("fsdp", DPO_KL)], ids=["moving", "fsdp"])
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [pytest.param("ddp", MOVING, id="moving"), pytest.param("fsdp", DPO_KL, id="fsdp", marks=pytest.mark.slow)],
+)
 def test_online_in_two_processes_is_one(one_thread: None, folder: Path, kind: str, more: dict[str, Any]) -> None:
     assert main(iterate(folder, "one", settings(folder, 4, refresh_every=2, **more))) == 0
     done = started(command(kind, iterate(folder, "two", settings(folder, 2, refresh_every=2, **more))))

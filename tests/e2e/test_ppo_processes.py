@@ -77,7 +77,7 @@ def test_two_processes_that_were_killed_are_one(one_thread: None, tmp_path: Path
 @pytest.mark.parametrize(
     ("how", "kind", "killed"),
     [
-        ("fsdp", "full", False),
+        pytest.param("fsdp", "full", False, marks=pytest.mark.slow),
         *(
             pytest.param(how, kind, True, marks=pytest.mark.slow)
             for how in ("fsdp", "zero3", "zero2")
