@@ -65,6 +65,15 @@ def text_of(model: str) -> str:
         return ""
 
 
+def hashes_of(model: str) -> dict[str, str]:
+    """All that a run of a model depends on beside its name: weights, settings, and how text becomes its tokens."""
+    return {
+        "model_sha256": models.weights_of(model),
+        "model_config_sha256": config_of(model),
+        "text_sha256": text_of(model),
+    }
+
+
 def _read(path: Path) -> Any:
     try:
         return _settings(json.loads(path.read_text(encoding="utf-8")))

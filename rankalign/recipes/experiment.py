@@ -24,7 +24,7 @@ from rankalign.evaluation.tables import Table, interval
 from rankalign.evaluation.texts.lexical import evaluate_lexical
 from rankalign.evaluation.texts.perplexity import evaluate_perplexity
 from rankalign.models import load as models
-from rankalign.models.identity import config_of, text_of
+from rankalign.models.identity import hashes_of
 from rankalign.recipes.contents import contents
 from rankalign.recipes.rollouts import watch_of
 from rankalign.stages.generation import sample, score
@@ -122,9 +122,7 @@ def _identity(config: ExperimentConfig) -> dict[str, Any]:
             raise InputError(f"{path}: no such file")
     read_by_content = {"prompts_sha256": sha256_of(config.prompts), "heldout_sha256": sha256_of(config.heldout)}
     policies = [dataclasses.replace(policy, model=_model(config, policy)) for policy in config.policies]
-    weights = {"model_sha256": models.weights_of(config.model), "model_config_sha256": config_of(config.model)}
-    weights["text_sha256"] = text_of(config.model)
-    return {**own, **read_by_content, **weights, **contents(policies, config.scorers)}
+    return {**own, **read_by_content, **hashes_of(config.model), **contents(policies, config.scorers)}
 
 
 def _announce(text: str) -> None:

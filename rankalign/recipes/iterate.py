@@ -23,7 +23,7 @@ from rankalign.data.load import load
 from rankalign.data.records import CandidateSet, is_own, read, score_of
 from rankalign.errors import InputError
 from rankalign.models import load as models
-from rankalign.models.identity import config_of, text_of
+from rankalign.models.identity import hashes_of
 from rankalign.models.merge import merge_lora
 from rankalign.recipes.apart import train_apart
 from rankalign.recipes.contents import contents
@@ -150,8 +150,7 @@ def _settings(config: IterateConfig) -> dict[str, Any]:
         own.pop("ahead")  # which version 0.1 did not have
     if (processes := _processes(config)) > 1:
         own["processes"] = processes  # an update takes so many micro-batches
-    hashes = {"prompts_sha256": sha256_of(config.prompts), "model_sha256": models.weights_of(config.model)}
-    hashes |= {"model_config_sha256": config_of(config.model), "text_sha256": text_of(config.model)}
+    hashes = {"prompts_sha256": sha256_of(config.prompts), **hashes_of(config.model)}
     others = [policy for policy in config.policies if not is_current(policy)]
     return dict(loads(dumps({**own, **hashes, **contents(others, config.scorers)})))
 

@@ -26,7 +26,7 @@ from rankalign.evaluation.texts.divergence import evaluate_divergence
 from rankalign.evaluation.texts.lexical import evaluate_lexical
 from rankalign.evaluation.texts.perplexity import evaluate_perplexity
 from rankalign.models import load as models
-from rankalign.models.identity import config_of, text_of
+from rankalign.models.identity import hashes_of
 from rankalign.recipes.paper.child import Lock, run_metered
 from rankalign.recipes.paper.claims import divergence_bound
 from rankalign.recipes.paper.costs import Cost, add_ppo, add_rounds, add_sampling, add_training, models_in_memory
@@ -52,7 +52,7 @@ class Bench:
         self.config, self.lock, self.folder = config, lock, Path(config.output)
         self.policies = {p.name: dataclasses.replace(p, model=self._model(p)) for p in config.policies}
         self.scorer = ScorerConfig(JUDGE, "function", {"function": config.reward})
-        self.weights = [models.weights_of(config.model), config_of(config.model), text_of(config.model)]
+        self.weights = list(hashes_of(config.model).values())
         self._described: dict[str, dict[str, Any]] = {}
         self.graded_by = build_scorer(self.scorer).fingerprint()  # the code behind the name, too
         self.prompts = self.folder / "prompts.jsonl"
