@@ -35,7 +35,15 @@ from rankalign.losses.reference import (
     sppo,
 )
 from rankalign.losses.reference_free import alphapo, cpo, orpo, ranknet, rrhf, simper, simpo, slic_hf
-from rankalign.losses.reference_listwise import approx_ndcg, exo_list, infonca, neural_ndcg, softmax_dpo, swepo
+from rankalign.losses.reference_listwise import (
+    approx_ndcg,
+    diff_ndcg,
+    exo_list,
+    infonca,
+    neural_ndcg,
+    softmax_dpo,
+    swepo,
+)
 from rankalign.losses.regression import a_star_po, cal_dpo, point_mse, point_sigmoid, rebel, reward_rpo
 from rankalign.losses.self_play import nash_md, xpo
 from rankalign.losses.targets import gamma_dpo, gamma_simpo
@@ -49,7 +57,8 @@ _OFFSETS = (gamma_dpo, odpo, dpop, r_dpo, dpo_shift, mappo, alpha_dpo, chi_po)
 _TOKENS = (ld_dpo, sampo)
 _WEIGHTED = (focal_dpo, dr_dpo, wpo, beta_dpo)
 _REGRESSIONS = (rebel, reward_rpo, cal_dpo, a_star_po, point_mse, point_sigmoid)
-_LISTS_OF_LOG_RATIOS = (plackett_luce, softmax_dpo, lambdaloss, approx_ndcg, neural_ndcg, nca, infonca, swepo, exo_list)
+_NDCGS = (approx_ndcg, neural_ndcg, diff_ndcg)
+_LISTS_OF_LOG_RATIOS = (plackett_luce, softmax_dpo, lambdaloss, *_NDCGS, nca, infonca, swepo, exo_list)
 _LISTS = (pro, listnet, listmle)
 
 

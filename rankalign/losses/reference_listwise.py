@@ -5,10 +5,12 @@ u = log(policy / reference) of a response, r its score, s = beta * u. Tied candi
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rankalign.losses.core import (
     EXPONENT_LIMIT,
@@ -123,7 +125,7 @@ def approx_ndcg(
     )
     behind = torch.sigmoid((s.unsqueeze(1) - s.unsqueeze(2)) / tau)
     places = 1 + torch.where(others, behind, torch.zeros_like(behind)).sum(2)
-    gains = present(ranked, torch.exp2(_above_the_worst(ranked) if gain == "score" else relevance(ranked, gain)) - 1)
+    gains = _gains(ranked, gain)
     ideal = gains.sort(dim=1, descending=True).values
     discounts = torch.log2(torch.arange(2, s.shape[1] + 2, device=s.device, dtype=s.dtype))
     best = (ideal / discounts).sum(1)
@@ -164,11 +166,67 @@ def neural_ndcg(
     for axis in (1, 2) * _SINKHORN:
         log_sort = masked(log_sort, cells).log_softmax(axis)
     sort = torch.where(cells, log_sort, -torch.inf).exp()
-    gains = present(ranked, torch.exp2(_above_the_worst(ranked) if gain == "score" else relevance(ranked, gain)) - 1)
+    gains = _gains(ranked, gain)
     discounts = torch.log2(1 + place.to(s.dtype))
     best = (gains.sort(dim=1, descending=True).values / discounts).sum(1)
     found = ((sort * gains.unsqueeze(1)).sum(2) / discounts).sum(1)
     return usable(ranked, 1 - found / torch.where(best > 0, best, 1))
+
+
+def diff_ndcg(
+    ranked: Ranked,
+    *,
+    beta: float = 0.1,
+    tau: float = 1.0,
+    gain: Literal["win_rate", "score"] = "win_rate",
+) -> Tensor:
+    """diffNDCG (DRPO): one minus the NDCG of gains sorted by implicit reward in a network whose swaps are made smooth.
+
+    The candidates start in the order of their scores. In N layers neighbours at odd and at even places in turn, a in
+    front of b, change places by a share of p = 1/2 + arctan((s_b - s_a) / tau) / pi, with their s and their gains;
+    G = 2^psi - 1; loss = 1 - (sum_k G at place k / log2(1 + k)) / (the same of the right order).
+    Zhou et al. 2024, DRPO (arXiv:2410.18127), diffNDCG, on the odd-even network with Cauchy swaps of Petersen et al.
+    2022 (arXiv:2203.09630). DRPO's rank policy score, which follows means over the steps of a run, is not in it.
+
+    Args:
+        ranked: the lists, with reference log-probs.
+        beta: strength of the pull to the reference.
+        tau: how soft swaps are (one over the steepness).
+        gain: psi, as in :func:`approx_ndcg`.
+    """
+    check(tau > 0, f"loss keyword tau={tau} must be above 0")
+    order = _by_score(ranked, log_ratios(ranked).detach())
+    s = (beta * log_ratios(ranked)).gather(1, order)
+    gains = _gains(ranked, gain).gather(1, order)
+    count = ranked.mask.sum(1, keepdim=True)
+    place = torch.arange(s.shape[1], device=s.device)
+    discounts = torch.log2(2 + place.to(s.dtype))
+    best = (gains / discounts).sum(1)
+    for layer in range(s.shape[1]):
+        # A list passes as many layers as it has candidates, whatever the longest list beside it.
+        meet = (place[:-1] % 2 == layer % 2) & (place[1:] < count) & (layer < count)
+        share = 0.5 + torch.atan((s[:, 1:] - s[:, :-1]) / tau) / math.pi
+        share = torch.where(meet, share, torch.zeros_like(share))
+        s, gains = _swapped(s, share), _swapped(gains, share)
+    return usable(ranked, 1 - (gains / discounts).sum(1) / torch.where(best > 0, best, 1))
+
+
+def _by_score(ranked: Ranked, tied: Tensor) -> Tensor:
+    """(P, N) indices of the candidates from the best to the worst, those of one score by (P, N) ``tied``, none last."""
+    order = tied.argsort(dim=1, descending=True, stable=True)
+    scores = ranked.scores.masked_fill(~ranked.mask, -torch.inf).gather(1, order)
+    return order.gather(1, scores.argsort(dim=1, descending=True, stable=True))
+
+
+def _swapped(values: Tensor, share: Tensor) -> Tensor:
+    """(P, N) values of which (P, N - 1) a share of each and of its next neighbour have changed places."""
+    flow = share * (values[:, 1:] - values[:, :-1])
+    return values + pad(flow, (0, 1)) - pad(flow, (1, 0))
+
+
+def _gains(ranked: Ranked, gain: Literal["win_rate", "score"]) -> Tensor:
+    """(P, N) 2^psi - 1, 0 where there is no candidate."""
+    return present(ranked, torch.exp2(_above_the_worst(ranked) if gain == "score" else relevance(ranked, gain)) - 1)
 
 
 def _above_the_worst(ranked: Ranked) -> Tensor:

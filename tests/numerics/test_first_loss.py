@@ -54,7 +54,7 @@ AT_THE_START = {
     "a_star_po": ((1 - VALUE) ** 2 + VALUE**2) / 2,
     "point_mse": 0.5,
     "approx_ndcg": 1 - 1 / math.log2(2.5),
-    "neural_ndcg": 1 - (0.5 + 0.5 / math.log2(3)),
+    **dict.fromkeys(("neural_ndcg", "diff_ndcg"), 1 - (0.5 + 0.5 / math.log2(3))),
     "exo_list": 0.5 * math.log(0.5 / ONE) + 0.5 * math.log(0.5 / (1 - ONE)),
     "rloo_clipped": 0.0,
     "gspo": 0.0,

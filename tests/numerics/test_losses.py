@@ -178,6 +178,7 @@ def test_pairs_and_reduction(name: str) -> None:
         ("gamma_dpo", {"tau": 0.0}),
         ("gamma_simpo", {"gamma": 30.0}),
         ("neural_ndcg", {"tau": 0.0}),
+        ("diff_ndcg", {"tau": 0.0}),
         ("a_star_po", {"beta1": 0.0}),
         ("point_mse", {"gain": "rank"}),
         ("point_sigmoid", {"reduction": "max"}),

@@ -32,7 +32,7 @@ STOPPED = {"gamma_simpo", "gamma_dpo", "alpha_dpo", "wpo", "wpo_aligned", "beta_
 LARGE = {"sppo", "cal_dpo"}  # values of 1e5 leave differences few digits
 DIFFERENCES = {"dpo", "ipo", "sigmoid_norm", "robust", "hinge", "exo", "discopop", "aot", "aot_unpaired"} | {
     *("plackett_luce", "lambdaloss", "odpo", "r_dpo", "focal_dpo", "dr_dpo", "beta_dpo", "rebel", "reward_rpo"),
-    *("softmax_dpo", "approx_ndcg", "neural_ndcg", "gamma_dpo", "infonca", "swepo", "exo_list"),
+    *("softmax_dpo", "approx_ndcg", "neural_ndcg", "diff_ndcg", "gamma_dpo", "infonca", "swepo", "exo_list"),
 }
 
 

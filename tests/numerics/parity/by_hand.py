@@ -201,6 +201,11 @@ CASES: dict[str, list[Case]] = {
         ({"beta": 0.0}, 1 - (2**0.5 / 3) * (1 + 1 / log2(3) + 1 / 2) / (1 + (2**0.5 - 1) / log2(3))),
         ({"beta": 1.0, "tau": 0.01}, 1 - (1 + (2**0.5 - 1) / 2) / (1 + (2**0.5 - 1) / log2(3))),
     ],
+    # the network of three begins with A, C, B: halves change places three times, or none but C and B
+    "diff_ndcg": [
+        ({"beta": 0.0}, 1 - 2**0.5 * (3 / 8 + 3 / 8 / log2(3) + 1 / 4 / 2) / (1 + (2**0.5 - 1) / log2(3))),
+        ({"beta": 1.0, "tau": 1e-14}, 1 - (1 + (2**0.5 - 1) / 2) / (1 + (2**0.5 - 1) / log2(3))),
+    ],
     # against A two tokens of each: B 1 and -1 beyond, C -1 and -2 beyond; against C three of B: 1 and -1 beyond
     "ld_dpo": [
         ({}, (nls(0.1 * (2 + 1 + 1)) + nls(0.1 * (2 - 1 + 0.5)) + nls(0.1 * (-3 - 1 + 0.5))) / 3),

@@ -234,6 +234,27 @@ def neural_ndcg(candidates: List, k: Keywords) -> mpf:
     return 1 - dcg / ideal
 
 
+def diff_ndcg(candidates: List, k: Keywords) -> mpf:
+    """By the permutation matrix that the layers multiply up to, on a copy of the list in its right order."""
+    if not ranks(candidates):
+        return mpf(0)
+    order, n = sorted(candidates, key=lambda c: (-c.score, -ratio(c))), len(candidates)
+    worst = order[-1].score
+    psi = [mpf(c.score) - worst if k.gain == "score" else win_rate(c, candidates) for c in order]
+    gains, s = mp.matrix([2**x - 1 for x in psi]), mp.matrix([k.beta * ratio(c) for c in order])
+    sort = mp.eye(n)
+    for layer in range(n):
+        step = mp.eye(n)
+        for a in range(layer % 2, n - 1, 2):
+            stays = mpf(1) / 2 + mp.atan((s[a] - s[a + 1]) / k.tau) / mp.pi
+            step[a, a] = step[a + 1, a + 1] = stays
+            step[a, a + 1] = step[a + 1, a] = 1 - stays
+        s, sort = step * s, step * sort
+    found = sort * gains
+    dcg, ideal = (mp.fsum(g / mp.log(2 + at, 2) for at, g in enumerate(list(row))) for row in (found, gains))
+    return 1 - dcg / ideal
+
+
 def softmax_dpo(candidates: List, k: Keywords) -> mpf:
     tops = [c for c in candidates if c.score == best(candidates).score]
     rivals = mp.fsum(mp.exp(k.beta * ratio(c)) for c in candidates if c.score < tops[0].score)
@@ -355,6 +376,7 @@ DEFINITIONS: dict[str, Definition] = {
     "gamma_simpo": pairwise(gamma_simpo_term),
     "gamma_dpo": pairwise(gamma_dpo_term),
     "neural_ndcg": neural_ndcg,
+    "diff_ndcg": diff_ndcg,
     "dpo_shift": pairwise(lambda w, y, k: nlog_sigmoid(k.beta * ratio(w) - k.shift * k.beta * ratio(y))),
     "mappo": pairwise(lambda w, y, k: nlog_sigmoid(k.beta * ratio(w) - gap(w, y) * k.beta * ratio(y))),
     "alpha_dpo": pairwise(alpha_dpo_term),
