@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--page", help="where to write the page (results.md in the output folder)")
     parser.add_argument("--model", help="the start model")
     parser.add_argument("--seeds", type=int, nargs="+", help="seeds of sampling and training")
+    parser.add_argument("--jobs", type=int, help="run so many seeds at a time, each on its share of the cores")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="these rows only")
     parser.add_argument("--overwrite", action="store_true", default=None, help="start over")
 
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Run; see :func:`rankalign.recipes.paper.table.run`."""
     from rankalign.recipes.paper.table import run as run_table
 
-    flags = {name: getattr(args, name) for name in ("output", "page", "model", "seeds", "overwrite")}
+    flags = {name: getattr(args, name) for name in ("output", "page", "model", "seeds", "jobs", "overwrite")}
     config = load(TableConfig, args.config, **flags)
     prompts, heldout = (resolve_near(path, args.config) for path in (config.prompts, config.heldout))
     config = replace(config, prompts=prompts, heldout=heldout)

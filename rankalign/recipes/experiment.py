@@ -28,11 +28,12 @@ from rankalign.models.identity import hashes_of
 from rankalign.recipes.contents import contents
 from rankalign.recipes.rollouts import watch_of
 from rankalign.stages.generation import sample, score
-from rankalign.storage import manifest
+from rankalign.storage import manifest, outputs
 from rankalign.storage.files import write_text
 from rankalign.storage.jsonl import dumps
 from rankalign.storage.sources import is_there, sha256_of
 from rankalign.training.arguments import TrainConfig, parse_settings
+from rankalign.training.locate import read_by
 from rankalign.training.run import train
 
 
@@ -83,6 +84,7 @@ def run(config: ExperimentConfig) -> dict[str, Any]:
     started, folder = time.time(), Path(config.output)
     # All settings are tried now, not when the candidates are paid for; only then does the run count as begun.
     training_config, identity = _training(config), _identity(config)
+    outputs.check_reads(folder / "model", read_by(training_config), config.overwrite)
     if config.overwrite:
         (folder / manifest.CLAIM).unlink(missing_ok=True)
     manifest.claim(folder, identity)

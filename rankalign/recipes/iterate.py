@@ -32,7 +32,7 @@ from rankalign.recipes.refresh import Ahead, Refresher, announce, round_folder
 from rankalign.recipes.rollouts import watch_of
 from rankalign.recipes.rounds import KL, Current, Gatherer, IterateConfig, is_current, ranked_by
 from rankalign.stages.generation import Answerer
-from rankalign.storage import manifest
+from rankalign.storage import manifest, outputs
 from rankalign.storage.files import read_text, sha256_file, write_text
 from rankalign.storage.jsonl import dumps, loads, read_rows, write_rows
 from rankalign.storage.sources import is_there, sha256_of
@@ -64,6 +64,8 @@ def run(config: IterateConfig) -> dict[str, Any]:
     if _apart(config):
         config = dataclasses.replace(config, num_processes=_processes(config))
     folder, settings = Path(config.output), _settings(config)
+    for part in (folder / "model", *folder.glob("round-*")):
+        outputs.check_reads(part, _reads(config), config.overwrite)
     if config.overwrite:
         with PartialState().main_process_first():  # one removes it, and the others find it gone
             _clear(folder)
@@ -153,6 +155,11 @@ def _settings(config: IterateConfig) -> dict[str, Any]:
     hashes = {"prompts_sha256": sha256_of(config.prompts), **hashes_of(config.model)}
     others = [policy for policy in config.policies if not is_current(policy)]
     return dict(loads(dumps({**own, **hashes, **contents(others, config.scorers)})))
+
+
+def _reads(config: IterateConfig) -> dict[str, str]:
+    """What is to be left in place."""
+    return {"model": config.model, "prompts": config.prompts, **{p.name: p.model for p in config.policies}}
 
 
 def _clear(folder: Path) -> None:

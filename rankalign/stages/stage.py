@@ -281,7 +281,7 @@ class Stage:
             InputError: another process is at it, the settings differ, or it cannot be written.
         """
         path = self.target.with_name(self.target.name + ".journal")
-        if not self.overwrite and not self._goes_on(path) and self._is_finished(read):
+        if not self.overwrite and not self._goes_on(path) and self._is_finished(read, path):
             return self._nothing_to_do(path)
         started = time.time()
         with Journal(path, self._header(), fresh=self.overwrite, older=self.settings) as journal:
@@ -297,12 +297,19 @@ class Stage:
         told = {**found, FAILED: len(found[FAILED])} if FAILED in found else found
         return {"output": str(self.target), "already_finished": False, **counts, **told}
 
-    def _is_finished(self, read: Callable[[], object]) -> bool:
+    def _is_finished(self, read: Callable[[], object], journal: Path) -> bool:
         try:
-            return manifest.is_finished(self.target, self.settings)
+            finished = manifest.is_finished(self.target, self.settings)
         except InputError:
             read()
             raise
+        # A kill between output and manifest leaves the journal, too.
+        if not finished and not journal.exists() and self.target.is_file() and self.target.stat().st_size:
+            raise InputError(
+                f"{self.target} is there, and no manifest says that {self.name} made it; "
+                "name another output or replace it with --overwrite"
+            )
+        return finished
 
     def _header(self) -> dict[str, Any]:
         return {FORMAT: 2, **{key: value for key, value in self.settings.items() if key not in self.inputs}}

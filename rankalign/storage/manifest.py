@@ -115,7 +115,7 @@ def read(output: str | os.PathLike[str]) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise InputError(f"{path_for(output)}: {error}; delete it to run the stage again") from None
+        raise InputError(f"{path_for(output)}: {error}; delete it and start over with --overwrite") from None
 
 
 def is_finished(output: str | os.PathLike[str], settings: dict[str, Any]) -> bool:

@@ -10,6 +10,13 @@ from rankalign.data.specs import held_out, is_mixture, located
 from rankalign.models import load as models
 from rankalign.training.arguments import TrainConfig
 
+READS = ("model", "data", "eval_data", "resume_from_checkpoint", "reward", "value_model")
+
+
+def read_by(config: TrainConfig) -> dict[str, str]:
+    """What a run reads, by flag, as its user wrote it."""
+    return {f"--{name}": str(text) for name in READS if (text := getattr(config, name, None))}
+
 
 def locate(config: TrainConfig) -> None:
     """Put paths in the place of what ``config`` names; where they are already, nothing changes.

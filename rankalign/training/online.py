@@ -9,7 +9,6 @@ import contextlib
 import functools
 import math
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from rankalign.errors import InputError
 from rankalign.models import load as models
 from rankalign.models.sharded import is_spread
 from rankalign.models.whole import Whole
-from rankalign.storage import manifest
+from rankalign.storage import manifest, outputs
 from rankalign.storage.files import atomic_writer
 from rankalign.storage.folders import check_writable
 from rankalign.training import inputs, processes, run
@@ -37,6 +36,7 @@ from rankalign.training.arguments import TrainConfig
 from rankalign.training.defaults import say
 from rankalign.training.examples import Example
 from rankalign.training.fit import check_fit
+from rankalign.training.locate import read_by
 from rankalign.training.moving import MovingReference
 from rankalign.training.rank import RankTrainer, Watch
 from rankalign.training.tokens import OFF, encode
@@ -352,15 +352,15 @@ def train_online(
         InputError: bad settings or data.
         Interrupted: stopped by a signal; the same call goes on from the checkpoint.
     """
+    reads = read_by(config)
     add_tokens(config)
     output = Path(str(config.output_dir))
     of_data, of_model = config.data_settings, config.model_settings
     hashes = inputs.read_hashes(of_data, of_model, config.method)
     settings = {**config.own_settings(), **hashes, **decisive}
-    if config.overwrite:
-        with PartialState().main_process_first():
-            shutil.rmtree(output, ignore_errors=True)
-    elif manifest.is_finished(output, settings):
+    with PartialState().main_process_first():
+        outputs.begin(output, reads, bool(config.overwrite))
+    if manifest.is_finished(output, settings):
         return {**run.summary(output, manifest.read(output) or {}), "already_finished": True}
     run.begun(config, settings)
     if processes.is_first():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from rankalign.data.token_table import Joined
 from rankalign.errors import InputError, Interrupted
 from rankalign.models import load as models
 from rankalign.models import saving, sharded
-from rankalign.storage import manifest
+from rankalign.storage import manifest, outputs
 from rankalign.storage.files import write_text
 from rankalign.storage.folders import check_writable
 from rankalign.storage.jsonl import dumps, without_nan
@@ -44,7 +43,7 @@ from rankalign.training.inputs import (
     references_ahead,
     references_of,
 )
-from rankalign.training.locate import locate
+from rankalign.training.locate import locate, read_by
 from rankalign.training.moving import MovingReference
 from rankalign.training.plan.verdict import checkpointing
 from rankalign.training.rank import RankTrainer, Watch
@@ -67,16 +66,16 @@ def train(config: TrainConfig, watch_of: Callable[[TrainConfig], Watch | None] |
         InputError: bad settings or data.
         Interrupted: stopped by a signal; the same call goes on from the checkpoint.
     """
+    reads = read_by(config)
     locate(config)
     add_tokens(config)  # first: the copy that knows the tokens is the start model, whose hash follows
     output = Path(str(config.output_dir))
     loss = config.loss_settings
     hashes = read_hashes(config.data_settings, config.model_settings, loss.method)
     settings = {**config.own_settings(), **hashes}
-    if config.overwrite:
-        with PartialState().main_process_first():  # one removes it, and the others find it gone
-            shutil.rmtree(output, ignore_errors=True)
-    elif manifest.is_finished(output, settings):
+    with PartialState().main_process_first():  # one removes it, and the others find it gone
+        outputs.begin(output, reads, bool(config.overwrite))
+    if manifest.is_finished(output, settings):
         print(f"{output} is finished already with these settings: nothing to do", file=sys.stderr)
         return {**summary(output, manifest.read(output) or {}), "already_finished": True}
     choose_kernels(config.run_settings)

@@ -267,9 +267,54 @@ def test_one_process_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "another process is at it" in capsys.readouterr().err
 
 
+def test_seeds_beside_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two processes at a time write what one writes; a seed that fails is named, and what was finished stays."""
+    one = config(tmp_path, ["start", "best_of"], "one", seeds=[1, 2, 3])
+    apart = config(tmp_path, ["start", "best_of"], "apart", seeds=[1, 2, 3])
+    answers = tmp_path / "apart" / "seed-2" / "start" / "answers.raw.jsonl"
+    answers.parent.mkdir(parents=True)
+    answers.write_text("of other settings")
+    assert main(["table", "--config", str(apart), "--jobs", "2"]) == 1
+    assert "seed 2: " in capsys.readouterr().err
+    shutil.rmtree(answers.parent)
+    told, again = table(one, capsys), table(apart, capsys, "--jobs", "2")
+    assert (told["units"], told["ran"], again["units"]) == (6, 6, 6)
+    for seed in (1, 2, 3):
+        for row in ("start", "best_of"):
+            theirs, ours = (figures(tmp_path / name, row, seed) for name in ("one", "apart"))
+            assert ours["held"] == theirs["held"]
+            assert ours["threads"] <= theirs["threads"]
+    assert "; a row takes " in (tmp_path / "apart/results.md").read_text()
+    assert table(apart, capsys, "--jobs", "3")["ran"] == 0
+
+
+def test_seeds_hold_the_lock_of_the_table(tmp_path: Path) -> None:
+    """What a killed table leaves running keeps others out until it ends."""
+    path = config(tmp_path, ["start"], seeds=[1, 2])
+    words = [sys.executable, "-m", "rankalign", "table", "--config", str(path), "--jobs", "2"]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    assert process.stderr
+    for line in process.stderr:
+        if b"== seed" in line:
+            break
+    process.kill()
+    process.wait()
+    with pytest.raises(InputError, match="another process"), Lock(tmp_path / "table"):
+        pass
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    for _ in range(100):
+        with contextlib.suppress(InputError), Lock(tmp_path / "table"):
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the seeds did not end")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ({"jobs": 0}, "give 1 or more"),
         ({"answer": {"temperature": 0.7}}, "temperature must be 1"),
         ({"seeds": [1, 1]}, "a seed stands twice"),
         ({"rows": [{"name": "a", "title": "a", "policies": ["drwn"]}]}, "did you mean 'drawn'"),

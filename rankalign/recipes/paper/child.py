@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -47,8 +48,19 @@ class Lock:
         os.close(self.handle)
 
 
+@dataclass(frozen=True)
+class Inherited:
+    """The lock of the process that started this one.
+
+    Attributes:
+        handle: its file, which was passed on.
+    """
+
+    handle: int
+
+
 def run_metered(
-    folder: Path, command: str, settings: dict[str, Any], lock: Lock
+    folder: Path, command: str, settings: dict[str, Any], lock: Lock | Inherited
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Run ``rankalign command`` with ``settings`` in a process of its own; what it says goes to ``train.log``.
 

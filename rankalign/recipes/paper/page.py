@@ -73,7 +73,7 @@ def write_page(
         "## The paper's claims",
         *(claim_text(claim) for claim in found),
         "## Facts",
-        facts(config),
+        facts(config, list(units.values())),
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "\n\n".join(part.strip() for part in parts) + "\n")
@@ -146,7 +146,7 @@ def _more(found: Finding) -> str:
     return f"; {found.needed} would decide it if the figure stays" if found.needed else ""
 
 
-def facts(config: TableConfig) -> str:
+def facts(config: TableConfig, units: Sequence[Mapping[str, Any]]) -> str:
     """Versions, processors, dates, time and settings, from the manifests of the units."""
     folder = Path(config.output)
     found = [manifest.read(folder / f"seed-{seed}" / row.name) for seed in config.seeds for row in config.rows]
@@ -155,9 +155,13 @@ def facts(config: TableConfig) -> str:
     machines = sorted({f"{one['machine']['cpus']} processors" for one in kept})
     days = sorted({one["date"] for one in kept})
     hours = sum(one["cost"]["seconds"] for one in kept) / 3600
-    settings = {key: value for key, value in spoken(config).items() if key not in ("output", "page", "overwrite")}
+    settings = {
+        key: value for key, value in spoken(config).items() if key not in ("output", "page", "jobs", "overwrite")
+    }
     lines = [f"* {', '.join(f'{k} {v}' for k, v in loads(one).items())}" for one in versions]
-    lines += [f"* {one}" for one in machines]
+    threads = sorted({unit["threads"] for unit in units if "threads" in unit})  # a table begun before knows none
+    each = f"; a row takes {' or '.join(map(str, threads))} of them" if threads else ""
+    lines += [f"* {one}{each}" for one in machines]
     lines += [f"* {' to '.join(dict.fromkeys((days[0], days[-1])))}; seeds {', '.join(map(str, config.seeds))}"]
     lines += [f"* {hours:.1f} hours of sampling, scoring and training, what rows share counted in each of them"]
     return "\n".join([*lines, "", "Settings:", "", "```yaml", yaml.safe_dump(settings, sort_keys=False).strip(), "```"])

@@ -52,6 +52,7 @@ class TableConfig:
         train: settings of ``rankalign train`` that all trained rows share.
         max_prompts: take the first so many training prompts; 0 takes all.
         max_heldout: take the first so many held-out prompts; 0 takes all.
+        jobs: run so many seeds at a time, each with its share of the processors' cores.
         page: where to write the page; empty writes ``results.md`` into ``output``.
         overwrite: start over.
     """
@@ -69,6 +70,7 @@ class TableConfig:
     train: dict[str, Any] = field(default_factory=dict)
     max_prompts: int = 0
     max_heldout: int = 0
+    jobs: int = 1
     page: str = ""
     overwrite: bool = False
 
@@ -79,10 +81,16 @@ class TableConfig:
         for what, given in (("row", names), ("policy", policies), ("seed", self.seeds)):
             if len(set(given)) < len(given):
                 raise InputError(f"a {what} stands twice: {', '.join(map(str, given))}")
+        if self.jobs < 1:
+            raise InputError(f"jobs: {self.jobs} seeds at a time are none; give 1 or more")
         if self.answer.get("temperature", 1) != 1:
             raise InputError("answer: temperature must be 1, or its draws would not estimate the KL")
         for row in self.rows:
             self._check(row, policies)
+
+    def in_order(self) -> list[Row]:
+        """The rows as a seed runs them."""
+        return sorted(self.rows, key=lambda row: row.kind == "best_of")  # which reads the start row's
 
     def _check(self, row: Row, policies: Sequence[str]) -> None:
         own = (*row.policies, *self.dataset)

@@ -12,6 +12,7 @@ import numpy as np
 from rankalign.recipes.paper.child import Lock
 from rankalign.recipes.paper.claims import Results
 from rankalign.recipes.paper.page import write_page
+from rankalign.recipes.paper.seeds import run_apart, run_units
 from rankalign.recipes.paper.settings import TableConfig
 from rankalign.recipes.paper.unit import Bench, Unit
 from rankalign.storage.files import read_text
@@ -27,20 +28,19 @@ def run(config: TableConfig) -> dict[str, Any]:
     Raises:
         InputError: bad settings or data, another process is at it, or a row failed; finished units stay.
     """
-    folder, started, ran = Path(config.output), time.monotonic(), 0
+    folder, started = Path(config.output), time.monotonic()
     with Lock(folder) as lock:
         if config.overwrite:
             for seed in config.seeds:
                 shutil.rmtree(folder / f"seed-{seed}", ignore_errors=True)
         units: dict[tuple[str, int], dict[str, Any]] = {}
         bench = Bench(config, lock)
-        rows = sorted(config.rows, key=lambda row: row.kind == "best_of")  # which reads the start row's
-        todo = [Unit(bench, row, seed) for seed in config.seeds for row in rows]
+        todo = [Unit(bench, row, seed) for seed in config.seeds for row in config.in_order()]
         for unit in todo:
             unit.check()
         bench.begin()
+        ran = run_apart(config, lock) if config.jobs > 1 else run_units(todo)
         for unit in todo:
-            ran += unit.run()
             units[unit.row.name, unit.seed] = loads(read_text(unit.folder / "unit.json"))
         page = Path(config.page or folder / "results.md")
         claims = write_page(page, config, results(config, units), units)

@@ -16,6 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rankalign.config import SampleConfig, ScoreConfig, ScorerConfig, build
 from rankalign.data.records import CandidateSet, Response, read, to_dict, write
 from rankalign.engines import Policy
@@ -27,7 +29,7 @@ from rankalign.evaluation.texts.lexical import evaluate_lexical
 from rankalign.evaluation.texts.perplexity import evaluate_perplexity
 from rankalign.models import load as models
 from rankalign.models.identity import hashes_of
-from rankalign.recipes.paper.child import Lock, run_metered
+from rankalign.recipes.paper.child import Inherited, Lock, run_metered
 from rankalign.recipes.paper.claims import divergence_bound
 from rankalign.recipes.paper.costs import Cost, add_ppo, add_rounds, add_sampling, add_training, models_in_memory
 from rankalign.recipes.paper.settings import Row, TableConfig
@@ -48,7 +50,7 @@ Pool = dict[str, list[float]]
 class Bench:
     """What the units of a table share: settings, the start model, and the policies' answers, sampled once a seed."""
 
-    def __init__(self, config: TableConfig, lock: Lock) -> None:
+    def __init__(self, config: TableConfig, lock: Lock | Inherited) -> None:
         self.config, self.lock, self.folder = config, lock, Path(config.output)
         self.policies = {p.name: dataclasses.replace(p, model=self._model(p)) for p in config.policies}
         self.scorer = ScorerConfig(JUDGE, "function", {"function": config.reward})
@@ -117,7 +119,8 @@ class Unit:
         manifest.claim(self.folder, settings)
         cost, pool, model = self.made(settings)
         sets = self.best_answers() if self.row.kind == "best_of" else self.answers(model)
-        unit = {"cost": dataclasses.asdict(cost), "pool": pool, "held": self.measures(sets, model)}
+        unit: dict[str, Any] = {"cost": dataclasses.asdict(cost), "pool": pool, "held": self.measures(sets, model)}
+        unit["threads"] = torch.get_num_threads()  # that the time was taken with
         write_text(self.folder / "unit.json", dumps(unit) + "\n")
         inputs = [str(self.bench.prompts), self.bench.config.heldout]
         date = time.strftime("%Y-%m-%d", time.gmtime())

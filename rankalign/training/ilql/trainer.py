@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import shutil
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -32,7 +31,7 @@ from rankalign.progress import Progress
 from rankalign.registry import did_you_mean
 from rankalign.rows.head import head_of, label_logps
 from rankalign.rows.logps import causal_lm
-from rankalign.storage import manifest
+from rankalign.storage import manifest, outputs
 from rankalign.storage.files import write_text
 from rankalign.storage.folders import check_writable
 from rankalign.storage.jsonl import dumps, without_nan
@@ -273,8 +272,7 @@ def train_ilql(samples: Sequence[Sample], returns: Sequence[float], settings: IL
     """
     records = records_of(samples, returns)
     output, started = Path(settings.output_dir), time.time()
-    if settings.overwrite:
-        shutil.rmtree(output, ignore_errors=True)
+    outputs.begin(output, {"model": settings.model}, settings.overwrite)
     told = _told(settings, samples, returns)
     if manifest.is_finished(output, told):
         print(f"{output} is finished already with these settings: nothing to do", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from rankalign.models import load as models
 from rankalign.models.identity import config_of, tokenizer_hash
 from rankalign.progress import Progress
 from rankalign.rows import logps
-from rankalign.storage import manifest
+from rankalign.storage import manifest, outputs
 from rankalign.storage.files import write_text
 from rankalign.storage.folders import check_writable, remove_strays
 from rankalign.storage.journal import differences
@@ -33,7 +32,7 @@ from rankalign.training.card import write_card
 from rankalign.training.defaults import say
 from rankalign.training.fit import check_end, check_fit
 from rankalign.training.inputs import choose_kernels, disable_dropout, mixed, say_counts
-from rankalign.training.locate import locate
+from rankalign.training.locate import locate, read_by
 from rankalign.training.ppo import state as ppo_state
 from rankalign.training.ppo.rollouts import Question, Reward, Sampler
 from rankalign.training.ppo.trainer import PPOTrainer
@@ -52,14 +51,14 @@ def train_ppo(config: PPOConfig, sampler: Sampler, reward: Reward) -> dict[str, 
         InputError: bad settings or data.
         Interrupted: stopped by a signal; the same call goes on from the checkpoint.
     """
+    reads = read_by(config)
     locate(config)
     add_tokens(config)
     output = Path(str(config.output_dir))
     settings = _settings(config, reward)
-    if config.overwrite:
-        with PartialState().main_process_first():  # one removes it, and the others find it gone
-            shutil.rmtree(output, ignore_errors=True)
-    elif manifest.is_finished(output, settings):
+    with PartialState().main_process_first():  # one removes it, and the others find it gone
+        outputs.begin(output, reads, bool(config.overwrite))
+    if manifest.is_finished(output, settings):
         print(f"{output} is finished already with these settings: nothing to do", file=sys.stderr)
         return _summary(output, already_finished=True)
     choose_kernels(config.run_settings)
