@@ -22,7 +22,7 @@ def begin(folder: Path, reads: Mapping[str, str | None], overwrite: bool) -> Non
     Args:
         folder: where the run writes.
         reads: by flag, what it reads: paths, or names that are none.
-        overwrite: remove what an earlier run left.
+        overwrite: remove what an earlier run left; a folder without a run's traces is left as it is.
 
     Raises:
         InputError: the run would write over what it reads, or over files that no run left.
@@ -30,15 +30,13 @@ def begin(folder: Path, reads: Mapping[str, str | None], overwrite: bool) -> Non
     check_reads(folder, reads, overwrite)
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    ours = [path for mark in MARKS for path in folder.glob(mark)]
-    if overwrite:
+    if not any(path for mark in MARKS for path in folder.glob(mark)):
+        if theirs := [path.name for name in WRITTEN for path in sorted(folder.glob(name))]:
+            raise InputError(f"{folder} holds {', '.join(theirs[:3])}, which no run left there; name another output")
+    elif overwrite:
         if Path.cwd().is_relative_to(folder.resolve()):
             raise InputError(f"--overwrite would remove {folder}, the folder you are in; name another output")
-        if not ours:
-            raise InputError(f"--overwrite: no run left {folder} ({_some(folder)}); remove it yourself or name another")
         shutil.rmtree(folder)
-    elif not ours and (theirs := [path.name for name in WRITTEN for path in sorted(folder.glob(name))]):
-        raise InputError(f"{folder} holds {', '.join(theirs[:3])}, which no run left there; name another output")
 
 
 def check_reads(folder: Path, reads: Mapping[str, str | None], overwrite: bool) -> None:
@@ -60,8 +58,3 @@ def _paths(text: str) -> list[Path]:
     """The paths of this machine in a setting; mixtures name several, with parts and weights behind."""
     words = [text, *(re.split("[#@]", word)[0] for word in re.split(r"[\s,]+", text))]
     return [Path(word).resolve() for word in dict.fromkeys(words) if word and Path(word).exists()]
-
-
-def _some(folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir())
-    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
