@@ -56,7 +56,7 @@ class Places:
         return not found
 
     def _resize(self, slots: int) -> None:
-        self._hashes, self._numbers, self._mask = array("q", bytes(8 * slots)), array("q", bytes(8 * slots)), slots - 1
+        self._hashes, self._numbers, self._mask = array("q", [0]) * slots, array("q", [0]) * slots, slots - 1
 
     def _grow(self) -> None:
         hashes, numbers = self._hashes, self._numbers

@@ -21,7 +21,7 @@ from rankalign.evaluation.tables import Table, interval
 from rankalign.evaluation.texts.lexical import prompt_text
 from rankalign.scorers.aggregate import cohen_kappa, krippendorff_alpha
 from rankalign.storage.delimited import FORMULA
-from rankalign.storage.files import atomic_writer, read_text, write_text
+from rankalign.storage.files import atomic_writer, read_text
 from rankalign.storage.jsonl import dumps, loads
 
 COLUMNS = ("item", "prompt", "answer_1", "answer_2", "verdict")
@@ -60,9 +60,11 @@ def write_sheet(
     order = [number for number, pair in enumerate(matched) if all(record.responses for record in pair)]
     if not order:
         raise InputError("no prompt has an answer in both files")
-    rng, sheet, items = random.Random(seed), Path(path), {}
+    rng, sheet = random.Random(seed), Path(path)
     rng.shuffle(order)
-    with atomic_writer(sheet) as raw:
+    # Row by row, for there may be a million; the key is in place before the sheet, which says nothing without it.
+    with atomic_writer(sheet) as raw, atomic_writer(key_of(sheet)) as key:
+        key.write(dumps({"a": names[0], "b": names[1], "seed": seed})[:-1].encode() + b', "items": {')
         out = io.TextIOWrapper(raw, encoding="utf-8", newline="")
         out.write("\ufeff")  # the mark by which spreadsheets know UTF-8
         writer = csv.writer(out)
@@ -70,11 +72,12 @@ def write_sheet(
         for number, place in enumerate(order, start=1):
             left, right = matched[place]
             a_first = rng.random() < 0.5
-            items[str(number)] = {"id": left.id, "first": names[0] if a_first else names[1]}
+            item = {"id": left.id, "first": names[0] if a_first else names[1]}
+            key.write(f'{", " if number > 1 else ""}"{number}": {dumps(item)}'.encode())
             texts = [record.responses[0].shown() for record in ((left, right) if a_first else (right, left))]
             writer.writerow([number, *map(_inert, (prompt_text(left.prompt), *texts)), ""])
         out.detach()  # flushed, and left open for its being synced
-    write_text(key_of(sheet), dumps({"a": names[0], "b": names[1], "seed": seed, "items": items}) + "\n")
+        key.write(b"}}\n")
     found = {"sheet": str(sheet), "key": str(key_of(sheet)), "items": len(order)}
     return found | {"without_answer": len(matched) - len(order)}
 
