@@ -7,17 +7,19 @@ from collections.abc import Hashable
 
 _SLOTS = 1 << 10  # at first
 _FULL = 0.6  # share of the slots that is used before there are twice as many; beyond it searches grow long
+_NARROW = 2**32 - 1
 ABSENT = -1
 
 
 class Places:
-    """A whole number from 0 by each name; 32 bytes a name on average, where a dictionary takes about 200.
+    """A whole number from 0 by each name; 24 to 32 bytes a name on average, where a dictionary takes about 200.
 
     Two of n names share a hash with a chance of n² / 2^65: 3 in 10^8 for a million. Python draws the key of its hash
     of texts anew in each process, so nobody can make names that collide.
     """
 
     def __init__(self) -> None:
+        self._width = "I"  # as narrow as the numbers allow: lines of files mostly fit, places in them do not
         self._resize(_SLOTS)
         self._count = 0
 
@@ -43,6 +45,8 @@ class Places:
 
     def put(self, name: Hashable, number: int) -> None:
         """Give ``name`` a number, in the place of the one that it has."""
+        if number > _NARROW and self._width == "I":
+            self._width, self._numbers = "q", array("q", self._numbers)
         if self._count >= _FULL * (self._mask + 1):
             self._grow()
         self._count += self._put(hash(name) or 1, number)
@@ -56,7 +60,7 @@ class Places:
         return not found
 
     def _resize(self, slots: int) -> None:
-        self._hashes, self._numbers, self._mask = array("q", [0]) * slots, array("q", [0]) * slots, slots - 1
+        self._hashes, self._numbers, self._mask = array("q", [0]) * slots, array(self._width, [0]) * slots, slots - 1
 
     def _grow(self) -> None:
         hashes, numbers = self._hashes, self._numbers

@@ -16,12 +16,14 @@ from rankalign.storage.jsonl import read_rows
 from rankalign.storage.places import ABSENT, Names, Places
 
 
-def test_places_are_a_dictionary() -> None:
+@pytest.mark.parametrize("wide_from", [0, 10_000, 20_000])
+def test_places_are_a_dictionary(wide_from: int) -> None:
+    """Also where numbers outgrow 32 bits on the way."""
     draw, places, known = random.Random(3), Places(), dict[str, int]()
-    for _ in range(20_000):
+    for step in range(20_000):
         name = f"n{draw.randrange(8_000)}"
         assert places.find(name) == known.get(name, ABSENT)
-        known[name] = draw.randrange(2**62)
+        known[name] = draw.randrange(2**62) if step >= wide_from else 2**32 - 1 - step
         places.put(name, known[name])
     assert len(places) == len(known)
     assert all(places.find(name) == number for name, number in known.items())
