@@ -18,6 +18,10 @@ class Places:
     of texts anew in each process, so nobody can make names that collide.
     """
 
+    _hashes: array[int]
+    _numbers: array[int]
+    _mask: int
+
     def __init__(self) -> None:
         self._width = "I"  # as narrow as the numbers allow: lines of files mostly fit, places in them do not
         self._resize(_SLOTS)
