@@ -68,7 +68,7 @@ docs: $(DEV)
 lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy rankalign
+	$(BIN)/mypy rankalign benchmarks
 
 clean:
 	rm -rf $(VENV) $(VLLM) build *.egg-info

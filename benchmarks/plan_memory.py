@@ -193,8 +193,10 @@ def measure(cell: Cell, folder: Path) -> Found:
     return Found(planned["peak_memory_bytes"], low, high, cost.peak, cost.cpu)
 
 
-HEADER = ("model, method, layers, layout, optimiser, loss, answers, words", "foreseen MiB", "from", "to", "measured")
-HEADER += ("foreseen / measured", "", "CPU s")
+HEADER = (
+    *("model, method, layers, layout, optimiser, loss, answers, words", "foreseen MiB", "from", "to", "measured"),
+    *("foreseen / measured", "", "CPU s"),
+)
 
 
 def line_of(cell: Cell, found: Found) -> str:

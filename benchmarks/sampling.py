@@ -152,9 +152,9 @@ def main() -> None:
         if args.beams:
             contenders[f"diverse, rows {rows}"] = partial(ours, model, tokenizer, prompts, groups, eos, rows)
     if args.vllm:
-        from rankalign.engines.vllm import Loaded
+        from rankalign.engines.vllm_loaded import Loaded
 
-        loaded = Loaded.shared(args.model, "", "float32")
+        loaded = Loaded.shared(args.model, "", "float32", {})
         contenders["vllm"] = partial(by_vllm, loaded, prompts, params, eos)
         contenders["vllm"]()  # loads it
     speeds = measure(contenders, args.repeats, time.process_time if args.cpu_time else time.perf_counter)
