@@ -219,7 +219,7 @@ def test_every_page_is_in_the_menu() -> None:
 def test_benchmarks_take_the_flags_that_the_page_shows(tmp_path: Path) -> None:
     """They take from minutes to an hour, so what runs here is their reading of the flags, and the smallest of one."""
     shown = re.findall(r"^python -m (benchmarks\.\w+)(.*)$", (DOCS / "performance.md").read_text("utf-8"), re.MULTILINE)
-    names = ("train", "scoring", "sampling", "scale")
+    names = ("train", "scoring", "sampling", "scale", "shares")
     assert {module for module, _ in shown} == {f"benchmarks.{name}" for name in names}
     python = [str(ROOT / ".venv/bin/python"), "-m"]
     for module, flags in shown:
