@@ -39,7 +39,7 @@ MOVING: dict[str, Any] = {
         "ref_model_sync_steps": 2,
         "ref_model_mixup_alpha": 0.5,
         "learning_rate": 1e-3,
-    },  # fmt: skip
+    },
     "policies": [
         {"name": "own", "n": 3, "temperature": 1.0, "max_new_tokens": 8, "start_share": 0.3},
         {"name": "human", "engine": "replay"},
