@@ -21,7 +21,7 @@ from rankalign.errors import InputError
 from rankalign.stages.generation import sample
 from rankalign.storage import manifest
 from tests.faults.openai_helpers import GREEDY, PROMPTS, SAMPLED, ask, engine, fetch, free_port, hurry, wait_for
-from tests.faults.server import FAULTS, FaultServer
+from tests.faults.server import FAULTS, FaultServer, Request, words
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -98,7 +98,11 @@ def test_a_prompt_that_keeps_failing_ends_the_run_and_is_not_recorded(
 
 
 def test_a_rate_limit_holds_back_all_requests() -> None:
-    with FaultServer(script=["429"], retry_after=0.3) as server:
+    def answer(request: Request) -> str:
+        time.sleep(0.1)  # behind the refusal, or the third request would be under way before the limit is known
+        return words(request)
+
+    with FaultServer(answer, script=["429"], retry_after=0.3) as server:
         engine(server, concurrency=2).generate(PROMPTS[:4])
         times = [r.time for r in server.requests]
     assert len(times) == 5
