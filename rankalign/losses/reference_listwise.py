@@ -126,10 +126,7 @@ def approx_ndcg(
     behind = torch.sigmoid((s.unsqueeze(1) - s.unsqueeze(2)) / tau)
     places = 1 + torch.where(others, behind, torch.zeros_like(behind)).sum(2)
     gains = _gains(ranked, gain)
-    ideal = gains.sort(dim=1, descending=True).values
-    discounts = torch.log2(torch.arange(2, s.shape[1] + 2, device=s.device, dtype=s.dtype))
-    best = (ideal / discounts).sum(1)
-    return usable(ranked, 1 - (gains / torch.log2(1 + places)).sum(1) / torch.where(best > 0, best, 1))
+    return _short_of_ideal(ranked, (gains / torch.log2(1 + places)).sum(1), gains)
 
 
 def neural_ndcg(
@@ -167,10 +164,7 @@ def neural_ndcg(
         log_sort = masked(log_sort, cells).log_softmax(axis)
     sort = torch.where(cells, log_sort, -torch.inf).exp()
     gains = _gains(ranked, gain)
-    discounts = torch.log2(1 + place.to(s.dtype))
-    best = (gains.sort(dim=1, descending=True).values / discounts).sum(1)
-    found = ((sort * gains.unsqueeze(1)).sum(2) / discounts).sum(1)
-    return usable(ranked, 1 - found / torch.where(best > 0, best, 1))
+    return _short_of_ideal(ranked, _discounted((sort * gains.unsqueeze(1)).sum(2)), gains)
 
 
 def diff_ndcg(
@@ -197,18 +191,16 @@ def diff_ndcg(
     check(tau > 0, f"loss keyword tau={tau} must be above 0")
     order = _by_score(ranked, log_ratios(ranked).detach())
     s = (beta * log_ratios(ranked)).gather(1, order)
-    gains = _gains(ranked, gain).gather(1, order)
+    gains = sorted_gains = _gains(ranked, gain).gather(1, order)
     count = ranked.mask.sum(1, keepdim=True)
     place = torch.arange(s.shape[1], device=s.device)
-    discounts = torch.log2(2 + place.to(s.dtype))
-    best = (gains / discounts).sum(1)
     for layer in range(s.shape[1]):
         # A list passes as many layers as it has candidates, whatever the longest list beside it.
         meet = (place[:-1] % 2 == layer % 2) & (place[1:] < count) & (layer < count)
         share = 0.5 + torch.atan((s[:, 1:] - s[:, :-1]) / tau) / math.pi
         share = torch.where(meet, share, torch.zeros_like(share))
-        s, gains = _swapped(s, share), _swapped(gains, share)
-    return usable(ranked, 1 - (gains / discounts).sum(1) / torch.where(best > 0, best, 1))
+        s, sorted_gains = _swapped(s, share), _swapped(sorted_gains, share)
+    return _short_of_ideal(ranked, _discounted(sorted_gains), gains)
 
 
 def _by_score(ranked: Ranked, tied: Tensor) -> Tensor:
@@ -222,6 +214,18 @@ def _swapped(values: Tensor, share: Tensor) -> Tensor:
     """(P, N) values of which (P, N - 1) a share of each and of its next neighbour have changed places."""
     flow = share * (values[:, 1:] - values[:, :-1])
     return values + pad(flow, (0, 1)) - pad(flow, (1, 0))
+
+
+def _discounted(gains: Tensor) -> Tensor:
+    """(P,) DCG of (P, N) gains in the order of their places: the sum of each over log2(1 + place)."""
+    places = torch.arange(1, gains.shape[1] + 1, device=gains.device, dtype=gains.dtype)
+    return (gains / torch.log2(1 + places)).sum(1)
+
+
+def _short_of_ideal(ranked: Ranked, found: Tensor, gains: Tensor) -> Tensor:
+    """(P,) one minus the NDCG: (P,) ``found`` over the DCG of (P, N) gains in their right order."""
+    best = _discounted(gains.sort(dim=1, descending=True).values)
+    return usable(ranked, 1 - found / torch.where(best > 0, best, 1))
 
 
 def _gains(ranked: Ranked, gain: Literal["win_rate", "score"]) -> Tensor:
