@@ -159,7 +159,11 @@ def _settings(config: IterateConfig) -> dict[str, Any]:
 
 def _reads(config: IterateConfig) -> dict[str, str]:
     """What is to be left in place."""
-    return {"model": config.model, "prompts": config.prompts, **{p.name: p.model for p in config.policies}}
+    return {
+        "model": config.model,
+        "prompts": config.prompts,
+        **{f"policy {p.name!r}": p.model for p in config.policies},
+    }
 
 
 def _clear(folder: Path) -> None:
