@@ -32,10 +32,9 @@ def test_a_new_an_empty_and_a_begun_folder_stay_as_they_are(tmp_path: Path) -> N
     put(tmp_path / "run/log.jsonl")
     put(tmp_path / "run/model.safetensors")
     put(tmp_path / "beside/candidates.jsonl")
-    before = tree(tmp_path)
-    outputs.begin(tmp_path / "run", {}, False)
     put(tmp_path / "beside/train.log")
     before = tree(tmp_path)
+    outputs.begin(tmp_path / "run", {}, False)
     for overwrite in (False, True):
         outputs.begin(tmp_path / "beside", {}, overwrite)
     assert tree(tmp_path) == before
