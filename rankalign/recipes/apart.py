@@ -54,10 +54,10 @@ def train_apart(settings: dict[str, Any], file: Path, how: str, processes: int) 
 def _start(command: Sequence[str], lock: int) -> subprocess.Popen[bytes]:
     env = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     # Its results are this command's to tell: what it prints goes where messages go.
-    return subprocess.Popen(command, env=env, stdout=2, pass_fds=(lock,), preexec_fn=_stop_with_parent)
+    return subprocess.Popen(command, env=env, stdout=2, pass_fds=(lock,), preexec_fn=stop_with_parent)
 
 
-def _stop_with_parent() -> None:
+def stop_with_parent() -> None:
     """Have the kernel tell this process to stop when the one that started it is gone, however it went."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

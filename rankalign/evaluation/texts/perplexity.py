@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from rankalign.data.encode import Encoder
 
 Piece = tuple[list[int], list[int]]  # tokens read, tokens predicted
-Logps = Callable[..., list[list[torch.Tensor]]]
+Tokens = tuple[int, ...]
 
 TOKENS_A_PASS = 4096
 RRHF_TOKENS = 19  # its metric cuts at 20 (GPT-2's `max_length` of then), the beginning of sequence included
@@ -150,30 +152,42 @@ def windows(read: list[int], ids: list[int], limit: int) -> list[Piece]:
 def text_nats(model: Any, texts: Sequence[Sequence[Piece]]) -> list[list[float]]:
     """Negative log-probability (nats) of every token of every text, in order.
 
-    Pieces go through the model sorted by length, about 4,096 tokens a pass; the values do not depend on it.
+    Pieces that read the same tokens share them, and one that occurs twice is read once. They go through the model
+    sorted by length, about 4,096 tokens a pass; the values do not depend on it.
     """
     from rankalign.rows.logps import token_logps
 
-    flat = [(t, p, read, ids) for t, pieces in enumerate(texts) for p, (read, ids) in enumerate(pieces)]
-    flat.sort(key=lambda item: len(item[2]) + len(item[3]))
+    places: dict[Tokens, dict[Tokens, list[tuple[int, int]]]] = {}
+    for t, pieces in enumerate(texts):
+        for p, (read, ids) in enumerate(pieces):
+            places.setdefault(tuple(read), {}).setdefault(tuple(ids), []).append((t, p))
     found: dict[tuple[int, int], list[float]] = {}
-    for batch in _batches(flat):
+    for batch in _batches({read: list(own) for read, own in places.items()}):
         with torch.no_grad():
-            logps = token_logps(model, [item[2] for item in batch], [[item[3]] for item in batch])
-        for (t, p, _, _), (values,) in zip(batch, logps, strict=True):
-            found[t, p] = (-values.double()).tolist()
+            logps = token_logps(model, [read for read, _ in batch], [own for _, own in batch])
+        for (read, own), values in zip(batch, logps, strict=True):
+            for ids, each in zip(own, values, strict=True):
+                found |= dict.fromkeys(places[read][ids], (-each.double()).tolist())
     return [[v for p in range(len(pieces)) for v in found[t, p]] for t, pieces in enumerate(texts)]
 
 
-def _batches(items: list[tuple[int, int, list[int], list[int]]]) -> list[list[tuple[int, int, list[int], list[int]]]]:
-    """Neighbours grouped while the padded batch holds at most :data:`TOKENS_A_PASS` tokens."""
-    batches: list[list[tuple[int, int, list[int], list[int]]]] = []
-    for item in items:
-        width = len(item[2]) + len(item[3])
-        if not batches or (len(batches[-1]) + 1) * width > TOKENS_A_PASS:
-            batches.append([])
-        batches[-1].append(item)
-    return batches
+def _batches(lists: dict[Tokens, list[Tokens]]) -> Iterator[list[tuple[Tokens, list[Tokens]]]]:
+    """Lists of about one length together, as many as hold :data:`TOKENS_A_PASS` tokens where they have to be padded."""
+    widths = {read: len(read) + max(map(len, own)) for read, own in lists.items()}
+    batch: list[tuple[Tokens, Tokens]] = []
+    for read in sorted(lists, key=widths.__getitem__):
+        for ids in lists[read]:
+            if batch and (len(batch) + 1) * widths[read] > TOKENS_A_PASS:
+                yield _joined(batch)
+                batch = []
+            batch.append((read, ids))
+    if batch:
+        yield _joined(batch)
+
+
+def _joined(batch: list[tuple[Tokens, Tokens]]) -> list[tuple[Tokens, list[Tokens]]]:
+    """Neighbours that read the same tokens as one list."""
+    return [(read, [ids for _, ids in own]) for read, own in groupby(batch, key=itemgetter(0))]
 
 
 def _summary(rows: list[Row], seed: int) -> EvalResult:

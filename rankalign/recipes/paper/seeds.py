@@ -17,6 +17,7 @@ from typing import Any
 
 from rankalign.config import build
 from rankalign.errors import InputError
+from rankalign.recipes.apart import stop_with_parent
 from rankalign.recipes.paper.child import Inherited, Lock
 from rankalign.recipes.paper.settings import TableConfig
 from rankalign.recipes.paper.unit import Bench, Unit
@@ -43,6 +44,7 @@ def run_apart(config: TableConfig, lock: Lock) -> int:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=(lock.handle,),
+            preexec_fn=stop_with_parent,
             env={"OMP_NUM_THREADS": threads, **os.environ},
         )
         running.append(child)

@@ -109,6 +109,36 @@ def test_batching_and_order_change_nothing(model, tokenizer, monkeypatch: pytest
     assert [row["nats"] for row in single] == pytest.approx([whole[row["id"]] for row in single], rel=1e-6)
 
 
+def test_a_prompt_is_read_once_for_its_answers(model, tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers of one prompt make one list, a text drawn twice one answer of it; each has the nats that it has alone."""
+    from rankalign.rows import logps
+
+    answers = [Response(text, "m", count=1 + (text == "Yes.")) for text in ("Yes.", "Yes, and no.", "No")]
+    records = [CandidateSet(name, f"Is {name} so?", answers) for name in "ab"]
+    asked, whole = [], logps.token_logps
+
+    def watched(model, prompts, responses):
+        asked.append([len(own) for own in responses])
+        return whole(model, prompts, responses)
+
+    monkeypatch.setattr(logps, "token_logps", watched)
+    rows = ppl.evaluate_perplexity(model, tokenizer, records).rows
+    assert asked == [[3, 3]]
+    assert [row["id"] for row in rows] == ["a"] * 4 + ["b"] * 4
+    for record, own in zip(records, (rows[:4], rows[4:]), strict=True):
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": record.prompt}], add_generation_prompt=True, return_dict=False
+        )
+        texts = [r.text for r in answers for _ in range(r.count)]
+        alone = [sum(direct(model, list(prompt), tokens_of(tokenizer)(text))) for text in texts]
+        assert [row["nats"] for row in own] == pytest.approx(alone, rel=1e-6)
+    monkeypatch.setattr(ppl, "TOKENS_A_PASS", 2 * max(len(prompt) + len(tokens_of(tokenizer)(t)) for t in texts))
+    asked.clear()
+    cut = ppl.evaluate_perplexity(model, tokenizer, records).rows
+    assert asked == [[2], [1, 1], [2]]
+    assert [row["nats"] for row in cut] == pytest.approx([row["nats"] for row in rows], rel=1e-6)
+
+
 def test_rrhf_arithmetic(model, tokenizer, uniform) -> None:
     texts = ["A line\nand another, long enough to be cut", "", "short"]
     powers = []
