@@ -174,6 +174,42 @@ def test_rows_of_policy_gradients_and_what_would_decide(
         ]
 
 
+def test_graders_that_nothing_is_trained_on(
+    tmp_path: Path, trained: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Added to a table that ran: no unit runs again, and the columns are the answers' lengths as counted here."""
+    names = ["start", "best_of", "rrhf_dp"]
+    before = table(config(tmp_path, names, seeds=[1, 2]), capsys)
+    assert "## By other graders" not in Path(before["page"]).read_text()
+    (tmp_path / "length.py").write_text("def count(outputs, **_):\n    return [len(o) for o in outputs]\n")
+    grader = {"name": "length", "kind": "function", "options": {"function": f"{tmp_path}/length.py:count"}}
+    path = config(tmp_path, names, seeds=[1, 2], graders=[grader])
+    told = table(path, capsys)
+    assert (told["ran"], trained) == (0, ["rrhf_dp"] * 2)
+    found: dict[str, float] = {}
+    for row in names:
+        lengths = []
+        for seed in (1, 2):
+            for one in read(tmp_path / f"table/seed-{seed}/{row.replace('best_of', 'start')}/answers.jsonl"):
+                drawn = [r for r in one.responses for _ in range(r.count)]
+                best = max(drawn, key=lambda r: r.scores["reward"])
+                lengths.append(len(best.text) if row == "best_of" else np.mean([len(r.text) for r in drawn]))
+        found[row] = float(np.mean(lengths))
+    lines = [line.split(" | ") for line in Path(told["page"]).read_text().split("## By other graders")[1].splitlines()]
+    shown = {line[0].removeprefix("| "): [cell.split(" [")[0].strip(" |") for cell in line[1:]] for line in lines[4:9]}
+    titles = {row["name"]: str(row["title"]).replace("|", "\\|") for row in ROWS}
+    for row in names:
+        own, gain = shown[titles[row]]
+        assert float(own) == pytest.approx(found[row], rel=1e-3)
+        assert gain == "–" if row == "start" else float(gain) == pytest.approx(found[row] - found["start"], abs=0.02)
+    once = (tmp_path / "table/seed-1/start/graded.length.jsonl").read_bytes()
+    assert table(path, capsys)["ran"] == 0
+    assert (tmp_path / "table/seed-1/start/graded.length.jsonl").read_bytes() == once
+    (tmp_path / "length.py").write_text("def count(outputs, **_):\n    return [2 * len(o) for o in outputs]\n")
+    assert main(["table", "--config", str(path)]) == 1
+    assert "graded.length.jsonl" in capsys.readouterr().err
+
+
 def check_answers(folder: Path) -> None:
     """Rewards from the texts by hand; the best of 3 from the start model's."""
     texts = [[r.text for r in s.responses for _ in range(r.count)] for s in read(folder / "seed-1/start/answers.jsonl")]
@@ -288,8 +324,8 @@ def test_seeds_beside_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert table(apart, capsys, "--jobs", "3")["ran"] == 0
 
 
-def test_seeds_hold_the_lock_of_the_table(tmp_path: Path) -> None:
-    """What a killed table leaves running keeps others out until it ends."""
+def test_seeds_end_with_the_table_that_started_them(tmp_path: Path) -> None:
+    """However it ends; until they have, they hold its lock."""
     path = config(tmp_path, ["start"], seeds=[1, 2])
     words = [sys.executable, "-m", "rankalign", "table", "--config", str(path), "--jobs", "2"]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
@@ -299,16 +335,28 @@ def test_seeds_hold_the_lock_of_the_table(tmp_path: Path) -> None:
             break
     process.kill()
     process.wait()
-    with pytest.raises(InputError, match="another process"), Lock(tmp_path / "table"):
-        pass
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    for _ in range(100):
-        with contextlib.suppress(InputError), Lock(tmp_path / "table"):
+    for _ in range(300):
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
             break
         time.sleep(0.1)
     else:
+        os.killpg(process.pid, signal.SIGKILL)
         pytest.fail("the seeds did not end")
+    with Lock(tmp_path / "table"):
+        pass
+
+
+def test_what_holds_the_lock_of_a_table_keeps_others_out(tmp_path: Path) -> None:
+    with Lock(tmp_path) as lock:
+        child = subprocess.Popen(["sleep", "60"], pass_fds=(lock.handle,))
+    with pytest.raises(InputError, match="another process"), Lock(tmp_path):
+        pass
+    child.kill()
+    child.wait()
+    with Lock(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -320,6 +368,10 @@ def test_seeds_hold_the_lock_of_the_table(tmp_path: Path) -> None:
         ({"rows": [{"name": "a", "title": "a", "policies": ["drwn"]}]}, "did you mean 'drawn'"),
         ({"rows": [{"name": "a", "title": "a", "kind": "best_of"}]}, "needs a row of kind start"),
         ({"rows": [{"name": "a", "title": "a", "kind": "iterate"}]}, "name its policies"),
+        ({"graders": [{"name": "reward", "kind": "length"}]}, "'reward' cannot be a name"),
+        ({"graders": [{"name": "../a", "kind": "length"}]}, "'../a' cannot be a name"),
+        ({"graders": [{"name": "a", "kind": "length"}] * 2}, "a grader stands twice"),
+        ({"graders": [{"name": "a", "kind": "lenght"}]}, "lenght"),
     ],
 )
 def test_bad_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], said: str) -> None:

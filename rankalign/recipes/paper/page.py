@@ -12,6 +12,7 @@ import yaml
 from rankalign.evaluation.statistics import DRAWS, Array, percentile_interval
 from rankalign.evaluation.tables import cell, interval
 from rankalign.recipes.paper.claims import Claim, Finding, Resamples, Results, claims
+from rankalign.recipes.paper.graders import PREFIX
 from rankalign.recipes.paper.settings import TableConfig
 from rankalign.storage import manifest
 from rankalign.storage.files import write_text
@@ -63,6 +64,7 @@ def write_page(
         ABOUT,
         "## Held-out answers",
         grid(["row", "reward", "perplexity", "repetition", "length", "KL"], quality(draws, titles)),
+        *graders(config, draws, titles),
         "## What it took, means over seeds",
         grid(
             ["row", "time, s", "peak, GB", "models", "sampled, k", "forward, k", "backward, k"], spent(results, titles)
@@ -97,6 +99,23 @@ def quality(draws: Resamples, titles: Mapping[str, str]) -> list[list[str]]:
         + [_shown(draws.mean(name, measure)) for measure in ("repetition", "words", "kl")]
         for name, title in titles.items()
     ]
+
+
+def graders(config: TableConfig, draws: Resamples, titles: Mapping[str, str]) -> list[str]:
+    """The part on graders: each row's mean, and how far it is above the start model's, prompt by prompt."""
+    if not config.graders:
+        return []
+    start = next((row.name for row in config.rows if row.kind == "start"), None)
+    columns, lines = ["row"], [[title] for title in titles.values()]
+    for grader in config.graders:
+        columns += [grader.name, f"{grader.name}, less the start model"][: 2 if start else 1]
+        for name, line in zip(titles, lines, strict=True):
+            values = draws.mean(name, PREFIX + grader.name)
+            line.append(_shown(values))
+            if start:
+                line.append("–" if name == start else _shown(values - draws.mean(start, PREFIX + grader.name)))
+    about = "The same answers by scorers that nothing was trained on: is what the reward asks for better by them, too?"
+    return ["## By other graders", about, grid(columns, lines)]
 
 
 def spent(results: Results, titles: Mapping[str, str]) -> list[list[str]]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from rankalign.config import ScorerConfig
 from rankalign.engines import Policy
 from rankalign.errors import InputError
 from rankalign.registry import did_you_mean
 
+JUDGE = "reward"
+"""Who grades with the function of that setting."""
 KINDS = ("start", "best_of", "train", "iterate")
 
 
@@ -46,6 +50,8 @@ class TableConfig:
         policies: who writes candidates; with ``model: default`` the start model does.
         rows: the table's rows.
         seeds: of sampling and training.
+        graders: scorers of the held-out answers that nothing is trained on, a column each; finished units are graded
+            too when one is added.
         dataset: policies whose answers stand for the data set's: they stay what they are while others are sampled anew.
         model: the start model.
         answer: how held-out prompts are answered: a policy's settings, at temperature 1, or the KL would be wrong.
@@ -64,6 +70,7 @@ class TableConfig:
     policies: list[Policy]
     rows: list[Row]
     seeds: list[int]
+    graders: list[ScorerConfig] = field(default_factory=list)
     dataset: list[str] = field(default_factory=list)
     model: str = "default"
     answer: dict[str, Any] = field(default_factory=dict)
@@ -78,9 +85,13 @@ class TableConfig:
         names, policies = [row.name for row in self.rows], [policy.name for policy in self.policies]
         if not names or not self.seeds:
             raise InputError("rows and seeds: name at least one of each")
-        for what, given in (("row", names), ("policy", policies), ("seed", self.seeds)):
+        graders = [grader.name for grader in self.graders]
+        for what, given in (("row", names), ("policy", policies), ("seed", self.seeds), ("grader", graders)):
             if len(set(given)) < len(given):
                 raise InputError(f"a {what} stands twice: {', '.join(map(str, given))}")
+        for name in graders:
+            if name == JUDGE or Path(name).name != name:
+                raise InputError(f"graders: {name!r} cannot be a name: it is the reward's, or no part of a file's")
         if self.jobs < 1:
             raise InputError(f"jobs: {self.jobs} seeds at a time are none; give 1 or more")
         if self.answer.get("temperature", 1) != 1:

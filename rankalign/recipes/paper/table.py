@@ -11,10 +11,12 @@ import numpy as np
 
 from rankalign.recipes.paper.child import Lock
 from rankalign.recipes.paper.claims import Results
+from rankalign.recipes.paper.graders import graded
 from rankalign.recipes.paper.page import write_page
 from rankalign.recipes.paper.seeds import run_apart, run_units
 from rankalign.recipes.paper.settings import TableConfig
 from rankalign.recipes.paper.unit import Bench, Unit
+from rankalign.stages.generation import build_scorer
 from rankalign.storage.files import read_text
 from rankalign.storage.jsonl import loads
 
@@ -38,10 +40,13 @@ def run(config: TableConfig) -> dict[str, Any]:
         todo = [Unit(bench, row, seed) for seed in config.seeds for row in config.in_order()]
         for unit in todo:
             unit.check()
+        for grader in config.graders:
+            build_scorer(grader)  # refuses what it cannot be, before hours of training
         bench.begin()
         ran = run_apart(config, lock) if config.jobs > 1 else run_units(todo)
         for unit in todo:
             units[unit.row.name, unit.seed] = loads(read_text(unit.folder / "unit.json"))
+            units[unit.row.name, unit.seed]["held"] |= graded(unit)
         page = Path(config.page or folder / "results.md")
         claims = write_page(page, config, results(config, units), units)
     told = [{"claim": claim.text, "verdict": str(claim.verdict)} for claim in claims]

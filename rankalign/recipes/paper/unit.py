@@ -32,7 +32,7 @@ from rankalign.models.identity import hashes_of
 from rankalign.recipes.paper.child import Inherited, Lock, run_metered
 from rankalign.recipes.paper.claims import divergence_bound
 from rankalign.recipes.paper.costs import Cost, add_ppo, add_rounds, add_sampling, add_training, models_in_memory
-from rankalign.recipes.paper.settings import Row, TableConfig
+from rankalign.recipes.paper.settings import JUDGE, Row, TableConfig
 from rankalign.stages.generation import build_scorer, sample, score
 from rankalign.storage import manifest
 from rankalign.storage.files import read_text, write_text
@@ -41,8 +41,8 @@ from rankalign.storage.jsonl import dumps, loads
 from rankalign.storage.sources import sha256_of
 from rankalign.training.arguments import PPOConfig, parse_settings
 
-JUDGE = "reward"
 ANSWER = "answer"
+ANSWERS = "answers.jsonl"
 Pool = dict[str, list[float]]
 """Of a row's training candidates, by ``mean`` and ``max``, a figure for each prompt; empty where they are not fixed."""
 
@@ -118,7 +118,9 @@ class Unit:
         print(f"\n== seed {self.seed}: {self.row.title}", file=sys.stderr, flush=True)
         manifest.claim(self.folder, settings)
         cost, pool, model = self.made(settings)
-        sets = self.best_answers() if self.row.kind == "best_of" else self.answers(model)
+        if self.row.kind != "best_of":
+            self.answer(model)
+        sets = self.held_out()
         unit: dict[str, Any] = {"cost": dataclasses.asdict(cost), "pool": pool, "held": self.measures(sets, model)}
         unit["threads"] = torch.get_num_threads()  # that the time was taken with
         write_text(self.folder / "unit.json", dumps(unit) + "\n")
@@ -257,18 +259,25 @@ class Unit:
 
     # --- held-out prompts -------------------------------------------------------------------------------------------
 
-    def answers(self, model: str) -> list[CandidateSet]:
-        """The model's answers to the held-out prompts. Draws depend on the policy's name: all rows share one, and with
+    def answer(self, model: str) -> None:
+        """Answer the held-out prompts with the model. Draws depend on the policy's name: all rows share one, and with
         it the random numbers, so that rows differ by their models alone."""
         config = self.bench.config
         policy = build(Policy, {"temperature": 1.0, **config.answer, "name": ANSWER, "model": model}, "answer")
-        path = self.folder / "answers.jsonl"
-        return self.bench.answered(path, config.heldout, policy, self.seed, config.max_heldout)[0]
+        self.bench.answered(self.folder / ANSWERS, config.heldout, policy, self.seed, config.max_heldout)
 
-    def best_answers(self) -> list[CandidateSet]:
-        """Of the start model's answers to each prompt the one that scores highest."""
-        start = next(row for row in self.bench.config.rows if row.kind == "start")
-        sets = list(read(Unit(self.bench, start, self.seed).folder / "answers.jsonl"))
+    @property
+    def answering(self) -> Unit:
+        """The unit whose answers it takes: of best-of-n the start model's, else itself."""
+        if self.row.kind != "best_of":
+            return self
+        return Unit(self.bench, next(row for row in self.bench.config.rows if row.kind == "start"), self.seed)
+
+    def held_out(self, name: str = ANSWERS) -> list[CandidateSet]:
+        """Its answers to the held-out prompts, in a file of that name; of best-of-n the one with the most reward."""
+        sets = list(read(self.answering.folder / name))
+        if self.row.kind != "best_of":
+            return sets
         return [dataclasses.replace(record, responses=[_best(record)]) for record in sets]
 
     def measures(self, sets: list[CandidateSet], model: str) -> dict[str, list[float]]:
