@@ -24,6 +24,7 @@ from rankalign.config import read_yaml
 from rankalign.errors import InputError, Interrupted
 from rankalign.models import load as models
 from rankalign.models.identity import config_of
+from rankalign.recipes.apart import stop_with_parent
 from rankalign.recipes.rollouts import reward_of
 from rankalign.recipes.sweep_metric import Metric, last_line
 from rankalign.storage import manifest
@@ -296,10 +297,12 @@ def summary(runs: Sequence[Run], metric: Metric, output: Path) -> dict[str, Any]
 def start_process(words: list[str]) -> tuple[int, str]:
     """``rankalign train`` in a process of its own, whose messages pass on to stderr.
 
-    Ctrl-C reaches it by itself; SIGTERM is handed on. Either way it writes a checkpoint before it ends.
+    Ctrl-C reaches it by itself; SIGTERM is handed on, and comes if this process is killed. Each way it writes a
+    checkpoint before it ends.
     """
     command = [sys.executable, "-m", "rankalign", "train", *words, "--json"]
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
+    streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    child = subprocess.Popen(command, text=True, errors="replace", preexec_fn=stop_with_parent, **streams)
     told: list[int] = []  # a signal that comes when the run is just ending stops the sweep all the same
 
     def hand_on(number: int, frame: Any) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from rankalign.errors import InputError
+from rankalign.recipes.apart import stop_with_parent
 from rankalign.storage.files import read_text
 from rankalign.storage.jsonl import dumps, loads
 
@@ -83,7 +84,14 @@ def run_metered(
         "--json",
     ]
     with log.open("wb") as errors, tempfile.TemporaryFile() as out:  # a pipe that nobody reads meanwhile could fill up
-        child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, pass_fds=(lock.handle,))
+        child = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=errors,
+            pass_fds=(lock.handle,),
+            preexec_fn=stop_with_parent,
+        )
         try:
             code = child.wait()
         except BaseException:

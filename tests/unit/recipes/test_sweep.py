@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +172,32 @@ def test_a_process_that_fails_says_why(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "executable", os.fspath(script))
         assert sweep.start_process([]) == (-9, "ended by SIGKILL: out of memory?")
+
+
+def test_a_run_is_told_to_stop_when_its_sweep_is_killed(tmp_path: Path) -> None:
+    script, told = tmp_path / "python", tmp_path / "told"
+    lines = (
+        "#!/bin/sh",
+        f"trap 'echo stop >> {told}; exit' TERM",
+        f"echo begun > {told}",
+        "while :; do sleep 0.1; done",
+    )
+    script.write_text("\n".join(lines))
+    script.chmod(0o755)
+    code = f"import sys; from rankalign.recipes import sweep; sys.executable = {str(script)!r}; sweep.start_process([])"
+    killed = subprocess.Popen([sys.executable, "-c", code])
+    _until(lambda: told.is_file() and told.read_text() == "begun\n")
+    killed.kill()
+    killed.wait()
+    _until(lambda: told.read_text() == "begun\nstop\n")
+
+
+def _until(true: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if true():
+            return
+        time.sleep(0.1)
+    pytest.fail("it did not come to that")
 
 
 def test_the_best_checkpoint_counts_where_it_is_what_was_kept(tmp_path: Path) -> None:
