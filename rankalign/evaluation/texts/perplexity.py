@@ -164,10 +164,10 @@ def text_nats(model: Any, texts: Sequence[Sequence[Piece]]) -> list[list[float]]
     found: dict[tuple[int, int], list[float]] = {}
     for batch in _batches({read: list(own) for read, own in places.items()}):
         with torch.no_grad():
-            logps = token_logps(model, [read for read, _ in batch], [own for _, own in batch])
-        for (read, own), values in zip(batch, logps, strict=True):
-            for ids, each in zip(own, values, strict=True):
-                found |= dict.fromkeys(places[read][ids], (-each.double()).tolist())
+            logps = token_logps(model, [shared for shared, _ in batch], [own for _, own in batch])
+        for (shared, own), values in zip(batch, logps, strict=True):
+            for piece, each in zip(own, values, strict=True):
+                found |= dict.fromkeys(places[shared][piece], (-each.double()).tolist())
     return [[v for p in range(len(pieces)) for v in found[t, p]] for t, pieces in enumerate(texts)]
 
 
