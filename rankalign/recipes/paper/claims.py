@@ -35,7 +35,7 @@ class Results:
         held: by row and measure (``reward``, ``nats``, ``tokens``, ``repetition``, ``words``, ``kl``), (S, P): a
             held-out prompt's mean over its answers, of ``nats`` and ``tokens`` the sum.
         pool: by row that has a fixed set of candidates, and ``mean`` or ``max``, (S, Q): over a prompt's candidates.
-        costs: by row and name (see :class:`rankalign.recipes.paper.costs.Cost`), (S,).
+        costs: by row and name (see :class:`rankalign.recipes.paper.costs.Cost`), and ``models``, (S,).
     """
 
     held: Mapping[str, Mapping[str, Array]]

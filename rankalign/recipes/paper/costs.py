@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rankalign.data.encode import EncodeOptions, Encoder, encode_all, encode_prompt
@@ -15,6 +16,8 @@ from rankalign.data.records import CandidateSet
 from rankalign.engines import Policy
 from rankalign.storage.jsonl import read_rows
 from rankalign.training.arguments import PPOConfig, TrainConfig, parse_settings
+from rankalign.training.online import by_ratio
+from rankalign.training.plan.on_card import has_second_copy
 
 
 @dataclass
@@ -24,7 +27,6 @@ class Cost:
     Attributes:
         seconds: wall time of sampling, scoring and training.
         peak_bytes: most memory of the process that trained; 0 where nothing was trained.
-        models: language models in memory while training, see :func:`models_in_memory`.
         sampled: tokens that models wrote.
         forward: tokens that went forward through a model: sampled ones with the prompts they answer, those of passes
             for the reference or for scoring, and trained ones. A prompt that several answers share counts once.
@@ -33,7 +35,6 @@ class Cost:
 
     seconds: float = 0.0
     peak_bytes: float = 0.0
-    models: float = 1.0
     sampled: float = 0.0
     forward: float = 0.0
     backward: float = 0.0
@@ -109,16 +110,24 @@ def add_ppo(
     cost.backward += tokens * config.ppo_epochs
 
 
-def models_in_memory(train: dict[str, Any], online_kl: float = 0.0) -> int:
-    """Language models that training holds at once, as the methods load them.
+def models_in_memory(config: TrainConfig | PPOConfig, start: nn.Module, online: Mapping[str, Any] | None = None) -> int:
+    """Language models that training holds at once, as the methods load them; an adapter is no second model.
 
-    * Rank losses: the policy. Reference log-probabilities come from it before the first update.
-    * PPO: the policy; a frozen copy as the reference, which an adapter makes unnecessary (the reference is the policy
-      with it off); a value network and a reward model where they are models (``value_model``, ``reward``). A value head
-      is none.
-    * Online sampling: the policy, and the start model where a KL is in the score.
+    * Rank losses: the policy, and the start model beside it where the loss has a reference.
+    * PPO: the policy; a frozen copy as the reference; a value network and a reward model where they are models
+      (``value_model``, ``reward``). A value head is none.
+    * Online sampling: the policy, and the start model where a KL is in the score or the loss has a reference that is
+      not who wrote the answers.
+
+    Args:
+        config: of training.
+        start: the start model.
+        online: settings of ``rankalign iterate`` of a run that samples anew every few updates.
     """
-    if train.get("method") != "ppo":
-        return 2 if online_kl else 1
-    reward = bool(train["reward"]) and ":" not in train["reward"]
-    return 1 + (not train.get("use_lora", False)) + bool(train.get("value_model")) + reward
+    if isinstance(config, PPOConfig):
+        reward = bool(config.reward) and ":" not in config.reward
+        return 1 + (not config.use_lora) + bool(config.value_model) + reward
+    if online is None:
+        return 1 + has_second_copy(config, start)
+    reference = config.loss_entry.needs_reference and not by_ratio(config.loss)
+    return 1 + (not config.use_lora and bool(online.get("kl_coef") or reference))

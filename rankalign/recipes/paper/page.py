@@ -180,6 +180,7 @@ def facts(config: TableConfig, units: Sequence[Mapping[str, Any]]) -> str:
     lines = [f"* {', '.join(f'{k} {v}' for k, v in loads(one).items())}" for one in versions]
     threads = sorted({unit["threads"] for unit in units if "threads" in unit})  # a table begun before knows none
     each = f"; a row takes {' or '.join(map(str, threads))} of them" if threads else ""
+    each += f", {config.jobs} seeds at a time" if config.jobs > 1 else ""
     lines += [f"* {one}{each}" for one in machines]
     lines += [f"* {' to '.join(dict.fromkeys((days[0], days[-1])))}; seeds {', '.join(map(str, config.seeds))}"]
     lines += [f"* {hours:.1f} hours of sampling, scoring and training, what rows share counted in each of them"]

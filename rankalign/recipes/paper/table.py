@@ -45,8 +45,10 @@ def run(config: TableConfig) -> dict[str, Any]:
         bench.begin()
         ran = run_apart(config, lock) if config.jobs > 1 else run_units(todo)
         for unit in todo:
-            units[unit.row.name, unit.seed] = loads(read_text(unit.folder / "unit.json"))
-            units[unit.row.name, unit.seed]["held"] |= graded(unit)
+            figures = loads(read_text(unit.folder / "unit.json"))
+            figures["held"] |= graded(unit)
+            figures["cost"]["models"] = unit.models()
+            units[unit.row.name, unit.seed] = figures
         page = Path(config.page or folder / "results.md")
         claims = write_page(page, config, results(config, units), units)
     told = [{"claim": claim.text, "verdict": str(claim.verdict)} for claim in claims]

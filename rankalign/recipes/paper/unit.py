@@ -152,6 +152,15 @@ class Unit:
         if not manifest.is_finished(self.folder, settings) and (self.folder / manifest.CLAIM).exists():
             manifest.claim(self.folder, settings)
 
+    def models(self) -> int:
+        """Language models that its training holds at once, by its settings."""
+        if self.row.kind in ("start", "best_of"):
+            return 1
+        content = self.train_settings()
+        content |= {"reward": self.bench.config.reward} if content.get("method") == "ppo" else {"judge": JUDGE}
+        online = self.row.iterate if self.row.iterate.get("refresh_every") else None
+        return models_in_memory(parse_settings(content), self.bench.start, online)
+
     # --- training ---------------------------------------------------------------------------------------------------
 
     @property
@@ -171,7 +180,10 @@ class Unit:
     def train_settings(self) -> dict[str, Any]:
         """Of this row: the shared ones, then its own."""
         config = self.bench.config
-        return {"model": config.model, "seed": self.seed} | config.train | self.row.train
+        content = {"model": config.model, "seed": self.seed} | config.train | self.row.train
+        if content.get("method") == "ppo":
+            content.pop("save_strategy", None)  # of the other rows; PPO keeps its state by --save_steps alone
+        return content
 
     def ranked(self, content: dict[str, Any], settings: dict[str, Any]) -> tuple[Cost, Pool, str]:
         """Candidates, one set for all rows of a seed, and training on them."""
@@ -207,13 +219,11 @@ class Unit:
         """PPO on the prompts with the same reward function."""
         cost, output, prompts = Cost(), self.work / "model", self.bench.prompts
         content |= {"reward": self.bench.config.reward, "data": str(prompts), "output_dir": str(output)}
-        content.pop("save_strategy", None)  # of the other rows; PPO keeps its state by --save_steps alone
         self.train("train", content, settings, cost)
         parsed: Any = parse_settings(content)
         if not isinstance(parsed, PPOConfig):
             raise TypeError(parsed)  # never: it tells the type checker what parse_settings makes of method ppo
         add_ppo(cost, parsed, output / "log.jsonl", list(read(prompts)), self.bench.tokenizer)
-        cost.models = models_in_memory(content)
         return cost, {}, str(output)
 
     def iterated(self, settings: dict[str, Any]) -> tuple[Cost, Pool, str]:
@@ -234,7 +244,6 @@ class Unit:
         told = self.train("iterate", content, settings, cost)
         rounds = [list(read(self.work / f"round-{one['round']}" / "candidates.jsonl")) for one in told["rounds"]]
         add_rounds(cost, content, policies, rounds, self.bench.tokenizer)
-        cost.models = models_in_memory({}, content.get("kl_coef", 0.0))
         return cost, {}, str(told["model"])
 
     def current(self, name: str, cost: Cost) -> Policy:
