@@ -11,7 +11,7 @@ import numpy as np
 
 from rankalign.evaluation.report.hack import REPETITION
 from rankalign.evaluation.statistics import DRAWS, Array, Interval, percentile_interval
-from rankalign.recipes.paper.power import Needed, needed
+from rankalign.recipes.paper.power import Needed, half_width, needed
 
 MARGIN = 0.05
 """Reward that counts as nothing, where "not worse" is asked."""
@@ -113,9 +113,17 @@ class Finding:
 
     @property
     def needed(self) -> Needed | None:
-        """What would decide it, if the figure stays what it is; None where it is decided, or lies on its bound."""
+        """What would decide it, if the figure stays what it is; None where it is decided, or lies on its bound.
+
+        The bootstrap's interval is wider than that of the closed form (it is a cautious one), so the distance that the
+        latter has to reach is shorter by as much: more of either is asked than there is.
+        """
         distance = abs(self.value - self.bound)
-        return needed(self.parts, distance) if self.parts and distance and self.verdict == Verdict.OPEN else None
+        if not self.parts or not distance or self.verdict != Verdict.OPEN:
+            return None
+        low, high = self.interval
+        width = self.value - low if self.value > self.bound else high - self.value
+        return needed(self.parts, distance * min(half_width(self.parts) / width, 1.0))
 
     @property
     def verdict(self) -> Verdict:

@@ -47,8 +47,9 @@ the claims below rest on paired differences. Held-out answers are drawn at tempe
   scoring passes, and training; a prompt that several answers share counts once. Making held-out answers is in no
   column; best-of-n pays there, with n answers where the others need one.
 
-A claim that is not decided says how many prompts or seeds would decide it, in closed form from the variances between
-seeds, between prompts and of both at once of the paired differences, if the figure itself stays what it is.
+A claim that is not decided says how many prompts or seeds would decide it if the figure itself stays what it is: in
+closed form from the variances between seeds, between prompts and of both at once of the paired differences, stretched
+to the bootstrap's interval, which is a cautious one.
 """
 
 

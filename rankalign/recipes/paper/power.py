@@ -49,11 +49,8 @@ def needed(parts: Sequence[Array], distance: float) -> Needed:
         parts: (S, P_i) each, over sets of prompts of their own and the same seeds; their means add up to the figure.
         distance: of the figure to its bound.
     """
-    seeds = len(parts[0])
-    goal = (distance / Z) ** 2
-    both = sum(_both(part) / part.shape[1] for part in parts)
-    prompts = sum(_prompts(part) / part.shape[1] for part in parts)
-    between = _between(parts, both)
+    between, prompts, both = _components(parts)
+    seeds, goal = len(parts[0]), (distance / Z) ** 2
     factor = seeds_needed = None
     if goal > between / seeds:
         factor = max((prompts + both / seeds) / (goal - between / seeds), 1.0)
@@ -61,6 +58,18 @@ def needed(parts: Sequence[Array], distance: float) -> Needed:
         seeds_needed = max(math.ceil((between + both) / (goal - prompts)), seeds)
     counts = tuple(math.ceil(factor * part.shape[1]) for part in parts) if factor is not None else ()
     return Needed(factor, counts, seeds_needed)
+
+
+def half_width(parts: Sequence[Array]) -> float:
+    """Half of the interval of 95 % that the components give the mean; arguments as in :func:`needed`."""
+    between, prompts, both = _components(parts)
+    return Z * math.sqrt(prompts + (between + both) / len(parts[0]))
+
+
+def _components(parts: Sequence[Array]) -> tuple[float, float, float]:
+    """Variance of a seed, of the mean over prompts, and of what the two have together."""
+    both = sum(_both(part) / part.shape[1] for part in parts)
+    return _between(parts, both), sum(_prompts(part) / part.shape[1] for part in parts), both
 
 
 def _both(part: Array) -> float:

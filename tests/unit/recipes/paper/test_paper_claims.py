@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 
 from rankalign.evaluation.statistics import Interval
 from rankalign.recipes.paper.claims import (
@@ -20,7 +22,8 @@ from rankalign.recipes.paper.claims import (
 )
 from rankalign.recipes.paper.costs import models_in_memory
 from rankalign.recipes.paper.page import budget, claim_text, spent
-from rankalign.recipes.paper.power import Z, needed
+from rankalign.recipes.paper.power import Z, half_width, needed
+from rankalign.training.arguments import parse_settings
 
 HELD, FAILED, OPEN = Verdict.HELD, Verdict.FAILED, Verdict.OPEN
 ROWS = (
@@ -168,12 +171,23 @@ def test_divergence_bound() -> None:
 
 
 def test_models_in_memory() -> None:
+    start = nn.Linear(2, 2)
+
+    def held(online: dict[str, Any] | None = None, **train: Any) -> int:
+        return models_in_memory(parse_settings({"model": "tiny", "data": "x.jsonl"} | train), start, online)
+
+    judged = {"judge": "j"}
+    assert held(loss="rrhf", **judged) == 1
+    assert held(loss="dpo", **judged) == 2  # the start model lies beside
+    assert held(loss="dpo", references="before", **judged) == held(loss="dpo", use_lora=True, **judged) == 1
+    own = {"refresh_every": 1}
+    assert held(own, loss="rrhf", **judged) == held(own, loss="rloo_clipped", **judged) == 1  # its reference: who wrote
+    assert held(own | {"kl_coef": 0.01}, loss="rrhf", **judged) == held(own, loss="dpo", **judged) == 2
+    assert held(own, loss="dpo", use_lora=True, **judged) == 1
     ppo = {"method": "ppo", "reward": "a.py:b"}
-    assert models_in_memory({"loss": "dpo"}) == models_in_memory({}) == 1
-    assert models_in_memory({}, online_kl=0.01) == 2
-    assert models_in_memory(ppo) == 2  # policy and reference; a value head is no model
-    assert models_in_memory(ppo | {"use_lora": True}) == 1  # the reference is the policy with its adapter off
-    assert models_in_memory(ppo | {"value_model": "rm", "reward": "rm"}) == 4  # the paper's count
+    assert held(**ppo) == 2  # policy and reference; a value head is no model
+    assert held(**ppo, use_lora=True) == 1  # the reference is the policy with its adapter off
+    assert held(**ppo | {"value_model": "rm", "reward": "rm"}) == 4  # the paper's count
 
 
 def test_the_page_says_whose_budget_differs() -> None:
@@ -232,6 +246,20 @@ def test_sample_sizes_are_what_it_takes() -> None:
     more = round(20 * float(np.median([factor for factor in told if factor is not None])))
     means = [draw(8, more).mean() for _ in range(3000)]
     assert Z * np.std(means) == pytest.approx(0.15, rel=0.06)
+
+
+def test_what_is_open_asks_for_more_than_there_is() -> None:
+    """The bootstrap's interval, twice as wide as the closed form's, decides; four times the prompts then do."""
+    part = np.zeros((3, 1)) + np.array([-3.0, -1.0, 1.0, 3.0]) + 2.0
+    half = half_width([part])
+    assert half == pytest.approx(Z * math.sqrt(20 / 3 / 4))
+    wide = Finding("x", 2.0, Interval(2 - 2 * half, 2 + 2 * half), 2.0 - half, parts=(part,))
+    assert (wide.verdict, half) == (OPEN, pytest.approx(wide.value - wide.bound))
+    assert wide.needed is not None
+    assert wide.needed.factor == pytest.approx(4.0)
+    narrow = Finding("x", 2.0, Interval(2 - half / 2, 2 + half), 2.0 - half / 4, parts=(part,))  # no looser than alone
+    assert narrow.needed is not None
+    assert narrow.needed.factor == pytest.approx(16.0)
 
 
 def test_open_claims_say_what_would_decide_them() -> None:
