@@ -266,6 +266,15 @@ def own_answers_help(of: Resamples) -> tuple[Finding, ...]:
     return (_gain(of, "reward of online DPO less that of DPO on fixed candidates is above 0", "online_dpo", "dpo"),)
 
 
+def new_answers_against_ppo(of: Resamples) -> tuple[Finding, ...]:
+    """The rank loss on answers of the moment against PPO, both with a KL: more reward, and no more time."""
+    seconds = _cost(of, "rrhf_op_kl", "seconds") - _cost(of, "ppo", "seconds")
+    return (
+        _gain(of, "reward of RRHF OP with KL less that of PPO with KL is above 0", "rrhf_op_kl", "ppo"),
+        _ranged("time, s: RRHF OP with KL less PPO with KL is below 0", seconds, 1.0),
+    )
+
+
 @dataclass(frozen=True)
 class Statement:
     """A claim of the paper: text, where it stands, the rows it needs, and how it is looked into."""
@@ -308,6 +317,12 @@ STATEMENTS = (
     Statement("REBEL reaches at least PPO's reward", "REBEL, arXiv:2404.16767", ("rebel", "ppo"), fits_gaps_as_well),
     Statement(
         "DPO gains by learning from its own answers", "OAIF, arXiv:2402.04792", ("online_dpo", "dpo"), own_answers_help
+    ),
+    Statement(
+        "RRHF on answers of the moment has more reward than PPO in less time",
+        "a question of ours",
+        ("rrhf_op_kl", "ppo"),
+        new_answers_against_ppo,
     ),
 )
 

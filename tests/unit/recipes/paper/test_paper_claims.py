@@ -39,6 +39,7 @@ ROWS = (
     "rebel",
     "dpo",
     "online_dpo",
+    "rrhf_op_kl",
 )
 SEEDS, PROMPTS, TRAIN = 3, 40, 30
 NOISE = np.random.default_rng(0).normal(size=(len(ROWS), SEEDS, PROMPTS))
@@ -51,6 +52,7 @@ def results(noise: float = 0.01, **figures: dict[str, float]) -> Results:
     costs: dict[str, Any] = {}
     for row, wobble in zip(ROWS, NOISE, strict=True):
         own = {"reward": 0.3, "ppl": 10.0, "repetition": 0.05, "mean": 0.2, "max": 0.6, "models": 1, "peak": 3e9}
+        own |= {"seconds": 100}
         own |= figures.get(row, {})
         tokens = np.full((SEEDS, PROMPTS), 20.0)
         held[row] = {
@@ -60,7 +62,8 @@ def results(noise: float = 0.01, **figures: dict[str, float]) -> Results:
             "repetition": own["repetition"] + noise / 10 * wobble,
         }
         pool[row] = {name: np.full((SEEDS, TRAIN), own[name]) for name in ("mean", "max")}
-        costs[row] = {"models": np.full(SEEDS, own["models"]), "peak_bytes": np.full(SEEDS, own["peak"])}
+        spent = {"models": own["models"], "peak_bytes": own["peak"], "seconds": own["seconds"]}
+        costs[row] = {name: np.full(SEEDS, value) for name, value in spent.items()}
     return Results(held, pool, costs)
 
 
@@ -100,6 +103,9 @@ CASES = [
     (8, {"online_dpo": {"reward": 0.4}}, 0.01, HELD),
     (8, {"online_dpo": {"reward": 0.2}}, 0.01, FAILED),
     (8, {"online_dpo": {"reward": 0.301}}, 0.2, OPEN),
+    (9, {"rrhf_op_kl": {"reward": 0.5, "seconds": 90}}, 0.01, HELD),
+    (9, {"rrhf_op_kl": {"reward": 0.5, "seconds": 110}}, 0.01, FAILED),
+    (9, {"rrhf_op_kl": {"reward": 0.301, "seconds": 90}}, 0.2, OPEN),
 ]
 
 
