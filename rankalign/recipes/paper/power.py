@@ -28,18 +28,25 @@ class Needed:
         factor: so many times the prompts, at these seeds; None where no number of prompts would.
         prompts: so many prompts that is, of each set that the figure is made of.
         seeds: so many seeds, at these prompts; None where no number of seeds would, or one seed tells nothing of it.
+        both: seeds, and prompts of each set, where both become more by the same factor; None without a distance.
     """
 
     factor: float | None
     prompts: tuple[int, ...]
     seeds: int | None
+    both: tuple[int, tuple[int, ...]] | None = None
 
     def __str__(self) -> str:
         """In words."""
-        sets = " and ".join(f"{n:,}" for n in self.prompts)
-        ways = [f"{sets} prompts at these seeds"] if self.factor is not None else []
+        ways = [f"{_counts(self.prompts)} prompts at these seeds"] if self.factor is not None else []
         ways += [f"{self.seeds:,} seeds at these prompts"] if self.seeds is not None else []
+        if not ways and self.both is not None:
+            ways = [f"{self.both[0]:,} seeds with {_counts(self.both[1])} prompts"]
         return " or ".join(ways) or "more seeds and more prompts"
+
+
+def _counts(of: tuple[int, ...]) -> str:
+    return " and ".join(f"{n:,}" for n in of)
 
 
 def needed(parts: Sequence[Array], distance: float) -> Needed:
@@ -57,7 +64,12 @@ def needed(parts: Sequence[Array], distance: float) -> Needed:
     if seeds > 1 and goal > prompts:
         seeds_needed = max(math.ceil((between + both) / (goal - prompts)), seeds)
     counts = tuple(math.ceil(factor * part.shape[1]) for part in parts) if factor is not None else ()
-    return Needed(factor, counts, seeds_needed)
+    together = None
+    if goal > 0:  # (between / S + prompts) / f + both / S / f^2 = goal
+        linear = between / seeds + prompts
+        times = max((linear + math.sqrt(linear**2 + 4 * goal * both / seeds)) / (2 * goal), 1.0)
+        together = math.ceil(times * seeds), tuple(math.ceil(times * part.shape[1]) for part in parts)
+    return Needed(factor, counts, seeds_needed, together)
 
 
 def half_width(parts: Sequence[Array]) -> float:

@@ -233,6 +233,9 @@ def test_sample_sizes_by_hand() -> None:
     both = needed([a[:, None] + b], 2.0 * Z)
     assert both.factor == pytest.approx(max(20 / 3 / 4 / (4 - 1 / 3), 1.0))
     assert both.seeds == 3  # as many as there are are enough
+    both = needed([a[:, None] + b], 0.5 * Z)  # 1 / S alone is 0.25, (20/3) / P alone 1.67: (1/3 + 20/12) / f = 0.25
+    assert (both.factor, both.seeds, both.both) == (None, None, (24, (32,)))
+    assert str(both) == "24 seeds with 32 prompts"
     two = needed([np.zeros((3, 1)) + b, np.zeros((3, 1)) + 2 * np.array([-1.0, 1.0])], Z)
     assert two.factor == pytest.approx(20 / 3 / 4 + 8 / 2)
     assert two.prompts == (23, 12)
